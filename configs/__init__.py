@@ -1,0 +1,1 @@
+"""Plain data: one file per experiment over the base recipes of `common`."""

@@ -1,0 +1,125 @@
+"""The base recipes, complete: every field that a run reads is here, with its unit in its name."""
+
+from ml_collections import ConfigDict, config_dict
+
+
+def base() -> ConfigDict:
+    """The fields that all recipes share, with the paper's ImageNet values (section 4)."""
+    config = ConfigDict()
+    config.seed = 0
+    config.batch_size = 256  # global; the paper's 8 GPUs x 32
+    config.num_epochs = 100.0
+    config.num_steps = config_dict.placeholder(int)  # wins over num_epochs where set
+
+    config.learning_rate = 0.1
+    config.momentum = 0.9  # Nesterov, no dampening
+    config.weight_decay = 1e-4  # on every parameter, batch norm and biases included
+    config.label_smoothing = 0.0
+    config.schedule = ConfigDict()
+    config.schedule.name = "step"  # step | cosine
+    config.schedule.boundaries_epochs = (30.0, 60.0, 90.0)  # step: the rate drops here ...
+    config.schedule.factor = 0.1  # ... by this
+    config.schedule.warmup_epochs = 0.0  # cosine: linear from 0
+
+    config.bn_group_images = 32  # the paper's batch per GPU; 0 takes the whole batch
+    config.accumulation_steps = 1  # microbatches per step; the mathematics stays
+    config.conv_impl = "auto"  # or one of ops.grouped_conv.IMPLS everywhere
+    config.compute_dtype = "bfloat16"  # bfloat16 | float32; parameters are float32
+
+    config.model = ConfigDict()
+    config.model.name = config_dict.placeholder(str)  # a row of models.zoo.ARCHS, or else ...
+    config.model.family = "imagenet"  # ... imagenet | cifar,
+    config.model.depth = 50
+    config.model.cardinality = 32
+    config.model.bottleneck_width = 4
+    config.model.shortcut = True  # False: the ablation of section 5.1
+
+    config.data = ConfigDict()
+    config.data.name = "imagenet2012"  # a row of data.sources.SOURCES
+    config.data.dir = config_dict.placeholder(str)  # where it lies; by default the source's usual places
+    config.data.image_size_px = 224
+    config.data.resize_px = 256  # evaluation: short side before the centre crop
+    config.data.crop = "random_sized"  # random_sized | none (images are of image_size_px already)
+    config.data.mean = (123.675, 116.28, 103.53)  # 255 * (0.485, 0.456, 0.406)
+    config.data.std = (58.395, 57.12, 57.375)  # 255 * (0.229, 0.224, 0.225)
+    config.data.num_threads = 16  # that decode, per host
+
+    config.augment = ConfigDict()
+    config.augment.color_jitter = 0.4  # strength of brightness, contrast, saturation; 0 is off
+    config.augment.lighting_std = 0.1  # PCA lighting; 0 is off
+    config.augment.flip = True
+    config.augment.pad_px = 0  # zero-pad and random crop, after normalisation; 0 is off
+
+    config.evaluate = ConfigDict()
+    config.evaluate.every_steps = config_dict.placeholder(int)  # default: every epoch
+    config.evaluate.batch_size = 256
+    config.checkpoint = ConfigDict()
+    config.checkpoint.every_steps = 1000
+    config.checkpoint.keep_newest = 2
+    config.checkpoint.keep_best = 1  # by top-1
+    config.log = ConfigDict()
+    config.log.every_steps = 50
+    return config
+
+
+def imagenet() -> ConfigDict:
+    """ImageNet-1K: 100 epochs of 1,281,167 images in batches of 256, on 224 px random-sized crops (section 4)."""
+    return base()
+
+
+def imagenet5k() -> ConfigDict:
+    """ImageNet-5K: 6.8 M images, as many mini-batches as the 1K run makes (section 5.2).
+
+    100 epochs of 1,281,167 images are 500,456 steps of 256. An epoch of the schedule is therefore one of the 1K set,
+    and the boundaries are given in epochs of the 5K set, 6.8 / 1.281 = 5.31 times as long.
+    """
+    config = base()
+    config.num_steps = 500_456
+    epoch_ratio = 1_281_167 / 6_800_000
+    config.schedule.boundaries_epochs = tuple(epoch * epoch_ratio for epoch in (30, 60, 90))
+    config.data.name = "imagenet5k"
+    return config
+
+
+def cifar(num_classes: int) -> ConfigDict:
+    """CIFAR-10 or -100: 300 epochs in batches of 128 = 8 GPUs x 16, pad-and-crop and flip (section 5.3)."""
+    config = base()
+    config.batch_size = 128
+    config.bn_group_images = 16
+    config.num_epochs = 300.0
+    config.weight_decay = 5e-4
+    config.schedule.boundaries_epochs = (150.0, 225.0)
+    config.model.family = "cifar"
+    config.model.depth = 29
+    config.data.name = f"cifar{num_classes}"
+    config.data.image_size_px = config.data.resize_px = 32
+    config.data.crop = "none"
+    if num_classes == 10:
+        config.data.mean, config.data.std = (125.3, 123.0, 113.9), (63.0, 62.1, 66.7)
+    else:
+        config.data.mean, config.data.std = (129.3, 124.1, 112.4), (68.2, 65.4, 70.4)
+    config.augment.color_jitter = 0.0
+    config.augment.lighting_std = 0.0
+    config.augment.pad_px = 4
+    return config
+
+
+def fashion_mnist() -> ConfigDict:
+    """28 px grey images on whatever device is at hand: pad-and-crop and flip, cosine, float32."""
+    config = base()
+    config.batch_size = 128
+    config.num_epochs = 12.0
+    config.weight_decay = 5e-4
+    config.schedule.name = "cosine"
+    config.schedule.warmup_epochs = 1.0
+    config.compute_dtype = "float32"
+    config.model.name = "resnext20_8x4d_small"
+    config.data.name = "fashion_mnist"
+    config.data.image_size_px = config.data.resize_px = 28
+    config.data.crop = "none"
+    config.data.mean, config.data.std = (72.94,), (90.02,)  # of the 60,000 training images
+    config.data.num_threads = 1
+    config.augment.color_jitter = 0.0
+    config.augment.lighting_std = 0.0
+    config.augment.pad_px = 2
+    return config

@@ -1,0 +1,14 @@
+"""The quickstart: a small ResNeXt (20 layers, 8x4d) on the built-in Fashion-MNIST images, in minutes on two cores.
+
+    python main.py --config=configs/quickstart.py
+"""
+
+from ml_collections import ConfigDict
+
+from configs import common
+
+
+def get_config() -> ConfigDict:
+    config = common.fashion_mnist()
+    config.data.name = "builtin"
+    return config

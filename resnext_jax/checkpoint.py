@@ -1,0 +1,175 @@
+"""Checkpoints: asynchronous, atomic, strict. The only home of orbax.
+
+A checkpoint `DIR/STEP/` holds three items: `variables` (params and batch_stats: all that a model needs to predict),
+`training` (step and optimizer state) and `config` (JSON: the resolved config and the class names). Orbax writes into a
+temporary directory and renames it when all is there, so a save that did not finish is never seen.
+"""
+
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+from flax import serialization
+from jax.sharding import Sharding
+
+from resnext_jax.errors import UserError
+from resnext_jax.types import PyTree, TrainState
+
+DIRECTORY = "checkpoints"
+MAX_NAMED_ARRAYS = 8
+
+
+
+class Checkpoints:
+    """The checkpoints of one run: the newest few and the best few are kept.
+
+    Args:
+      workdir: they lie in `workdir/checkpoints`.
+      keep_newest: how many of the newest to keep.
+      keep_best: how many of those with the best validation top-1 to keep besides.
+    """
+
+    def __init__(self, workdir: str, *, keep_newest: int, keep_best: int):
+        preservation = ocp.checkpoint_managers
+        policies = [preservation.LatestN(keep_newest)]
+        if keep_best:
+            policies.append(
+                preservation.BestN(
+                    get_metric_fn=lambda metrics: metrics["top1"], n=keep_best, keep_checkpoints_without_metrics=False
+                )
+            )
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=preservation.AnyPreservationPolicy(policies), cleanup_tmp_directories=True
+        )
+        self.directory = epath.Path(workdir) / DIRECTORY
+        handlers = {
+            "variables": ocp.StandardCheckpointHandler(),
+            "training": ocp.StandardCheckpointHandler(),
+            "config": ocp.JsonCheckpointHandler(),
+        }
+        self._manager = ocp.CheckpointManager(self.directory, options=options, item_handlers=handlers)
+
+    def latest_step(self) -> int | None:
+        """The step of the newest complete checkpoint; None where there is none."""
+        return self._manager.latest_step()
+
+    def save(self, state: TrainState, description: dict[str, Any], metrics: dict[str, float] | None) -> None:
+        """Copies the state to the host and writes it in the background; waits for the write before this one.
+
+        Args:
+          state: any later donation of its buffers is safe.
+          description: the JSON item: `config` and `dataset`.
+          metrics: of an evaluation at this very step (`top1` ranks the best); None where there was none.
+        """
+        step = int(state.step)
+        tree = serialization.to_state_dict(state)
+        items = ocp.args.Composite(
+            variables=ocp.args.StandardSave({"params": tree["params"], "batch_stats": tree["batch_stats"]}),
+            training=ocp.args.StandardSave({"step": tree["step"], "opt_state": tree["opt_state"]}),
+            config=ocp.args.JsonSave(description),
+        )
+        self._manager.save(step, args=items, metrics=metrics, force=True)
+
+    def restore(self, step: int, like: TrainState) -> TrainState:
+        """The state at `step`, every array where `like` (shapes with shardings) wants it.
+
+        Raises:
+          UserError: an array is missing, extra or misshapen; all are named and nothing is changed.
+        """
+        tree = serialization.to_state_dict(like)
+        wanted = {
+            "variables": {"params": tree["params"], "batch_stats": tree["batch_stats"]},
+            "training": {"step": tree["step"], "opt_state": tree["opt_state"]},
+        }
+        saved = self._manager.item_metadata(step)
+        problems = [line for item in wanted for line in mismatches(wanted[item], _tree(saved[item]))]
+        if problems:
+            more = len(problems) - MAX_NAMED_ARRAYS
+            raise UserError(
+                f"the checkpoint {self.directory / str(step)} belongs to another model; nothing was changed:",
+                *(f"  {problem}" for problem in problems[:MAX_NAMED_ARRAYS]),
+                *([f"  ... and {more} more arrays"] if more > 0 else []),
+                "Train into another directory (--workdir=DIR), or go back to the config of that checkpoint "
+                f"({self.directory.parent / 'config.json'}).",
+            )
+        items = ocp.args.Composite(**{item: ocp.args.StandardRestore(tree) for item, tree in wanted.items()})
+        restored = self._manager.restore(step, args=items)
+        return serialization.from_state_dict(like, {**restored["variables"], **restored["training"]})
+
+    def wait(self) -> None:
+        """Returns when every save is on disk."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits, and ends the background threads."""
+        self._manager.close()
+
+
+def locate(path: str) -> epath.Path:
+    """The directory of one checkpoint, given it, or a `checkpoints` directory or a workdir (then the newest).
+
+    Raises:
+      UserError: there is no complete checkpoint.
+    """
+    root = epath.Path(path)
+    if (root / "variables").exists():
+        return root
+    for directory in (root, root / DIRECTORY):
+        if directory.is_dir():
+            steps = [int(child.name) for child in directory.iterdir() if child.name.isdigit()]
+            if steps:
+                return directory / str(max(steps))
+    raise UserError(
+        f"no checkpoint in {path}: looked for {root / 'variables'}, {root}/STEP and {root / DIRECTORY}/STEP. "
+        "Give the workdir of a run, its checkpoints directory, or one checkpoint in it; or train first: "
+        "python main.py --config=configs/quickstart.py"
+    )
+
+
+def read_description(path: str) -> dict[str, Any]:
+    """The JSON item of the checkpoint at `path` (see `locate`): the resolved `config` and the `dataset`."""
+    with _checkpointer("config", ocp.JsonCheckpointHandler()) as checkpointer:
+        return checkpointer.restore(locate(path), ocp.args.Composite(config=ocp.args.JsonRestore()))["config"]
+
+
+def read_variables(path: str, sharding: Sharding) -> PyTree:
+    """`params` and `batch_stats` of the checkpoint at `path`, without the optimizer, placed by `sharding`."""
+    with _checkpointer("variables", ocp.StandardCheckpointHandler()) as checkpointer:
+        directory = locate(path)
+        shapes = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+            _tree(checkpointer.item_metadata(directory)["variables"]),
+        )
+        items = ocp.args.Composite(variables=ocp.args.StandardRestore(shapes))
+        return checkpointer.restore(directory, items)["variables"]
+
+
+def _checkpointer(item: str, handler: ocp.CheckpointHandler) -> ocp.Checkpointer:
+    return ocp.Checkpointer(ocp.CompositeCheckpointHandler(**{item: handler}))
+
+
+def _tree(metadata: Any) -> PyTree:
+    return getattr(metadata, "tree", metadata)
+
+
+def mismatches(wanted: PyTree, saved: PyTree) -> list[str]:
+    """One line for every array that is missing from `saved`, extra in it, or of another shape or dtype."""
+
+    def flat(tree: PyTree) -> dict[str, Any]:
+        leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+        return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+
+    def form(leaf: Any) -> str:
+        return f"{np.dtype(leaf.dtype).name}{tuple(leaf.shape)}"
+
+    wanted, saved = flat(wanted), flat(saved)
+    lines = [f"{name}: this model wants {form(wanted[name])}, the checkpoint lacks it" for name in wanted.keys() - saved]
+    lines += [f"{name}: the checkpoint has {form(saved[name])}, this model has no such array" for name in saved.keys() - wanted]
+    lines += [
+        f"{name}: this model wants {form(wanted[name])}, the checkpoint has {form(saved[name])}"
+        for name in wanted.keys() & saved.keys()
+        if form(wanted[name]) != form(saved[name])
+    ]
+    return sorted(lines)

@@ -1,0 +1,196 @@
+"""The command: reads flags and config, asks once where it runs, and hands both down to one of MODES."""
+
+import glob
+import importlib.metadata
+import json
+import logging
+import os
+import platform as python_platform
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import flags
+from ml_collections import ConfigDict
+
+from resnext_jax import config_file, sharding
+from resnext_jax.checkpoint import locate, mismatches, read_description, read_variables
+from resnext_jax.data.decode import read_image
+from resnext_jax.errors import UserError, raise_all, unknown
+from resnext_jax.net import load
+
+from resnext_jax.train.assemble import assemble
+from resnext_jax.train.loop import evaluate_all, open_data, train
+
+USER_ERROR_STATUS = 2
+INTERRUPTED_STATUS = 130
+TOP_CLASSES = 5
+
+
+def main(flag_values: flags.FlagValues, argv: Sequence[str] = tuple(sys.argv)) -> None:
+    """Runs the command and exits: 0 when it is done, 2 for a mistake that the user can mend, 130 after Ctrl-C."""
+    try:
+        arguments = config_file.parse(list(argv), flag_values)
+        mode = flag_values.mode
+        raise_all([unknown("mode", mode, MODES)] if mode not in MODES else [])
+        quiet_logging()
+        join_processes()
+        MODES[mode](flag_values, arguments)
+    except UserError as error:
+        sys.exit(report_error(error))
+    except KeyboardInterrupt:
+        print("\ninterrupted; run the same command again to resume from the newest checkpoint", file=sys.stderr)
+        sys.exit(INTERRUPTED_STATUS)
+
+
+def report_error(error: UserError) -> int:
+    """Prints the problems without a traceback and returns the exit status."""
+    print("error: " + "\n       ".join("\n".join(error.problems).splitlines()), file=sys.stderr)
+    return USER_ERROR_STATUS
+
+
+# ------------------------------------------------------------------------------------------------------------ Modes
+
+
+def run_training(flag_values: flags.FlagValues, arguments: Sequence[str]) -> None:
+    """`--mode=train`: trains, or goes on where the newest checkpoint of the workdir was left."""
+    refuse_arguments(arguments, "train")
+    config = flag_values.config
+    if config is None:
+        raise UserError("training wants a config: python main.py --config=configs/quickstart.py")
+    train(config, workdir_of(flag_values), here(), environment())
+
+
+def run_evaluation(flag_values: flags.FlagValues, arguments: Sequence[str]) -> None:
+    """`--mode=evaluate`: exact loss, top-1 and top-5 of a checkpoint on the validation images of its config."""
+    refuse_arguments(arguments, "evaluate")
+    checkpoint = locate(workdir_of(flag_values))
+    description = read_description(str(checkpoint))
+    config = flag_values.config or ConfigDict(description["config"])
+    place = here()
+    source = open_data(config, "validation")
+    classes = description["dataset"]["class_names"]
+    if source.info.num_classes != len(classes):
+        raise UserError(
+            f"{checkpoint} knows the {len(classes)} classes of {description['dataset']['name']!r}, but "
+            f"{source.info.name!r} has {source.info.num_classes}: evaluate on images of the same classes."
+        )
+    run = assemble(config, source.info, place)
+    variables = read_variables(str(checkpoint), sharding.replicated(place.mesh))
+    shapes = run.state_shapes(place.mesh)
+    wrong = mismatches({"params": shapes.params, "batch_stats": shapes.batch_stats}, variables)
+    if wrong:
+        raise UserError(f"{checkpoint} belongs to another model than the config:", *(f"  {line}" for line in wrong[:8]))
+    row = evaluate_all(config, run.evaluation_step, variables, source, place)
+    if place.speaks:
+        print(f"{checkpoint} on {row['images']:,} images of {source.info.name}:")
+        print(f"loss {row['loss']:.4f}  top-1 {row['top1']:.2%}  top-5 {row['top5']:.2%}")
+        if flag_values.json:
+            print(json.dumps({"checkpoint": str(checkpoint), **row}))
+
+
+def run_prediction(flag_values: flags.FlagValues, arguments: Sequence[str]) -> None:
+    """`--mode=predict IMAGE...`: the most probable classes of each image, with names and probabilities."""
+    if not arguments:
+        raise UserError("predict wants images: python main.py --mode=predict --workdir=runs/quickstart IMAGE...")
+    problems, images = [], []
+    for path in arguments:
+        try:
+            images.append(read_image(path))
+        except UserError as error:
+            problems += error.problems
+    raise_all(problems)
+    net = load(workdir_of(flag_values))
+    results = []
+    for path, image in zip(arguments, images, strict=True):
+        logits = np.asarray(net(net.preprocess(image)), np.float64)[0]
+        probabilities = np.exp(logits - logits.max())
+        probabilities /= probabilities.sum()
+        top = np.argsort(-probabilities, kind="stable")[:TOP_CLASSES]
+        predictions = [{"class": net.class_names[index], "probability": float(probabilities[index])} for index in top]
+        results.append({"image": path, "predictions": predictions})
+        print(path)
+        for prediction in predictions:
+            print(f"  {prediction['probability']:7.2%}  {prediction['class']}")
+    if flag_values.json:
+        print(json.dumps(results))
+
+
+MODES: dict[str, Callable[[flags.FlagValues, Sequence[str]], None]] = {
+    "train": run_training,
+    "evaluate": run_evaluation,
+    "predict": run_prediction,
+}
+
+
+def refuse_arguments(arguments: Sequence[str], mode: str) -> None:
+    """Only prediction takes arguments; a stray one is most often a flag whose dashes were forgotten."""
+    if arguments:
+        raise UserError(f"--mode={mode} takes no arguments besides flags, but got {' '.join(arguments)!r}. Remove them.")
+
+
+def workdir_of(flag_values: flags.FlagValues) -> str:
+    """`--workdir`, or `runs/<config name>`."""
+    if flag_values.workdir:
+        return flag_values.workdir
+    if flag_values.config is None:
+        raise UserError("give the run with --workdir=DIR, or its config with --config=configs/NAME.py")
+    return str(Path("runs") / Path(flag_values["config"].config_filename).stem)
+
+
+# -------------------------------------------------------------------------------------------------- Where it runs
+
+
+def join_processes() -> None:
+    """Joins the processes of a pod; a lone process is left alone.
+
+    Several processes anywhere: JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID. On Cloud TPU hosts JAX
+    finds the others itself.
+    """
+    names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+    values = [os.environ.get(name) for name in names]
+    if any(values):
+        if not all(values):
+            missing = ", ".join(name for name, value in zip(names, values, strict=True) if not value)
+            raise UserError(f"several processes are started with {', '.join(names)} all set; {missing} is not.")
+        jax.distributed.initialize(values[0], int(values[1]), int(values[2]))
+    elif glob.glob("/dev/accel*") and importlib.util.find_spec("libtpu"):
+        jax.distributed.initialize()
+
+
+def here() -> sharding.Place:
+    """All devices of all processes, and which process this is: asked once, handed down."""
+    devices = jax.devices()
+    return sharding.Place(
+        mesh=sharding.make_mesh(devices),
+        platform=jax.default_backend(),
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+
+
+def environment() -> dict[str, Any]:
+    """Versions, devices and the command, for the workdir: what one needs to know to run it again."""
+    packages = ("resnext_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+    versions = {}
+    for package in packages:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = "not installed"
+    return {
+        "command": sys.argv,
+        "python": python_platform.python_version(),
+        "versions": versions,
+        "devices": [device.device_kind for device in jax.devices()],
+        "processes": jax.process_count(),
+    }
+
+
+def quiet_logging() -> None:
+    """Orbax and JAX tell a lot; warnings are enough beside a progress line."""
+    logging.getLogger("absl").setLevel(logging.WARNING)
+    logging.getLogger("jax").setLevel(logging.WARNING)

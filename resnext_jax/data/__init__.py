@@ -1,0 +1,1 @@
+"""Host input: records by index (sources, readers), pixels (decode), batches by step (pipeline)."""

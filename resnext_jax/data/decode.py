@@ -1,0 +1,118 @@
+"""From an encoded image to the uint8 square that goes to the device.
+
+The crops are those of the original Torch code (fb.resnet.torch, datasets/transforms.lua), with its rounding. Scaling is
+Pillow's bicubic, which filters before it shrinks, as every later reproduction does; Torch's sampled four points.
+"""
+
+import io
+import math
+import os
+import pathlib
+import struct
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from resnext_jax.errors import UserError
+
+MIN_AREA_FRACTION = 0.08
+MIN_ASPECT, MAX_ASPECT = 3 / 4, 4 / 3
+NUM_TRIES = 10
+
+
+def decode(data: bytes, name: str, *, num_channels: int = 3) -> UInt8[np.ndarray, "height width channel"]:
+    """The pixels of a JPEG, PNG or any other file that Pillow reads; grey, palette, CMYK and alpha become RGB.
+
+    Args:
+      data: the file's content.
+      name: what to call the image in an error.
+      num_channels: 3, or 1 for a data set of grey images.
+
+    Raises:
+      UserError: truncated, broken or not an image.
+    """
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            image.load()
+            if image.mode.startswith("I"):  # 16 bits, which Pillow would clip at 255
+                image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+            elif image.mode == "P":
+                image = image.convert("RGBA")  # its transparency may be a table, which RGB cannot take
+            image = image.convert("RGB" if num_channels == 3 else "L")
+            return np.asarray(image).reshape(image.height, image.width, num_channels)
+    except (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError) as error:
+        raise UserError(
+            f"{name} is not a readable image ({len(data)} bytes: {error}). "
+            "Images are JPEG or PNG files; replace or remove this one."
+        ) from None
+
+
+def read_image(path: str | os.PathLike) -> UInt8[np.ndarray, "height width 3"]:
+    """The RGB pixels of an image file.
+
+    Raises:
+      UserError: the file does not exist, cannot be read, or is no image.
+    """
+    try:
+        data = pathlib.Path(path).read_bytes()
+    except OSError as error:
+        raise UserError(f"{path} could not be read: {error.strerror}. Give the path of a JPEG or PNG file.") from None
+    return decode(data, str(path))
+
+
+def _resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    if image.shape[:2] == (height, width):
+        return image
+    channels = image.shape[2]
+    pixels = Image.fromarray(image[..., 0] if channels == 1 else image)
+    return np.asarray(pixels.resize((width, height), Image.Resampling.BICUBIC)).reshape(height, width, channels)
+
+
+def sample_crop_box(height: int, width: int, rng: np.random.Generator) -> tuple[int, int, int, int] | None:
+    """Draws (top, left, height, width) inside an image, or None when ten draws did not fit.
+
+    The area is uniform in [0.08, 1] of the image's, the aspect ratio uniform in [3/4, 4/3], and the two sides change
+    places with probability 1/2, so that both orientations are equally likely.
+    """
+    for _ in range(NUM_TRIES):
+        area = rng.uniform(MIN_AREA_FRACTION, 1.0) * height * width
+        aspect = rng.uniform(MIN_ASPECT, MAX_ASPECT)
+        # at least 1: thumbnails of a few pixels are images too
+        crop_width = max(1, math.floor(math.sqrt(area * aspect) + 0.5))
+        crop_height = max(1, math.floor(math.sqrt(area / aspect) + 0.5))
+        if rng.random() < 0.5:
+            crop_width, crop_height = crop_height, crop_width
+        if crop_height <= height and crop_width <= width:
+            top = int(rng.integers(0, height - crop_height, endpoint=True))
+            left = int(rng.integers(0, width - crop_width, endpoint=True))
+            return top, left, crop_height, crop_width
+    return None
+
+
+def random_sized_crop(
+    image: UInt8[np.ndarray, "height width channel"], size_px: int, rng: np.random.Generator
+) -> UInt8[np.ndarray, "size_px size_px channel"]:
+    """A random box of the image (`sample_crop_box`), resized to a square; without a box, the centre crop."""
+    box = sample_crop_box(image.shape[0], image.shape[1], rng)
+    if box is None:
+        return center_crop(image, size_px, size_px)
+    top, left, height, width = box
+    return _resize(np.ascontiguousarray(image[top : top + height, left : left + width]), size_px, size_px)
+
+
+def center_crop(
+    image: UInt8[np.ndarray, "height width channel"], size_px: int, resize_px: int
+) -> UInt8[np.ndarray, "size_px size_px channel"]:
+    """Resizes the short side to `resize_px` (the long side rounds down), then cuts the central square.
+
+    An odd margin leaves the extra pixel at the top and at the left. `resize_px` is at least `size_px`.
+    """
+    height, width = image.shape[:2]
+    if width < height:
+        height, width = int(height / width * resize_px), resize_px
+    else:
+        height, width = resize_px, int(width / height * resize_px)
+    image = _resize(image, height, width)
+    top, left = math.ceil((height - size_px) / 2), math.ceil((width - size_px) / 2)
+    return image[top : top + size_px, left : left + size_px]

@@ -1,0 +1,204 @@
+"""How the images of each kind of data set are reached by index; `sources` finds and opens them by name."""
+
+import gzip
+import math
+import os
+import pathlib
+import zlib
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Integer, UInt8
+
+from resnext_jax.errors import UserError
+from resnext_jax.types import DatasetInfo
+
+IMAGE_SUFFIXES = (".jpeg", ".jpg", ".png")
+Images = UInt8[np.ndarray, "batch height width channel"]
+Labels = Integer[np.ndarray, " batch"]
+
+
+class Record(NamedTuple):
+    """One example: `image` is uint8 (height, width, channel), or the encoded file; `name` is for messages."""
+
+    image: np.ndarray | bytes
+    label: int
+    name: str
+
+
+class Source(Protocol):
+    """One split of a data set: any example by its index in [0, len), at the same cost."""
+
+    info: DatasetInfo
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Record: ...
+
+
+@runtime_checkable
+class GatherSource(Source, Protocol):
+    """A source whose images all have `info.image_shape`, so that a whole batch is filled at once."""
+
+    def gather(self, indices: Labels) -> tuple[Images, Labels]: ...
+
+
+class ArraySource:
+    """Images (uint8, one shape) and labels in memory.
+
+    Raises:
+      UserError: a label is not in [0, number of classes); `where`, the labels' file, is named with index and value.
+    """
+
+    def __init__(self, name: str, images: Images, labels: Labels, class_names: Sequence[str], where: str):
+        wrong = np.flatnonzero((labels < 0) | (labels >= len(class_names)))
+        if wrong.size:
+            raise UserError(
+                f"{where}: label {labels[wrong[0]]} at index {wrong[0]} ({wrong.size} such labels in all); the "
+                f"{len(class_names)} classes of {name!r} are 0 to {len(class_names) - 1}. Fetch the files of {name!r} "
+                "anew; images of your own go into class folders, with --config.data.name=folder."
+            )
+        height, width, channel = images.shape[1:]
+        self.info = DatasetInfo(name, len(images), tuple(class_names), (height, width, channel))
+        self.images, self.labels, self.where = images, labels.astype(np.int32), where
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Record:
+        return Record(self.images[index], int(self.labels[index]), f"{self.where}[{index}]")
+
+    def gather(self, indices: Labels) -> tuple[Images, Labels]:
+        return self.images[indices], self.labels[indices]
+
+
+class SyntheticSource:
+    """Noise over a 4 x 4 pattern of colours that belongs to the class: learnable, and nothing on disk.
+
+    Image `index` is of class `index % num_classes`. Its noise is a window into one fixed pool, so that an image costs
+    a copy and an addition whatever its size. Both splits have the same patterns and different noise.
+    """
+
+    def __init__(self, split: str, num_images: int, num_classes: int, image_size_px: int):
+        self.shape = (image_size_px, image_size_px, 3)
+        self.info = DatasetInfo("synthetic", num_images, tuple(f"class {i}" for i in range(num_classes)), self.shape)
+        rng = np.random.default_rng(0)
+        self.cells = np.arange(image_size_px) * 4 // image_size_px
+        self.pattern_rows = rng.integers(0, 128, (num_classes, 4, 4, 3), np.uint8)[:, :, self.cells]
+        pool = rng.integers(0, 128, math.prod(self.shape) + (1 << 20), np.uint8)
+        self.windows = np.lib.stride_tricks.sliding_window_view(pool, math.prod(self.shape))
+        self.first_image = {"train": 0, "validation": 500_009}[split]
+
+    def __len__(self) -> int:
+        return self.info.num_images
+
+    def __getitem__(self, index: int) -> Record:
+        images, labels = self.gather(np.array([index]))
+        return Record(images[0], int(labels[0]), f"synthetic[{index}]")
+
+    def gather(self, indices: Labels) -> tuple[Images, Labels]:
+        labels = (indices % self.info.num_classes).astype(np.int32)
+        starts = (indices + self.first_image) * 7919 % len(self.windows)  # a prime apart, so that every start occurs
+        images = self.windows[starts].reshape(len(indices), *self.shape)
+        images += self.pattern_rows[labels[:, None], self.cells]
+        return images, labels
+
+
+class FolderSource:
+    """Class folders of image files, `root/<class>/<file>`; within a class in the order of the files' names.
+
+    Raises:
+      UserError: a class folder without an image.
+    """
+
+    def __init__(self, name: str, root: str, class_names: Sequence[str]):
+        names, lengths, labels = [], [], []
+        for label, class_name in enumerate(class_names):
+            folder = os.path.join(root, class_name)
+            if not os.path.isdir(folder):  # imagenet5k's validation split has 1000 of the 5000 classes
+                continue
+            files = sorted(os.fsencode(entry.name) for entry in os.scandir(folder) if _is_image(entry.name))
+            if not files:
+                raise UserError(
+                    f"{folder} has no image file ({', '.join(IMAGE_SUFFIXES)}). Every class needs one or more: "
+                    "add images, or remove the folder from every split."
+                )
+            names += [b"".join(files)]
+            lengths += [[len(file) for file in files]]
+            labels += [np.full(len(files), label, np.int32)]
+        # One string and where each name ends in it: as Python strings, ImageNet-5K's 6.8 million names are 0.6 GB.
+        self.names, self.ends = b"".join(names), np.cumsum(np.concatenate(lengths))
+        self.root, self.labels = root, np.concatenate(labels)
+        self.info = DatasetInfo(name, len(self.labels), tuple(class_names), None)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> Record:
+        label = int(self.labels[index])
+        file = self.names[self.ends[index - 1] if index else 0 : self.ends[index]]
+        path = os.path.join(self.root, self.info.class_names[label], os.fsdecode(file))
+        try:
+            return Record(pathlib.Path(path).read_bytes(), label, path)
+        except OSError as error:
+            raise UserError(f"{path} could not be read: {error.strerror}. Put it back, then start again.") from None
+
+
+def _is_image(file_name: str) -> bool:
+    return file_name.lower().endswith(IMAGE_SUFFIXES) and not file_name.startswith(".")
+
+
+class TfdsSource:
+    """A split of a prepared TFDS data set in ArrayRecord format, images left encoded; needs no TensorFlow.
+
+    Raises:
+      NotImplementedError: the data set is not in ArrayRecord format.
+      UserError: a shard is missing.
+    """
+
+    def __init__(self, name: str, builder: Any, split: str):
+        import tensorflow_datasets as tfds  # slow to import, and only this needs it
+
+        self.records = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
+        missing = [path for path in builder.info.splits[split].filepaths if not path.exists()]
+        if missing:
+            raise UserError(
+                f"{len(missing)} shard(s) of {name!r} ({split}) are missing, the first {missing[0]}. "
+                "Copy or prepare the data set again."
+            )
+        self.info = DatasetInfo(name, len(self.records), tuple(builder.info.features["label"].names), None)
+        self.where = f"{builder.data_path}/{split}"
+
+    def __len__(self) -> int:
+        return self.info.num_images
+
+    def __getitem__(self, index: int) -> Record:
+        example = self.records[index]
+        return Record(bytes(example["image"]), int(example["label"]), f"{self.where}[{index}]")
+
+
+def read_idx(path: str | os.PathLike) -> UInt8[np.ndarray, "..."]:
+    """The array in an idx file of bytes, plain or gzipped.
+
+    Raises:
+      UserError: the file is truncated, corrupt, or not an idx file of bytes.
+    """
+    advice = "Fetch the file again, or remove it."
+    try:
+        content = pathlib.Path(path).read_bytes()
+        if content[:2] == b"\x1f\x8b":
+            content = gzip.decompress(content)
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{path} could not be read: {error}. {advice}") from None
+    # header, big-endian: two zeros, type 8 = uint8, number of dimensions; then each dimension
+    num_dims = content[3] if content[:3] == b"\0\0\x08" and len(content) >= 4 else 0
+    if num_dims == 0 or len(content) < 4 + 4 * num_dims:
+        start = content[:4].hex() or "nothing"
+        raise UserError(f"{path} is not an idx file of bytes (it begins with {start}, not 000008). {advice}")
+    shape = np.frombuffer(content, ">i4", num_dims, 4).tolist()
+    data = np.frombuffer(content, np.uint8, offset=4 + 4 * num_dims)
+    if min(shape) < 0 or data.size != math.prod(shape):
+        shape_text = " x ".join(map(str, shape))
+        raise UserError(f"{path} holds {data.size} values where its header says {shape_text}. {advice}")
+    return data.reshape(shape)

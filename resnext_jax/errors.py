@@ -1,0 +1,30 @@
+"""The one exception for a user's mistake, and the sentences that it is made of.
+
+Every message has three parts: what is wrong (with the value), what is allowed, and what to change. All problems of
+one input are gathered first and raised together; `cli` prints them without a traceback and exits with status 2.
+"""
+
+import difflib
+from collections.abc import Iterable, Sequence
+
+
+class UserError(Exception):
+    """One or more problems that the user can mend; each is a complete instruction."""
+
+    def __init__(self, *problems: str):
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+def raise_all(problems: Sequence[str]) -> None:
+    """Raises one `UserError` with every problem of the list, and returns if there is none."""
+    if problems:
+        raise UserError(*problems)
+
+
+def unknown(kind: str, name: object, allowed: Iterable[str]) -> str:
+    """The sentence for a name that is not in a table: the close matches first, then all that is allowed."""
+    allowed = sorted(allowed)
+    close = difflib.get_close_matches(str(name), allowed, n=3)
+    hint = f" Did you mean {' or '.join(repr(match) for match in close)}?" if close else ""
+    return f"unknown {kind} {name!r}.{hint} Known: {', '.join(allowed)}."

@@ -1,0 +1,71 @@
+"""Masked sums that add: N images in any batches on any devices count exactly N, and the mean is taken once."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import struct
+from jaxtyping import Array, Float, Int
+
+
+class Sums(struct.PyTreeNode):
+    """Sums over the images that the mask keeps.
+
+    Attributes:
+      loss: of the cross-entropies (without label smoothing), in nats.
+      top1: images whose label has the largest logit.
+      top5: images whose label is among the five largest (all of them, where there are five classes or fewer).
+      images: the images counted.
+    """
+
+    loss: Float[Array, ""]
+    top1: Int[Array, ""]
+    top5: Int[Array, ""]
+    images: Int[Array, ""]
+
+
+def cross_entropy(
+    logits: Float[Array, "batch classes"], labels: Int[Array, " batch"], label_smoothing: float = 0.0
+) -> Float[Array, " batch"]:
+    """Softmax cross-entropy per image, in nats, against `(1 - s) * one_hot + s / classes`."""
+    num_classes = logits.shape[-1]
+    targets = optax.smooth_labels(jax.nn.one_hot(labels, num_classes, dtype=logits.dtype), label_smoothing)
+    return optax.softmax_cross_entropy(logits, targets)
+
+
+def count(
+    logits: Float[Array, "batch classes"], labels: Int[Array, " batch"], mask: Float[Array, " batch"]
+) -> Sums:
+    """The sums of one batch. A tie with the label's logit counts against it, so constant logits score nothing."""
+    own = jnp.take_along_axis(logits, labels[:, None], axis=-1)
+    # The label's rank is the number of other classes at least as large. A NaN compares false; count it as wrong.
+    ahead = jnp.sum(~(logits < own), axis=-1) - 1
+    keep = mask > 0
+    return Sums(
+        loss=jnp.sum(jnp.where(keep, cross_entropy(logits, labels), 0.0)),
+        top1=jnp.sum(keep & (ahead < 1)),
+        top5=jnp.sum(keep & (ahead < 5)),
+        images=jnp.sum(keep),
+    )
+
+
+def add(left: Sums, right: Sums) -> Sums:
+    """Element by element."""
+    return jax.tree.map(lambda a, b: a + b, left, right)
+
+
+def zeros() -> Sums:
+    """The sums of no images, on the host (float64 and int64, exact for any data set)."""
+    return Sums(loss=np.float64(0), top1=np.int64(0), top5=np.int64(0), images=np.int64(0))
+
+
+def means(sums: Sums) -> dict[str, float]:
+    """Mean `loss`, and the accuracies `top1` and `top5` in 0..1.
+
+    Raises:
+      ValueError: there were no images.
+    """
+    if not sums.images:
+        raise ValueError("no images were counted")
+    images = int(sums.images)
+    return {"loss": float(sums.loss) / images, "top1": int(sums.top1) / images, "top5": int(sums.top5) / images}

@@ -1,0 +1,119 @@
+"""The template of Table 1: a stem, stages of like blocks, global average pooling, one fully connected layer."""
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import Literal
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from resnext_jax.models.blocks import Basic, Bottleneck
+from resnext_jax.models.layers import BatchNorm, Classifier, Conv
+from resnext_jax.ops.grouped_conv import ConvShape
+
+
+@dataclasses.dataclass(frozen=True)
+class Stem:
+    """The first convolution, and whether a 3x3 max-pool of stride 2 follows."""
+
+    kernel_px: int
+    stride: int
+    pool: bool
+
+
+IMAGENET_STEM = Stem(kernel_px=7, stride=2, pool=True)
+CIFAR_STEM = Stem(kernel_px=3, stride=1, pool=False)
+SMALL_STEM = Stem(kernel_px=3, stride=2, pool=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class Arch:
+    """One network of the zoo.
+
+    Attributes:
+      block: "basic" (3x3, 3x3) or "bottleneck" (1x1, grouped 3x3, 1x1).
+      blocks: blocks of each stage; from the second stage on, the first block has stride 2.
+      cardinality: C, the number of paths of a bottleneck.
+      bottleneck_width: d, the channels of a path in the first stage; doubles with every stage.
+      stem: see `Stem`.
+      width: n, channels of the stem and of a basic block in the first stage (a bottleneck puts out 4n); doubles.
+      shortcut: False removes the residual connections.
+    """
+
+    block: Literal["basic", "bottleneck"]
+    blocks: tuple[int, ...]
+    cardinality: int = 1
+    bottleneck_width: int = 64
+    stem: Stem = IMAGENET_STEM
+    width: int = 64
+    shortcut: bool = True
+
+
+class Stage(nn.Module):
+    """The blocks of equal resolution: stage 0 keeps that of the stem, every later one halves it and doubles the width."""
+
+    arch: Arch
+    index: int
+    conv: Callable[..., nn.Module]
+    norm: Callable[..., nn.Module]
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "batch height width in"], *, train: bool) -> Array:
+        arch, scale = self.arch, 2**self.index
+        for number in range(arch.blocks[self.index]):
+            stride = 2 if self.index > 0 and number == 0 else 1
+            common = dict(stride=stride, shortcut=arch.shortcut, conv=self.conv, norm=self.norm)
+            if arch.block == "basic":
+                block = Basic(arch.width * scale, **common, name=f"block{number + 1}")
+            else:
+                inner = arch.cardinality * arch.bottleneck_width * scale
+                block = Bottleneck(
+                    4 * arch.width * scale, inner, arch.cardinality, **common, name=f"block{number + 1}"
+                )
+            x = block(x, train=train)
+        return x
+
+
+class ResNeXt(nn.Module):
+    """The network of one `Arch`; a ResNet is a ResNeXt of cardinality 1.
+
+    Call it with normalised images (batch, height, width, channel); it returns float32 logits (batch, classes), or
+    with `features=True` the logits and the activations of every stage.
+
+    Attributes:
+      arch: a row of `zoo.ARCHS`.
+      num_classes: the classes of the data set.
+      choose_conv: names the algorithm for the shape of a convolution (`ops.grouped_conv.resolver`).
+      bn_group_images: images per batch-norm group, 0 for the whole batch.
+      dtype: of activations, float32 or bfloat16; parameters and statistics are always float32.
+    """
+
+    arch: Arch
+    num_classes: int
+    choose_conv: Callable[[ConvShape], str]
+    bn_group_images: int = 32
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, images: Float[Array, "batch height width channel"], *, train: bool, features: bool = False
+    ) -> Array | tuple[Array, dict[str, Array]]:
+        arch = self.arch
+        conv = partial(Conv, choose=self.choose_conv, dtype=self.dtype)
+        norm = partial(BatchNorm, group_images=self.bn_group_images)
+
+        x = conv(arch.width, arch.stem.kernel_px, stride=arch.stem.stride, name="stem_conv")(images)
+        x = nn.relu(norm(name="stem_bn")(x, train=train))
+        activations = {"stage1": x}
+        if arch.stem.pool:
+            x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+
+        for index in range(len(arch.blocks)):
+            name = f"stage{index + 2}"
+            x = activations[name] = Stage(arch, index, conv, norm, name=name)(x, train=train)
+
+        pooled = x.astype(jnp.float32).mean(axis=(1, 2))
+        logits = Classifier(self.num_classes, name="classifier")(pooled)
+        return (logits, activations | {"pooled": pooled}) if features else logits

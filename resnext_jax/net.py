@@ -1,0 +1,139 @@
+"""A network with its weights, for notebooks and for prediction: no training code, no config to write."""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, UInt8
+
+from resnext_jax.checkpoint import read_description, read_variables
+from resnext_jax.data.decode import center_crop
+from resnext_jax.errors import UserError
+from resnext_jax.models import zoo
+from resnext_jax.models.template import ResNeXt
+from resnext_jax.ops.augment import normalize
+from resnext_jax.types import PyTree
+
+IMAGENET_PREPROCESSING = {
+    "image_size_px": 224,
+    "resize_px": 256,
+    "crop": "random_sized",
+    "mean": (123.675, 116.28, 103.53),
+    "std": (58.395, 57.12, 57.375),
+}
+
+
+class Net:
+    """Predicts: `net(images)` gives logits, `net.features(images)` the activations of every stage.
+
+    Attributes:
+      model: the Flax module.
+      variables: `params` and `batch_stats`.
+      config: the resolved config that it was trained with, or the arguments of `build`.
+      class_names: one per class, in label order.
+    """
+
+    def __init__(self, model: ResNeXt, variables: PyTree, config: dict[str, Any], class_names: tuple[str, ...]):
+        self.model, self.variables, self.config, self.class_names = model, variables, config, class_names
+        self._apply = jax.jit(partial(_apply, model=model, mean=config["data"]["mean"], std=config["data"]["std"]))
+        self._features = jax.jit(
+            partial(_apply, model=model, mean=config["data"]["mean"], std=config["data"]["std"], features=True)
+        )
+
+    def __call__(self, images: Array | np.ndarray) -> Float[Array, "batch classes"]:
+        """Logits, float32.
+
+        Args:
+          images: (batch, height, width, channel) on the scale 0..255, uint8 or float; normalised inside.
+
+        Raises:
+          UserError: another number of dimensions or channels.
+        """
+        return self._apply(self.variables, self._checked(images))
+
+    def features(self, images: Array | np.ndarray) -> dict[str, Array]:
+        """Activations by name: `stage1` (the stem) to the last stage, and `pooled` (batch, channel)."""
+        return self._features(self.variables, self._checked(images))[1]
+
+    def preprocess(self, image: UInt8[np.ndarray, "height width channel"]) -> UInt8[np.ndarray, "1 size size channel"]:
+        """One decoded image of any size as a batch of one, prepared as for the evaluation that belongs to the weights.
+
+        RGB becomes grey where the network wants one channel.
+        """
+        data = self.config["data"]
+        if image.shape[-1] == 3 and len(data["mean"]) == 1:
+            image = np.round(image @ np.array([[0.299], [0.587], [0.114]])).astype(np.uint8)
+        # A data set without a crop has nothing but its own size: the whole short side is kept.
+        resize_px = data["image_size_px"] if data["crop"] == "none" else data["resize_px"]
+        return center_crop(image, data["image_size_px"], resize_px)[None]
+
+    def _checked(self, images: Array | np.ndarray) -> Array:
+        channels = len(self.config["data"]["mean"])
+        if images.ndim != 4 or images.shape[-1] != channels:
+            raise UserError(
+                f"images of shape {tuple(images.shape)}: this network takes (batch, height, width, {channels}) on the "
+                "scale 0..255. Add a batch dimension (images[None]), or bring the channels last."
+            )
+        return jnp.asarray(images)
+
+
+def _apply(
+    variables: PyTree, images: Array, *, model: ResNeXt, mean: tuple, std: tuple, features: bool = False
+) -> Array | tuple[Array, dict[str, Array]]:
+    normalized = normalize(images.astype(jnp.float32), mean, std)
+    return model.apply(variables, normalized, train=False, features=features)
+
+
+def load(path: str) -> Net:
+    """The network of a checkpoint.
+
+    Args:
+      path: a workdir, its `checkpoints` directory (then the newest), or one checkpoint; local or gs://.
+
+    Raises:
+      UserError: there is no complete checkpoint.
+    """
+    description = read_description(path)
+    config, class_names = description["config"], tuple(description["dataset"]["class_names"])
+    model = zoo.build_model(
+        zoo.select(**config["model"]),
+        len(class_names),
+        platform=jax.default_backend(),
+        conv_impl=config["conv_impl"],
+        compute_dtype=config["compute_dtype"],
+        bn_group_images=config["bn_group_images"],
+    )
+    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return Net(model, read_variables(path, sharding), config, class_names)
+
+
+def build(name: str, *, num_classes: int = 1000, seed: int = 0, compute_dtype: str = "float32") -> Net:
+    """A network of the zoo with fresh weights and ImageNet preprocessing.
+
+    Args:
+      name: a row of `models.zoo.ARCHS`; see `list_models`.
+      num_classes: of the classifier.
+      seed: of the weights.
+      compute_dtype: "float32" or "bfloat16".
+
+    Raises:
+      UserError: there is no such row; the close matches are named.
+    """
+    model = zoo.build_model(
+        zoo.select(name),
+        num_classes,
+        platform=jax.default_backend(),
+        conv_impl="auto",
+        compute_dtype=compute_dtype,
+        bn_group_images=32,
+    )
+    variables = jax.jit(partial(model.init, train=False))(jax.random.key(seed), jnp.zeros((1, 64, 64, 3)))
+    config = {"model": {"name": name}, "data": IMAGENET_PREPROCESSING}
+    return Net(model, variables, config, tuple(f"class {index}" for index in range(num_classes)))
+
+
+def list_models() -> list[str]:
+    """The names that `build` and `config.model.name` take."""
+    return list(zoo.ARCHS)

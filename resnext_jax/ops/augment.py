@@ -1,0 +1,113 @@
+"""What happens to images on the device: uint8 in, normalised float32 out, every draw keyed per image.
+
+The order is the original code's (recipe of fb.resnet.torch): colour jitter, PCA lighting, normalise, flip; on CIFAR
+normalise, flip, zero-pad and crop. Keys come from (seed, step, position in the global batch), so that an image gets
+the same draws on any number of devices.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key, UInt8
+
+Image = Float[Array, "height width channel"]
+
+# PCA of ImageNet's RGB values (Krizhevsky et al. 2012), as in the original code: eigenvectors are the columns.
+LIGHTING_EIGENVALUES = (0.2175, 0.0188, 0.0045)
+LIGHTING_EIGENVECTORS = (
+    (-0.5675, 0.7192, 0.4009),
+    (-0.5808, -0.0045, -0.8140),
+    (-0.5836, -0.6948, 0.4203),
+)
+LUMA = (0.299, 0.587, 0.114)
+
+
+def image_keys(seed: int, step: Int[Array, ""], batch_size: int) -> Key[Array, " batch"]:
+    """One key per image, a function of (seed, step, position in the global batch) alone."""
+    step_key = jax.random.fold_in(jax.random.key(seed), step)
+    return jax.vmap(partial(jax.random.fold_in, step_key))(jnp.arange(batch_size))
+
+
+def normalize(
+    images: Float[Array, "*dims channel"], mean: Sequence[float], std: Sequence[float]
+) -> Float[Array, "*dims channel"]:
+    """`(images - mean) / std` per channel; all three on the scale 0..255."""
+    shape = (1,) * (images.ndim - 1) + (-1,)
+    return (images - jnp.asarray(mean, jnp.float32).reshape(shape)) / jnp.asarray(std, jnp.float32).reshape(shape)
+
+
+def color_jitter(key: Key[Array, ""], image: Image, strength: float) -> Image:
+    """Brightness, contrast and saturation in random order, each blended by 1 + U(-strength, strength).
+
+    Brightness blends with black, contrast with the mean grey of the image, saturation with the grey image; values
+    are not clipped, as in the original.
+    """
+    order_key, *blend_keys = jax.random.split(key, 4)
+    alphas = [1.0 + jax.random.uniform(k, (), jnp.float32, -strength, strength) for k in blend_keys]
+
+    def grey(x: Image) -> Image:
+        return (x * jnp.asarray(LUMA, jnp.float32)[None, None]).sum(axis=-1, keepdims=True)
+
+    def blend(x: Image, other: Array, alpha: Array) -> Image:
+        return alpha * x + (1.0 - alpha) * other
+
+    changes = (
+        lambda x: blend(x, jnp.zeros((1, 1, 1)), alphas[0]),
+        lambda x: blend(x, grey(x).mean(keepdims=True), alphas[1]),
+        lambda x: blend(x, grey(x), alphas[2]),
+    )
+    for change in jax.random.permutation(order_key, 3):
+        image = jax.lax.switch(change, changes, image)
+    return image
+
+
+def pca_lighting(key: Key[Array, ""], image: Image, std: float) -> Image:
+    """Adds `255 * V @ (a * lambda)` to every pixel, a ~ N(0, std) per eigenvalue (Krizhevsky et al. 2012, section 4.1)."""
+    alpha = std * jax.random.normal(key, (3,), jnp.float32) * jnp.asarray(LIGHTING_EIGENVALUES, jnp.float32)
+    shift = jnp.asarray(LIGHTING_EIGENVECTORS, jnp.float32) @ alpha
+    return image + 255.0 * shift[None, None]
+
+
+def flip(key: Key[Array, ""], image: Image) -> Image:
+    """Mirrors left and right with probability 1/2."""
+    return jnp.where(jax.random.bernoulli(key), image[:, ::-1], image)
+
+
+def pad_crop(key: Key[Array, ""], image: Image, pad_px: int) -> Image:
+    """Pads with zeros on every side and cuts the original size out at a uniformly drawn place."""
+    top_left = jax.random.randint(key, (2,), 0, 2 * pad_px + 1)
+    padded = jnp.pad(image, ((pad_px, pad_px), (pad_px, pad_px), (0, 0)))
+    return jax.lax.dynamic_slice(padded, (top_left[0], top_left[1], 0), image.shape)
+
+
+def make_augment(
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
+    color_jitter_strength: float = 0.0,
+    lighting_std: float = 0.0,
+    flip_images: bool = False,
+    pad_px: int = 0,
+) -> Callable[[UInt8[Array, "batch height width channel"], Key[Array, " batch"]], Array]:
+    """The training augmentation of a recipe: `augment(images, keys) -> normalised float32 images`.
+
+    A part whose strength is 0 (or False) is left out of the program. Colour jitter and lighting want three channels.
+    """
+
+    def one(image: UInt8[Array, "height width channel"], key: Key[Array, ""]) -> Image:
+        jitter_key, lighting_key, flip_key, crop_key = jax.random.split(key, 4)
+        x = image.astype(jnp.float32)
+        if color_jitter_strength:
+            x = color_jitter(jitter_key, x, color_jitter_strength)
+        if lighting_std:
+            x = pca_lighting(lighting_key, x, lighting_std)
+        x = normalize(x, mean, std)
+        if flip_images:
+            x = flip(flip_key, x)
+        if pad_px:
+            x = pad_crop(crop_key, x, pad_px)
+        return x
+
+    return jax.vmap(one)

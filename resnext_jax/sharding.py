@@ -1,0 +1,79 @@
+"""Where everything lives: one mesh axis over all devices, the batch split along it, everything else everywhere.
+
+The only file that spells an axis name.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from resnext_jax.types import Batch, PyTree
+
+DATA_AXIS = "data"
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Where a run runs; asked once, by `cli`.
+
+    Attributes:
+      mesh: over all devices of all processes.
+      platform: "cpu", "gpu" or "tpu".
+      process_index, process_count: this process, of how many. The first one speaks and writes the files.
+    """
+
+    mesh: Mesh
+    platform: str
+    process_index: int = 0
+    process_count: int = 1
+
+    @property
+    def speaks(self) -> bool:
+        return self.process_index == 0
+
+
+def make_mesh(devices: Sequence[jax.Device]) -> Mesh:
+    """One axis over `devices`, in their order. Auto axes: the partitioner follows the shardings of the arguments."""
+    return Mesh(np.asarray(devices), (DATA_AXIS,), axis_types=(AxisType.Auto,))
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """The first dimension split over the devices: consecutive images on one device, as batch-norm groups like it."""
+    return NamedSharding(mesh, PartitionSpec(DATA_AXIS))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """A whole copy on every device: parameters, statistics, optimizer state, metrics."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def check_batch_size(name: str, batch_size: int, num_devices: int) -> list[str]:
+    """The problems of a global batch on this many devices: an empty list, or one complete sentence."""
+    if batch_size >= 1 and batch_size % num_devices == 0:
+        return []
+    below, above = batch_size // num_devices * num_devices, (batch_size // num_devices + 1) * num_devices
+    allowed = " or ".join(str(size) for size in (below, above) if size > 0)
+    return [
+        f"{name}={batch_size} does not divide over {num_devices} devices: it must be a positive multiple of "
+        f"{num_devices}; try --config.{name}={allowed}."
+    ]
+
+
+def to_global(mesh: Mesh, local: Batch) -> Batch:
+    """Puts the rows that this process holds on its devices, as its part of the global batch.
+
+    With P processes the global batch is the P local ones one after the other, in the order of the processes.
+    """
+    sharding = batch_sharding(mesh)
+    return jax.tree.map(lambda rows: jax.make_array_from_process_local_data(sharding, rows), local)
+
+
+def put_replicated(mesh: Mesh, tree: PyTree) -> PyTree:
+    """Copies host arrays, equal on every process, to every device."""
+    sharding = replicated(mesh)
+    return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(sharding, np.asarray(leaf)), tree)
+
+

@@ -1,0 +1,1 @@
+"""Training: the state, the step (pure), and the loop (the story)."""

@@ -1,0 +1,205 @@
+"""The story of a run, top to bottom: what is trained, where it was left, then step after step to the summary."""
+
+import json
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from resnext_jax import metrics
+from resnext_jax.checkpoint import Checkpoints
+from resnext_jax.curves import draw_curves
+from resnext_jax.data.pipeline import train_batches
+from resnext_jax.data.sources import Source, open_source
+from resnext_jax.errors import UserError
+from resnext_jax.evaluate.classify import evaluate
+from resnext_jax.sharding import Place, to_global
+from resnext_jax.train import report
+from resnext_jax.train.assemble import assemble
+from resnext_jax.types import PyTree
+from resnext_jax.writer import MetricsWriter, Progress, Silent, read_metrics
+
+# The host prepares this many steps ahead of the device: enough to overlap, and batches are memory.
+STEPS_IN_FLIGHT = 2
+
+
+def train(config: ConfigDict, workdir: str, place: Place, environment: dict[str, Any]) -> None:
+    """Trains to the end, from the newest checkpoint of `workdir` if there is one.
+
+    Args:
+      config: see configs/common.py.
+      workdir: created if need be; see design for what it holds.
+      place: the devices and this process.
+      environment: versions and devices, written beside the config.
+
+    Raises:
+      UserError: anything that the user can mend, with every checkpoint untouched.
+    """
+    say = report.say if place.speaks else lambda line: None
+
+    # ------------------------------------------------------------------------------------------- What is trained
+    train_source = open_data(config, "train")
+    validation_source = open_data(config, "validation")
+    run = assemble(config, train_source.info, place)
+    state_shapes = run.state_shapes(place.mesh)
+    title = report.model_title(config)
+    evaluate_every = config.evaluate.every_steps or max(1, round(run.steps_per_epoch))
+
+    # ---------------------------------------------------------------------------------------- Where it was left
+    report.prepare_workdir(workdir)
+    checkpoints = Checkpoints(
+        workdir, keep_newest=config.checkpoint.keep_newest, keep_best=config.checkpoint.keep_best
+    )
+    start_step = checkpoints.latest_step()
+    if start_step is None:
+        state, start_step = run.create_state(), 0
+    else:
+        state = checkpoints.restore(start_step, state_shapes)
+        say(f"resuming {workdir} at step {start_step:,} of {run.total_steps:,}")
+    if place.speaks:
+        report.write_facts(config, workdir, environment, state.params, say)
+    description = {
+        "config": json.loads(config.to_json_best_effort()),
+        "dataset": {"name": train_source.info.name, "class_names": list(train_source.info.class_names)},
+    }
+    if start_step >= run.total_steps:
+        say(f"{workdir} is done: {start_step:,} of {run.total_steps:,} steps.")
+        checkpoints.close()
+        report.summarize(workdir, title, say)
+        return
+    writer = MetricsWriter(workdir, start_step) if place.speaks else None
+
+    # ------------------------------------------------------------------------------------------------- The input
+    batches = train_batches(
+        train_source,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        start_step=start_step,
+        num_steps=run.total_steps,
+        image_size_px=config.data.image_size_px,
+        crop=config.data.crop,
+        num_threads=config.data.num_threads,
+        process_index=place.process_index,
+        process_count=place.process_count,
+    )
+
+    # ------------------------------------------------------------------------------------------------ Compilation
+    say(
+        f"compiling the step for {place.mesh.size} {place.platform} device(s); "
+        "this can take from seconds (small networks) to minutes (101 layers)"
+    )
+    compile_start_s = time.monotonic()
+    step_fn = run.train_step.lower(state_shapes, run.batch_shapes(place.mesh, config.batch_size)).compile()
+    say(f"compiled in {time.monotonic() - compile_start_s:.1f} s")
+
+    # ------------------------------------------------------------------------------------------------------ Steps
+    progress = show_progress(place, "train", run.total_steps, "step", start_step)
+    window: list[Any] = []  # metrics of the steps since the last row, still on the device
+    window_start_s, waited_s = time.monotonic(), 0.0
+    try:
+        for step in range(start_step + 1, run.total_steps + 1):
+            wait_start_s = time.monotonic()
+            batch = to_global(place.mesh, next(batches))
+            waited_s += time.monotonic() - wait_start_s
+            state, step_metrics = step_fn(state, batch)
+            window.append(step_metrics)
+            if len(window) > STEPS_IN_FLIGHT:
+                jax.block_until_ready(window[-1 - STEPS_IN_FLIGHT])
+
+            evaluates = step % evaluate_every == 0 or step == run.total_steps
+            saves = evaluates or step % config.checkpoint.every_steps == 0
+            if not (saves or step % config.log.every_steps == 0):
+                continue
+
+            # ----------------------------------------------------------------------------------------- A row
+            epoch = step / run.steps_per_epoch
+            scalars = flush(window, step, workdir)
+            elapsed_s = time.monotonic() - window_start_s
+            scalars |= {
+                "learning_rate": float(run.schedule(step - 1)),
+                "images_per_s": len(window) * config.batch_size / elapsed_s,
+                "input_wait": waited_s / elapsed_s,
+            }
+            if writer:
+                writer.write(step, epoch, "train", scalars)
+            progress.update(step, report.train_line(epoch, scalars))
+
+            # ----------------------------------------------------------------------- Evaluation and checkpoint
+            evaluation = None
+            if evaluates:
+                progress.close()
+                variables = {"params": state.params, "batch_stats": state.batch_stats}
+                evaluation = evaluate_all(config, run.evaluation_step, variables, validation_source, place)
+                if writer:
+                    writer.write(step, epoch, "evaluate", evaluation)
+                    draw_curves(read_metrics(workdir), workdir, title)
+            if saves:
+                checkpoints.save(state, description, evaluation)
+            window, waited_s, window_start_s = [], 0.0, time.monotonic()
+    finally:
+        progress.close()
+        batches.close()
+        checkpoints.close()
+        if writer:
+            writer.close()
+
+    # ---------------------------------------------------------------------------------------------------- Summary
+    report.summarize(workdir, title, say)
+
+
+def open_data(config: ConfigDict, split: str) -> Source:
+    """The split of the config's data set, checked against the channels that the config normalises."""
+    source = open_source(
+        config.data.name, split, data_dir=config.data.dir, image_size_px=config.data.image_size_px
+    )
+    shape, channels = source.info.image_shape, len(config.data.mean)
+    if shape is not None and shape[2] != channels:
+        raise UserError(
+            f"data.mean={tuple(config.data.mean)} is for {channels} channel(s), but the images of "
+            f"{config.data.name!r} have {shape[2]}: set data.mean and data.std to one entry per channel."
+        )
+    return source
+
+
+def evaluate_all(config: ConfigDict, step: Callable, variables: PyTree, source: Source, place: Place) -> dict[str, float]:
+    """Loss, top-1, top-5 and the number of images of `source`, as the config prepares them."""
+    progress = show_progress(place, "evaluate", len(source), "image")
+    sums = evaluate(
+        step,
+        variables,
+        source,
+        place,
+        batch_size=config.evaluate.batch_size,
+        image_size_px=config.data.image_size_px,
+        resize_px=config.data.resize_px,
+        crop=config.data.crop,
+        num_threads=config.data.num_threads,
+        progress=lambda sums: progress.update(int(sums.images), report.evaluation_line(sums)),
+    )
+    progress.close()
+    return metrics.means(sums) | {"images": int(sums.images)}
+
+
+def flush(window: list[Any], step: int, workdir: str) -> dict[str, float]:
+    """Means over the steps of `window`, the last of which is `step`.
+
+    Raises:
+      UserError: a loss or gradient was not finite; the first such step is named.
+    """
+    total = metrics.zeros()
+    for offset, host in enumerate(jax.device_get(window), start=step - len(window) + 1):
+        total = metrics.add(total, host.sums)
+        if not host.finite:
+            raise UserError(
+                f"the loss or its gradient is not finite at step {offset} (mean loss {host.sums.loss / host.sums.images}"
+                f"); nothing was saved since. The last good checkpoint in {workdir}/checkpoints is untouched: lower "
+                "learning_rate or lengthen schedule.warmup_epochs, or try compute_dtype=float32, in a new --workdir."
+            )
+    return metrics.means(total) | {"images": int(total.images)}
+
+
+def show_progress(place: Place, label: str, total: int, unit: str, start: int = 0) -> Progress | Silent:
+    """The progress line of one phase; only the first process has one."""
+    return Progress(label, total, unit, start) if place.speaks else Silent()

@@ -1,0 +1,103 @@
+"""What a run writes and says about itself besides its metrics: facts in the workdir, lines, the summary."""
+
+import json
+import sys
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from clu import parameter_overview
+from etils import epath
+from ml_collections import ConfigDict
+
+from resnext_jax import metrics
+from resnext_jax.checkpoint import DIRECTORY
+from resnext_jax.curves import CURVES_FILE
+from resnext_jax.errors import UserError
+from resnext_jax.types import PyTree
+from resnext_jax.writer import read_metrics
+
+
+def say(line: str) -> None:
+    """One line for people; the standard output stays free for results."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def prepare_workdir(workdir: str) -> None:
+    """Makes the directory and tries that it can be written, before any time is spent."""
+    path = epath.Path(workdir)
+    probe = path / f".probe-{time.time_ns()}"
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe.write_text("")
+        probe.unlink()
+    except OSError as error:
+        raise UserError(
+            f"the workdir {workdir} cannot be written ({error.strerror or error}): it must be a directory that you may "
+            "write to. Choose another one with --workdir=DIR."
+        ) from error
+
+
+def write_facts(
+    config: ConfigDict, workdir: str, environment: dict[str, Any], params: PyTree, say: Callable[[str], None]
+) -> None:
+    """`config.json`, `environment.json` and `parameters.txt`; says which fields changed since the last start."""
+    root = epath.Path(workdir)
+    resolved = json.loads(config.to_json_best_effort())
+    if (root / "config.json").exists():
+        before, now = flat(json.loads((root / "config.json").read_text())), flat(resolved)
+        changed = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
+        for name in changed:
+            say(f"note: {name} was {before.get(name)!r} when this run began, and is {now.get(name)!r} from here on")
+    (root / "config.json").write_text(json.dumps(resolved, indent=2) + "\n")
+    (root / "environment.json").write_text(json.dumps(environment, indent=2) + "\n")
+    overview = parameter_overview.get_parameter_overview(params, include_stats=False)
+    (root / "parameters.txt").write_text(overview + "\n")
+    say(f"{overview.splitlines()[-1]} parameters by layer: {root / 'parameters.txt'}")
+
+
+def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested fields as `model.name: value`."""
+    fields = {}
+    for name, value in tree.items():
+        fields |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return fields
+
+
+def train_line(epoch: float, row: Mapping[str, float]) -> str:
+    """The middle of the progress line of training."""
+    return (
+        f"epoch {epoch:.2f}  {row['images_per_s']:,.0f} images/s  loss {row['loss']:.4f}  "
+        f"top-1 {row['top1']:.2%}  input wait {row['input_wait']:.0%}"
+    )
+
+
+def evaluation_line(sums: metrics.Sums) -> str:
+    """The middle of the progress line of evaluation."""
+    row = metrics.means(sums)
+    return f"loss {row['loss']:.4f}  top-1 {row['top1']:.2%}  top-5 {row['top5']:.2%}"
+
+
+def model_title(config: ConfigDict) -> str:
+    """The network by its row or its numbers, and the data: `resnext101_64x4d on imagenet2012`."""
+    model = config.model
+    name = model.name or f"{model.family} {model.depth} ({model.cardinality}x{model.bottleneck_width}d)"
+    return f"{name}{'' if model.shortcut else ' without shortcuts'} on {config.data.name}"
+
+
+def summarize(workdir: str, title: str, say: Callable[[str], None]) -> None:
+    """The table at the end of a run: its last and its best evaluation, and where things lie."""
+    rows = [row for row in read_metrics(workdir) if row["phase"] == "evaluate"]
+    if not rows:
+        return
+    best = max(rows, key=lambda row: row["top1"])
+    line = "-" * 66
+    say(f"\n{title}\n{line}")
+    say(f"{'':10}{'step':>10}{'epoch':>9}{'loss':>10}{'top-1':>10}{'top-5':>10}")
+    for name, row in (("last", rows[-1]), ("best", best)):
+        say(
+            f"{name:10}{row['step']:>10,}{row['epoch']:>9.2f}{row['loss']:>10.4f}{row['top1']:>10.2%}{row['top5']:>10.2%}"
+        )
+    say(line)
+    root = epath.Path(workdir)
+    say(f"checkpoints  {root / DIRECTORY}\ncurves       {root / CURVES_FILE}\n")

@@ -1,0 +1,31 @@
+"""The first state of a run: a function of (model, seed) alone."""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from resnext_jax.models.template import ResNeXt
+from resnext_jax.types import TrainState
+
+
+def create_state(
+    model: ResNeXt, optimizer: optax.GradientTransformation, seed: int, image_shape: tuple[int, int, int]
+) -> TrainState:
+    """Initial parameters, statistics and momentum buffers at step 0.
+
+    Pure: `jax.jit` places the result, `jax.eval_shape` gives its shapes for nothing.
+
+    Args:
+      model: the network.
+      optimizer: its state is created from the parameters.
+      seed: of the run.
+      image_shape: (height, width, channel) of a training image; parameters depend on the channels alone.
+    """
+    variables = model.init(jax.random.key(seed), jnp.zeros((1, *image_shape), jnp.float32), train=False)
+    params = variables["params"]
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        batch_stats=variables["batch_stats"],
+        opt_state=optimizer.init(params),
+    )

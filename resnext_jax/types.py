@@ -1,0 +1,68 @@
+"""What travels between the rooms: a batch of images, the training state, and the facts of a data set.
+
+Dimension names in shapes, everywhere: batch, height, width, channel, classes.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+from flax import struct
+from jaxtyping import Int
+
+Array = jax.Array | np.ndarray
+PyTree = Any
+
+
+class Batch(struct.PyTreeNode):
+    """One global batch, or the rows of it that one process holds.
+
+    Attributes:
+      image: uint8, (batch, height, width, channel), as decoded and cropped by the host.
+      label: int32, (batch,), in [0, num_classes).
+      mask: float32, (batch,): 1 for an image, 0 for padding (only evaluation pads).
+    """
+
+    image: Array
+    label: Array
+    mask: Array
+
+
+class TrainState(struct.PyTreeNode):
+    """All that a step changes; a checkpoint is this and the config, nothing else.
+
+    There is no random-number state: every draw is keyed by (seed, step, position in the global batch).
+
+    Attributes:
+      step: int32 scalar, the number of optimizer updates made so far.
+      params: float32 parameters, by path (`stage3/block2/conv2/kernel`).
+      batch_stats: float32 running mean and variance of every batch norm.
+      opt_state: the optimizer's state (the momentum buffers).
+    """
+
+    step: Int[Array, ""]
+    params: PyTree
+    batch_stats: PyTree
+    opt_state: PyTree
+
+
+@dataclasses.dataclass(frozen=True)
+class DatasetInfo:
+    """The facts of one split of a data set.
+
+    Attributes:
+      name: as in `config.data.name`.
+      num_images: images in this split.
+      class_names: one name per class, in label order.
+      image_shape: (height, width, channel) where every image has the same; None where they differ.
+    """
+
+    name: str
+    num_images: int
+    class_names: tuple[str, ...]
+    image_shape: tuple[int, int, int] | None
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)

@@ -1,0 +1,51 @@
+"""How to install `resnext_jax`; the exact versions that are tested stand in requirements.lock."""
+
+from setuptools import find_packages, setup
+
+JAX = ">=0.10.2,<0.12"  # 0.11 needs Python 3.12 or later
+TORCH = "torch==2.13.0"
+
+setup(
+    name="resnext_jax",
+    version="0.1.0",
+    description="ResNeXt in JAX and Flax: the paper's networks, trained and evaluated with one command each",
+    license="Apache-2.0",
+    author="The resnext_jax authors",
+    python_requires=">=3.11,<3.14",
+    # configs/ and main.py are used from the checkout: `configs` is too common a name to install for everybody.
+    packages=find_packages(include=["resnext_jax", "resnext_jax.*"]),
+    package_data={"resnext_jax.data": ["builtin/*.gz", "builtin/LICENSE*"]},
+    install_requires=[
+        f"jax{JAX}",
+        "flax>=0.12.8,<0.13",
+        "optax>=0.2.8,<0.3",
+        "orbax-checkpoint>=0.12.8,<0.13",
+        "grain>=0.2.18,<0.3",
+        "tensorflow-datasets>=4.9.10,<5",  # reads prepared data sets without TensorFlow
+        "importlib_resources",  # tensorflow-datasets imports it without asking for it
+        "ml-collections>=1.1,<2",
+        "clu>=0.0.12,<0.1",
+        "etils[epath]>=1.15",
+        "tensorboardX>=2.6.5,<3",
+        "matplotlib>=3.10,<4",
+        "pillow>=12",
+        "numpy>=2.2,<3",
+        "jaxtyping>=0.3.11,<0.4",
+        "absl-py>=2.3,<3",
+    ],
+    extras_require={
+        "tpu": [f"jax[tpu]{JAX}"],  # brings the libtpu that belongs to it
+        "cuda": [f"jax[cuda12]{JAX}"],
+        "convert": [TORCH, "safetensors>=0.6,<1"],
+        "dev": [
+            TORCH,  # torchvision and timm: requirements-nodeps.lock
+            "beartype>=0.22,<0.23",
+            "pre-commit>=4,<5",
+            "pyright[nodejs]>=1.1.414,<1.2",
+            "pytest>=9,<10",
+            "pytest-xdist>=3.8,<4",
+            "ruff>=0.17.6,<0.18",
+            "scikit-learn>=1.7,<2",
+        ],
+    },
+)

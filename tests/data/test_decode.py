@@ -1,0 +1,199 @@
+"""decode.py against Pillow-written files, the crop's definition, and PyTorch's bicubic."""
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.datasets import load_sample_images
+
+from resnext_jax.data import decode
+from resnext_jax.errors import UserError
+
+PHOTOS = load_sample_images().images  # china.jpg and flower.jpg, uint8 (427, 640, 3)
+
+
+def encoded(image: Image.Image, file_format: str, **options) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, file_format, **options)
+    return stream.getvalue()
+
+
+class FixedDraws:
+    """An rng that returns what the test wrote down, and records the ranges that it was asked for."""
+
+    def __init__(self, *draws):
+        self.draws, self.asked = list(draws), []
+
+    def uniform(self, low, high):
+        self.asked.append((low, high))
+        return self.draws.pop(0)
+
+    def random(self):
+        return self.draws.pop(0)
+
+    def integers(self, low, high, endpoint):
+        assert endpoint
+        self.asked.append((low, high))
+        return self.draws.pop(0)
+
+
+# ---- decode
+
+
+def test_photographs_survive_a_jpeg_round_trip():
+    for photo in PHOTOS:
+        decoded = decode.decode(encoded(Image.fromarray(photo), "JPEG", quality=95), "photo")
+        assert decoded.shape == (427, 640, 3) and decoded.dtype == np.uint8
+        assert np.abs(decoded.astype(int) - photo).mean() < 2.5
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "1", "P", "RGBA", "LA", "CMYK", "I;16"])
+def test_every_mode_becomes_rgb(mode):
+    grey = np.array([[0, 255], [255, 0]], np.uint8)
+    if mode == "I;16":
+        image = Image.fromarray(grey.astype(np.uint16) * 257)
+    else:
+        image = Image.fromarray(grey).convert("RGB").convert(mode)
+    data = encoded(image, "TIFF" if mode == "CMYK" else "PNG")
+    np.testing.assert_array_equal(decode.decode(data, mode), np.repeat(grey[..., None], 3, axis=2))
+
+
+def test_palette_with_a_table_of_transparencies():
+    image = Image.fromarray(np.array([[0, 1]], np.uint8), "L").convert("P")
+    image.putpalette([10, 20, 30, 40, 50, 60])
+    decoded = decode.decode(encoded(image, "PNG", transparency=bytes([0, 128])), "palette")
+    np.testing.assert_array_equal(decoded, [[[10, 20, 30], [40, 50, 60]]])
+
+
+def test_one_channel_stays_one():
+    grey = np.arange(6, dtype=np.uint8).reshape(2, 3)
+    decoded = decode.decode(encoded(Image.fromarray(grey), "PNG"), "grey", num_channels=1)
+    np.testing.assert_array_equal(decoded, grey[..., None])
+
+
+def _png_header(width: int, height: int) -> bytes:
+    chunk = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk))
+
+
+JPEG = encoded(Image.fromarray(PHOTOS[0]), "JPEG")
+PNG = encoded(Image.fromarray(PHOTOS[0][:40, :40]), "PNG")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"not an image", JPEG[: len(JPEG) // 2], JPEG[:30], PNG[: len(PNG) // 2], _png_header(60_000, 60_000)],
+    ids=["empty", "text", "half a JPEG", "JPEG header", "half a PNG", "decompression bomb"],
+)
+def test_a_broken_image_is_named(data):
+    with pytest.raises(UserError, match=r"class/broken\.jpg is not a readable image"):
+        decode.decode(data, "class/broken.jpg")
+
+
+def test_read_image(tmp_path):
+    path = tmp_path / "a.png"
+    Image.fromarray(PHOTOS[0][:5, :7]).save(path)
+    np.testing.assert_array_equal(decode.read_image(path), PHOTOS[0][:5, :7])
+    with pytest.raises(UserError, match="absent.png could not be read: No such file"):
+        decode.read_image(tmp_path / "absent.png")
+    with pytest.raises(UserError, match="could not be read"):
+        decode.read_image(tmp_path)
+    (tmp_path / "text.jpg").write_text("hello")
+    with pytest.raises(UserError, match="text.jpg is not a readable image"):
+        decode.read_image(tmp_path / "text.jpg")
+
+
+# ---- the random-sized crop
+
+
+def test_crop_box_by_hand():
+    # 400 x 500 pixels; half of the area is 100,000; aspect 1.25: width sqrt(125000) = 353.55, height sqrt(80000) = 282.8
+    rng = FixedDraws(0.5, 1.25, 0.5, 17, 23)
+    assert decode.sample_crop_box(400, 500, rng) == (17, 23, 283, 354)
+    assert rng.asked == [(0.08, 1.0), (3 / 4, 4 / 3), (0, 400 - 283), (0, 500 - 354)]
+    assert decode.sample_crop_box(400, 500, FixedDraws(0.5, 1.25, 0.49, 1, 2)) == (1, 2, 354, 283)
+
+
+def test_crop_box_tries_ten_times():
+    miss = (1.0, 1.0, 0.9)  # a square of the whole area never fits a 100 x 400 image: 200 px high
+    assert decode.sample_crop_box(100, 400, FixedDraws(*miss * 9, 0.25, 1.0, 0.9, 0, 5)) == (0, 5, 100, 100)
+    rng = FixedDraws(*miss * 10, "an eleventh")
+    assert decode.sample_crop_box(100, 400, rng) is None
+    assert rng.draws == ["an eleventh"]
+
+
+def test_crop_boxes_have_the_distribution_of_the_definition():
+    height, width = 3000, 3000  # square, and large enough that rounding to pixels does not show
+    rng = np.random.default_rng(0)
+    boxes = [decode.sample_crop_box(height, width, rng) for _ in range(4000)]
+    top, left, h, w = np.array(boxes).T
+    # Only boxes with a side beyond the image are drawn again; below 3/4 of the area there are none,
+    # and there the area is uniform and the longer over the shorter side is the aspect's or its inverse.
+    area = h * w / (height * width)
+    kept = area < 0.75
+    uniform = np.sort((area[kept] - 0.08) / (0.75 - 0.08))
+    # Kolmogorov-Smirnov distance at p = 0.001
+    assert np.abs(uniform - np.linspace(0, 1, kept.sum())).max() < 1.95 / np.sqrt(kept.sum())
+    # aspect a uniform in [3/4, 4/3], then a or 1/a with equal probability: P(x <= t) = (F(t) + 1 - F(1/t)) / 2
+    aspect = np.sort((w / h)[kept])
+    cdf = np.interp(aspect, [3 / 4, 4 / 3], [0, 1]) / 2 + (1 - np.interp(1 / aspect, [3 / 4, 4 / 3], [0, 1])) / 2
+    assert np.abs(cdf - np.linspace(0, 1, kept.sum())).max() < 1.95 / np.sqrt(kept.sum())
+    for offset, room in ((top, height - h), (left, width - w)):
+        place = np.sort((offset / np.maximum(room, 1))[kept])
+        assert np.abs(place - np.linspace(0, 1, kept.sum())).max() < 1.95 / np.sqrt(kept.sum())
+    assert (top >= 0).all() and (top + h <= height).all() and (left >= 0).all() and (left + w <= width).all()
+    assert area.min() > 0.0795 and area.max() > 0.9
+
+
+def test_random_sized_crop_of_a_photograph_is_crop_then_bicubic():
+    photo = PHOTOS[1]
+    rng = FixedDraws(0.5, 1.25, 0.5, 17, 23)  # height sqrt(0.5 * 427 * 640 / 1.25) = 330.6, width 413.3
+    ours = decode.random_sized_crop(photo, 224, rng)
+    box = Image.fromarray(photo).crop((23, 17, 23 + 413, 17 + 331))
+    np.testing.assert_array_equal(ours, np.asarray(box.resize((224, 224), Image.Resampling.BICUBIC)))
+    torch = pytest.importorskip("torch")
+    pixels = torch.from_numpy(photo[17 : 17 + 331, 23 : 23 + 413].astype(np.float32)).permute(2, 0, 1)[None]
+    theirs = torch.nn.functional.interpolate(pixels, (224, 224), mode="bicubic", antialias=True)[0].permute(1, 2, 0)
+    assert np.abs(ours - theirs.clamp(0, 255).numpy()).max() <= 1.01  # Pillow rounds after each of the two passes
+
+
+def test_random_sized_crop_falls_back_to_the_centre():
+    image = np.zeros((4, 100, 1), np.uint8)
+    image[:, 48:52] = 200
+    crop = decode.random_sized_crop(image, 4, np.random.default_rng(0))  # no box of aspect 3/4 to 4/3 is likely here
+    assert crop.shape == (4, 4, 1)
+    never = FixedDraws(*(1.0, 1.0, 0.9) * 10)
+    np.testing.assert_array_equal(decode.random_sized_crop(image, 4, never), np.full((4, 4, 1), 200))
+
+
+def test_one_pixel_is_an_image_too():
+    assert (
+        decode.random_sized_crop(np.full((1, 1, 3), 7, np.uint8), 8, np.random.default_rng(0)).tolist()
+        == [[[7, 7, 7]] * 8] * 8
+    )
+
+
+# ---- the centre crop
+
+
+def test_center_crop_by_hand():
+    # 5 x 8, short side stays 5: margins 2 and 5, of which ceil(1) = 1 and ceil(2.5) = 3 come before the crop
+    image = np.arange(40, dtype=np.uint8).reshape(5, 8, 1)
+    np.testing.assert_array_equal(decode.center_crop(image, 3, 5), image[1:4, 3:6])
+    portrait = image.transpose(1, 0, 2)
+    np.testing.assert_array_equal(decode.center_crop(portrait, 3, 5), portrait[3:6, 1:4])
+
+
+@pytest.mark.parametrize(
+    "shape, resized", [((427, 640), (256, 383)), ((640, 427), (383, 256)), ((300, 300), (256, 256))]
+)
+def test_center_crop_of_a_photograph(shape, resized):
+    # 640 / 427 * 256 = 383.7, and the long side rounds down
+    photo = np.resize(PHOTOS[0], (*shape, 3))
+    height, width = resized
+    whole = np.asarray(Image.fromarray(photo).resize((width, height), Image.Resampling.BICUBIC))
+    top, left = -(-(height - 224) // 2), -(-(width - 224) // 2)
+    np.testing.assert_array_equal(decode.center_crop(photo, 224, 256), whole[top : top + 224, left : left + 224])

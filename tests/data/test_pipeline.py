@@ -1,0 +1,290 @@
+"""pipeline.py: the same global batches on any number of processes and threads, from any step, in any epoch."""
+
+import io
+import itertools
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.datasets import load_sample_images
+
+from resnext_jax.data import decode, pipeline
+from resnext_jax.data.readers import ArraySource, FolderSource
+from resnext_jax.data.sources import open_source
+from resnext_jax.errors import UserError
+
+
+def numbered(num_images: int = 50) -> ArraySource:
+    """2 x 2 grey images whose pixels and label are their number."""
+    numbers = np.arange(num_images)
+    images = np.broadcast_to(numbers.astype(np.uint8)[:, None, None, None], (num_images, 2, 2, 1))
+    return ArraySource("numbered", images, numbers, [str(n) for n in numbers], "labels")
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory) -> FolderSource:
+    """20 JPEGs cut from two real photographs, in two classes."""
+    root = tmp_path_factory.mktemp("photos")
+    for label, photo in enumerate(load_sample_images().images):
+        (root / str(label)).mkdir()
+        for i in range(10):
+            cut = Image.fromarray(photo[10 * i : 10 * i + 150 + 5 * i, 20 * i : 20 * i + 200])
+            cut.save(root / str(label) / f"{i}.jpg", quality=95)
+    return FolderSource("folder", str(root), ["0", "1"])
+
+
+def train(source, **changes):
+    arguments = {"batch_size": 8, "seed": 3, "start_step": 0, "num_steps": 10, "image_size_px": 2, "crop": "none"}
+    return list(pipeline.train_batches(source, **{**arguments, "num_threads": 2, **changes}))
+
+
+def evaluate(source, **changes):
+    arguments = {"batch_size": 8, "image_size_px": 2, "resize_px": 2, "crop": "none", "num_threads": 2}
+    return list(pipeline.evaluation_batches(source, **{**arguments, **changes}))
+
+
+def assert_equal_batches(batches, others):
+    for batch, other in itertools.zip_longest(batches, others):
+        for field in ("image", "label", "mask"):
+            np.testing.assert_array_equal(getattr(batch, field), getattr(other, field))
+
+
+def joined(per_process):
+    """The global batches, from each process's list of local ones, in the order of the processes."""
+    return [
+        type(parts[0])(
+            *(np.concatenate([getattr(part, field) for part in parts]) for field in ("image", "label", "mask"))
+        )
+        for parts in zip(*per_process, strict=True)
+    ]
+
+
+# ---- order
+
+
+def test_every_epoch_is_a_permutation_of_its_own():
+    # 50 images and batches of 8: the fourth epoch ends at position 200, within the 25th batch's end
+    labels = np.concatenate([batch.label for batch in train(numbered(), num_steps=25)])
+    epochs = labels.reshape(4, 50)
+    for epoch in epochs:
+        assert sorted(epoch) == list(range(50))
+    assert len({tuple(epoch) for epoch in epochs}) == 4
+    other_seed = np.concatenate([batch.label for batch in train(numbered(), num_steps=25, seed=4)])
+    assert (other_seed.reshape(4, 50) != epochs).any(axis=1).all()
+
+
+def test_a_batch_larger_than_the_data_set_spans_epochs():
+    (batch,) = train(numbered(5), batch_size=15, num_steps=1)
+    assert [sorted(epoch) for epoch in batch.label.reshape(3, 5)] == [[0, 1, 2, 3, 4]] * 3
+
+
+def test_the_shuffle_is_uniform():
+    """Over many epochs each image stands at each place equally often, and so does each successor."""
+    num_images, num_epochs = 10, 2000
+    order = pipeline.train_indices(num_images, 0, np.arange(num_images * num_epochs)).reshape(num_epochs, num_images)
+    places, successors = np.zeros((10, 10)), np.zeros((10, 10))
+    for place in range(num_images):
+        np.add.at(places, (place, order[:, place]), 1)
+        if place:
+            np.add.at(successors, (order[:, place - 1], order[:, place]), 1)
+    expected = num_epochs / num_images  # 81 degrees of freedom: p = 0.0001 at 135
+    assert ((places - expected) ** 2 / expected).sum() < 135
+    off_diagonal = successors[~np.eye(10, dtype=bool)]
+    assert ((off_diagonal - expected) ** 2 / expected).sum() < 145  # some 89 degrees of freedom
+    # on a large set, neighbours are far apart: for a random order their mean distance is a third of the set
+    order = pipeline.train_indices(10_000, 0, np.arange(10_000))
+    assert abs(np.abs(np.diff(order)).mean() - 10_000 / 3) < 100
+
+
+def test_the_order_costs_the_same_at_any_step():
+    positions = 400_000 * 256 + np.arange(256)
+    start = time.perf_counter()
+    indices = pipeline.train_indices(14_000_000, 0, positions)
+    assert time.perf_counter() - start < 0.1
+    assert indices.min() >= 0 and indices.max() < 14_000_000 and len(set(indices.tolist())) == 256
+
+
+# ---- processes, threads, steps
+
+
+@pytest.mark.parametrize("process_count", [2, 4])
+def test_processes_hold_slices_of_the_global_batch(photos, process_count):
+    def per_process(run, source, **arguments):
+        return [run(source, process_index=p, process_count=process_count, **arguments) for p in range(process_count)]
+
+    assert_equal_batches(joined(per_process(train, numbered())), train(numbered()))
+    assert_equal_batches(joined(per_process(evaluate, numbered())), evaluate(numbered()))
+    crop = {"crop": "random_sized", "image_size_px": 32}
+    whole = train(photos, num_steps=3, **crop)
+    assert_equal_batches(joined(per_process(train, photos, num_steps=3, **crop)), whole)
+    whole = evaluate(photos, resize_px=37, **crop)
+    assert_equal_batches(joined(per_process(evaluate, photos, resize_px=37, **crop)), whole)
+
+
+def test_threads_change_nothing(photos):
+    crop = {"crop": "random_sized", "image_size_px": 32, "num_steps": 6}
+    one = train(photos, num_threads=0, **crop)
+    assert_equal_batches(train(photos, num_threads=1, **crop), one)
+    assert_equal_batches(train(photos, num_threads=4, **crop), one)
+
+
+def test_starting_later_yields_the_rest(photos):
+    for source, arguments in ((numbered(), {}), (photos, {"crop": "random_sized", "image_size_px": 32})):
+        whole = train(source, num_steps=9, **arguments)
+        assert len(whole) == 9
+        assert_equal_batches(train(source, num_steps=9, start_step=4, **arguments), whole[4:])
+        assert train(source, num_steps=9, start_step=9, **arguments) == []
+
+
+# ---- pixels
+
+
+def test_dtypes_and_shapes():
+    (batch, *_) = train(numbered(), process_index=1, process_count=2)
+    assert (batch.image.dtype, batch.label.dtype, batch.mask.dtype) == (np.uint8, np.int32, np.float32)
+    assert batch.image.shape == (4, 2, 2, 1) and (batch.mask == 1).all()
+    np.testing.assert_array_equal(batch.image[:, 0, 0, 0], batch.label)
+
+
+def test_each_image_has_crop_numbers_of_its_own(photos):
+    """The crop of (seed, step, row) is the one that its key gives, and no two images share a key."""
+    batch = train(photos, num_steps=3, crop="random_sized", image_size_px=32)[2]
+    for row, index in enumerate(pipeline.train_indices(20, 3, 2 * 8 + np.arange(8))):
+        image = decode.decode(photos[index].image, "photo")
+        rng = np.random.Generator(np.random.Philox(key=3, counter=[0, 0, row, 2]))
+        np.testing.assert_array_equal(batch.image[row], decode.random_sized_crop(image, 32, rng))
+    keys = [(seed, step, row) for seed in (0, 1) for step in (0, 1, 2) for row in (0, 1, 2)]
+    assert len({pipeline.crop_rng(*key).integers(1 << 63) for key in keys}) == len(keys)
+
+
+def test_array_images_can_be_cropped_too():
+    source = open_source("synthetic", "train", num_images=20, num_classes=2, image_size_px=16)
+    (batch,) = train(source, num_steps=1, crop="random_sized", image_size_px=8)
+    assert batch.image.shape == (8, 8, 8, 3) and batch.image.any()
+
+
+# ---- evaluation
+
+
+def test_evaluation_counts_every_image_once_in_order():
+    batches = evaluate(numbered())
+    assert len(batches) == 7  # 50 = 6 * 8 + 2
+    labels, masks = np.concatenate([b.label for b in batches]), np.concatenate([b.mask for b in batches])
+    np.testing.assert_array_equal(labels[masks == 1], np.arange(50))
+    last = batches[-1]
+    np.testing.assert_array_equal(last.mask, [1, 1, 0, 0, 0, 0, 0, 0])
+    assert not last.image[2:].any() and not last.label[2:].any()
+
+
+def test_a_process_with_nothing_left_yields_padding():
+    batches = evaluate(numbered(), process_index=3, process_count=4)
+    assert len(batches) == 7 and not batches[-1].mask.any() and batches[-1].image.shape == (2, 2, 2, 1)
+
+
+def test_evaluation_takes_the_centre(photos):
+    (first, *_) = evaluate(photos, crop="random_sized", image_size_px=32, resize_px=37)
+    image = np.asarray(Image.open(io.BytesIO(photos[5].image)))
+    np.testing.assert_array_equal(first.image[5], decode.center_crop(image, 32, 37))
+
+
+# ---- errors
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"process_count": 3}, "batch_size 8 cannot be shared evenly by 3 process"),
+        ({"batch_size": 0}, "batch_size 0"),
+        ({"image_size_px": 4}, r"images of 2x2 px.*data.image_size_px = 4.*--config.data.image_size_px=2"),
+        ({"crop": "random_size"}, "unknown crop 'random_size'. Did you mean 'random_sized'"),
+        ({"process_index": 2, "process_count": 2}, r"process_index 2 must be in \[0, 2\)"),
+    ],
+)
+def test_arguments_that_do_not_fit(changes, message):
+    with pytest.raises(UserError, match=message):
+        train(numbered(), **changes)
+    with pytest.raises(UserError, match=message):
+        evaluate(numbered(), **changes)
+
+
+def test_more_arguments_that_do_not_fit(photos):
+    with pytest.raises(UserError, match="seed -1 is negative"):
+        train(numbered(), seed=-1)
+    with pytest.raises(UserError, match="images of many sizes.*--config.data.crop=random_sized"):
+        train(photos)
+    with pytest.raises(UserError, match="data.resize_px = 200 is smaller than .* 224.*resize_px=256"):
+        evaluate(photos, crop="random_sized", image_size_px=224, resize_px=200)
+
+
+@pytest.mark.parametrize("num_threads", [0, 2])
+def test_a_broken_image_is_named(tmp_path, num_threads):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "broken.jpg").write_bytes(b"no image")
+    source = FolderSource("folder", str(tmp_path), ["a"])
+    with pytest.raises(UserError, match=r"a/broken\.jpg is not a readable image"):
+        train(source, crop="random_sized", image_size_px=8, num_threads=num_threads)
+
+
+# ---- ends
+
+
+def grain_threads():
+    return [thread for thread in threading.enumerate() if thread.name.startswith("grain-prefetch")]
+
+
+def test_stopping_early_leaves_no_thread(photos):
+    stream = pipeline.train_batches(
+        photos, batch_size=8, seed=0, start_step=0, num_steps=10**9, image_size_px=32, crop="random_sized"
+    )
+    next(stream)
+    assert grain_threads()
+    stream.close()
+    for thread in grain_threads():
+        thread.join(timeout=10)
+    assert not grain_threads()
+
+
+def test_ctrl_c_ends_the_process():
+    code = (
+        "from resnext_jax.data import pipeline, sources\n"
+        "source = sources.open_source('synthetic', 'train', image_size_px=64)\n"
+        "stream = pipeline.train_batches(source, batch_size=64, seed=0, start_step=0, num_steps=10**9,\n"
+        "                                image_size_px=64, crop='random_sized', num_threads=2)\n"
+        "print(next(stream).image.shape, flush=True)\n"
+        "for batch in stream: pass\n"
+    )
+    root = os.path.join(os.path.dirname(__file__), "..", "..")
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=root
+    ) as run:
+        try:
+            assert run.stdout.readline() == b"(64, 64, 64, 3)\n"
+            run.send_signal(signal.SIGINT)
+            _, errors = run.communicate(timeout=20)
+        finally:
+            run.kill()
+    assert b"KeyboardInterrupt" in errors
+
+
+# ---- cost
+
+
+def test_small_images_cost_next_to_nothing():
+    """128 images of 28 px in less than 3 ms (here about 0.5), so that the host never holds up a small network."""
+    source = open_source("builtin", "train")
+    stream = pipeline.train_batches(
+        source, batch_size=128, seed=0, start_step=0, num_steps=40, image_size_px=28, crop="none", num_threads=0
+    )
+    times = []
+    start = time.perf_counter()
+    for _ in stream:
+        now = time.perf_counter()
+        times.append(now - start)
+        start = now
+    assert np.median(times) < 0.003

@@ -1,0 +1,358 @@
+"""sources.py and readers.py: every kind of data set, found and opened, and every way for it to be absent or wrong."""
+
+import gzip
+import hashlib
+import io
+import json
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from resnext_jax.data import sources
+from resnext_jax.data.readers import ArraySource, GatherSource, read_idx
+from resnext_jax.data.sources import open_source
+from resnext_jax.errors import UserError
+
+
+@pytest.fixture(autouse=True)
+def no_data_of_this_machine(tmp_path, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds_default"))
+    monkeypatch.setattr(sources, "DEBIAN_FASHION_MNIST_DIR", str(tmp_path / "debian"))
+
+
+def encoded(pixels: np.ndarray, file_format: str = "PNG") -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, file_format)
+    return stream.getvalue()
+
+
+def message(name, split="train", **arguments) -> str:
+    with pytest.raises(UserError) as caught:
+        open_source(name, split, **arguments)
+    return str(caught.value)
+
+
+def test_unknown_names():
+    text = message("imagnet2012", "test")
+    assert "unknown data set 'imagnet2012'. Did you mean 'imagenet2012'" in text
+    assert "unknown split 'test'" in text
+
+
+# ---- the built-in images
+
+
+def test_builtin_images():
+    for split, num_images in (("train", 15_000), ("validation", 3_000)):
+        source = open_source("builtin", split)
+        assert source.info.image_shape == (28, 28, 1) and source.info.num_classes == 10
+        assert len(source) == source.info.num_images == num_images
+        images, labels = source.gather(np.arange(num_images))
+        assert images.shape == (num_images, 28, 28, 1) and (images.dtype, labels.dtype) == (np.uint8, np.int32)
+        np.testing.assert_array_equal(np.bincount(labels), [num_images // 10] * 10)
+        record = source[7]
+        np.testing.assert_array_equal(record.image, images[7])
+        assert record.label == labels[7]
+    # the first test image of the original set is an ankle boot, the first training image too
+    assert source.info.class_names[source[0].label] == "Ankle boot"
+
+
+def test_builtin_files_are_small_and_the_ones_that_the_readme_lists():
+    files = sorted(sources.pathlib.Path(sources.BUILTIN_DIR).glob("*.gz"))
+    assert sum(file.stat().st_size for file in files) < 8_000_000
+    readme = (files[0].parent / "README.md").read_text()
+    rows = re.findall(r"`(\S+\.gz)` \| ([\d,]+) \| `(\w{64})` \| `(\w{64})`", readme)
+    assert sorted(name for name, *_ in rows) == [file.name for file in files]
+    for name, size, packed, unpacked in rows:
+        content = (files[0].parent / name).read_bytes()
+        assert len(content) == int(size.replace(",", ""))
+        assert hashlib.sha256(content).hexdigest() == packed
+        assert hashlib.sha256(gzip.decompress(content)).hexdigest() == unpacked
+
+
+def test_the_script_takes_the_first_of_each_class(tmp_path):
+    # a full set of 24 x 10 images is smaller than what the script asks for, so that it must keep all, and in order
+    labels = np.random.default_rng(0).permutation(np.repeat(np.arange(10), 24))
+    write_idx(tmp_path, "train", np.arange(240)[:, None, None] * np.ones((28, 28)), labels)
+    write_idx(tmp_path, "t10k", np.arange(240)[:, None, None] * np.ones((28, 28)), labels)
+    script = sources.BUILTIN_DIR + "/make_subset.py"
+    command = [sys.executable, script, f"--full_dir={tmp_path}", f"--out_dir={tmp_path / 'out'}"]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    np.testing.assert_array_equal(read_idx(tmp_path / "out" / "train-labels-idx1-ubyte.gz"), labels)
+    sys.path.insert(0, sources.BUILTIN_DIR)
+    try:
+        import make_subset
+    finally:
+        sys.path.pop(0)
+    some = make_subset.first_of_each_class(labels, 3)
+    assert len(some) == 30 and (np.diff(some) > 0).all()
+    for c in range(10):
+        np.testing.assert_array_equal(some[labels[some] == c], np.flatnonzero(labels == c)[:3])
+
+
+# ---- idx files
+
+
+def write_idx(directory, stem, images, labels, suffix=".gz"):
+    directory.mkdir(exist_ok=True)
+    pack = gzip.compress if suffix else bytes
+    images, labels = np.asarray(images, np.uint8), np.asarray(labels, np.uint8)
+    for array, name in ((images, f"{stem}-images-idx3-ubyte"), (labels, f"{stem}-labels-idx1-ubyte")):
+        header = bytes([0, 0, 8, array.ndim]) + b"".join(n.to_bytes(4, "big") for n in array.shape)
+        (directory / (name + suffix)).write_bytes(pack(header + array.tobytes()))
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_fashion_mnist_files(tmp_path, suffix):
+    images = np.arange(4 * 28 * 28).reshape(4, 28, 28) % 251
+    write_idx(tmp_path / "a", "t10k", images, [0, 9, 3, 3], suffix)
+    source = open_source("fashion_mnist", "validation", data_dir=str(tmp_path / "a"))
+    found, labels = source.gather(np.array([1, 3]))
+    np.testing.assert_array_equal(found[..., 0], images[[1, 3]])
+    np.testing.assert_array_equal(labels, [9, 3])
+
+
+def test_fashion_mnist_of_the_system(tmp_path):
+    write_idx(tmp_path / "debian", "train", np.zeros((2, 28, 28)), [1, 2])
+    assert len(open_source("fashion_mnist", "train", data_dir=str(tmp_path / "nowhere"))) == 2
+
+
+def test_idx_files_that_do_not_fit(tmp_path):
+    write_idx(tmp_path, "train", np.zeros((3, 28, 28)), [0, 10, 255])
+    labels_file = str(tmp_path / "train-labels-idx1-ubyte.gz")
+    text = message("fashion_mnist", data_dir=str(tmp_path))
+    assert f"{labels_file}: label 10 at index 1 (2 such labels in all)" in text and "0 to 9" in text
+    write_idx(tmp_path, "train", np.zeros((3, 28, 28)), [0, 1])
+    text = message("fashion_mnist", data_dir=str(tmp_path))
+    assert "has 3 images and" in text and f"{labels_file} 2 labels" in text
+    write_idx(tmp_path, "train", np.zeros((3, 28)), [0, 1, 2])
+    assert "has 2 dimension(s) where images have 3" in message("fashion_mnist", data_dir=str(tmp_path))
+    (tmp_path / "train-labels-idx1-ubyte.gz").unlink()
+    assert "but not its other half" in message("fashion_mnist", data_dir=str(tmp_path))
+
+
+def test_negative_labels_of_an_array():
+    with pytest.raises(UserError, match="file: label -1 at index 2"):
+        ArraySource("x", np.zeros((3, 2, 2, 1), np.uint8), np.array([0, 1, -1]), ["a", "b"], "file")
+
+
+HEADER = bytes([0, 0, 8, 1, 0, 0, 0, 4])
+
+
+@pytest.mark.parametrize(
+    "content, problem",
+    [
+        (b"", "begins with nothing"),
+        (b"hello", "begins with 68656c6c"),
+        (HEADER[:6], "is not an idx file"),
+        (HEADER + b"abc", "holds 3 values where its header says 4"),
+        (HEADER + b"abcde", "holds 5 values where its header says 4"),
+        (gzip.compress(HEADER + b"abcd")[:-10], "could not be read"),
+        (gzip.compress(HEADER + b"abcd" * 99)[:12] + b"\xff" * 20, "could not be read"),
+        (b"\x1f\x8b" + b"\0" * 30, "could not be read"),
+        (bytes([0, 0, 13, 1, 0, 0, 0, 4]) + b"abcd" * 4, "is not an idx file of bytes"),
+    ],
+)
+def test_corrupt_idx_files_are_named(tmp_path, content, problem):
+    path = tmp_path / "train-labels-idx1-ubyte"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=problem) as caught:
+        read_idx(path)
+    assert str(path) in str(caught.value)
+
+
+# ---- synthetic images
+
+
+def test_synthetic_images():
+    train = open_source("synthetic", "train", num_images=1000, num_classes=7, image_size_px=24)
+    validation = open_source("synthetic", "validation", num_images=1000, num_classes=7, image_size_px=24)
+    assert train.info.image_shape == (24, 24, 3) and len(train) == 1000 and train.info.num_classes == 7
+    images, labels = train.gather(np.arange(1000))
+    again, _ = open_source("synthetic", "train", num_images=1000, num_classes=7, image_size_px=24).gather(
+        np.arange(1000)
+    )
+    np.testing.assert_array_equal(images, again)
+    np.testing.assert_array_equal(train[901].image, images[901])
+    assert (train[901].label, labels[901]) == (901 % 7, 901 % 7)
+    assert len({image.tobytes() for image in images}) == 1000
+    # learnable: the nearest class mean of the training images names every validation image's class
+    means = np.stack([images[labels == c].mean(axis=0) for c in range(7)])
+    unseen, truth = validation.gather(np.arange(1000))
+    distance = ((unseen[:, None].astype(np.float32) - means) ** 2).sum(axis=(2, 3, 4))
+    np.testing.assert_array_equal(distance.argmin(axis=1), truth)
+    assert not {image.tobytes() for image in unseen} & {image.tobytes() for image in images}
+
+
+def test_synthetic_images_of_no_size():
+    text = message("synthetic", num_images=0, image_size_px=-3)
+    assert "num_images is 0" in text and "image_size_px is -3" in text
+
+
+# ---- class folders
+
+
+def make_folders(root, split, classes, images_per_class=2):
+    for label, name in enumerate(classes):
+        (root / split / name).mkdir(parents=True)
+        for i in range(images_per_class):
+            pixels = np.full((4, 5, 3), 10 * label + i, np.uint8)
+            (root / split / name / f"{i}.{('png', 'JPEG', 'jpg')[i]}").write_bytes(encoded(pixels))
+
+
+@pytest.mark.parametrize("validation", ["validation", "val"])
+def test_folder(tmp_path, validation):
+    make_folders(tmp_path, "train", ["cat", "ant", "bee"], 3)
+    make_folders(tmp_path, validation, ["ant", "bee", "cat"], 1)
+    (tmp_path / "train" / "ant" / "notes.txt").write_text("no image")
+    (tmp_path / "train" / ".cache").mkdir()
+    train = open_source("folder", "train", data_dir=str(tmp_path))
+    assert train.info.class_names == ("ant", "bee", "cat") and train.info.image_shape is None
+    assert not isinstance(train, GatherSource)
+    assert [(record.label, record.name.removeprefix(str(tmp_path))) for record in map(train.__getitem__, range(9))] == [
+        (label, f"/train/{name}/{file}")
+        for label, name in enumerate(("ant", "bee", "cat"))
+        for file in ("0.png", "1.JPEG", "2.jpg")
+    ]
+    for i in range(9):
+        assert train[i].image == (tmp_path / train[i].name).read_bytes()
+    assert len(open_source("folder", "validation", data_dir=str(tmp_path))) == 3
+
+
+def test_folders_that_do_not_fit(tmp_path):
+    make_folders(tmp_path, "train", ["ant", "bee"])
+    make_folders(tmp_path, "val", ["bee", "cow", "dog"])
+    text = message("folder", data_dir=str(tmp_path))
+    assert f"1 class folder(s) of {tmp_path}/train are not in {tmp_path}/val: ant." in text
+    assert f"2 class folder(s) of {tmp_path}/val are not in {tmp_path}/train: cow, dog." in text
+    assert "has 2 class folders; 'imagenet2012' has 1000" in message("imagenet2012", data_dir=str(tmp_path))
+    (tmp_path / "b" / "train" / "ant").mkdir(parents=True)
+    assert "b/train/ant has no image file (.jpeg, .jpg, .png)" in message("folder", data_dir=str(tmp_path / "b"))
+    (tmp_path / "c" / "train").mkdir(parents=True)
+    assert "has 0 class folders" in message("folder", data_dir=str(tmp_path / "c"))
+
+
+def test_a_file_that_vanishes_is_named(tmp_path):
+    make_folders(tmp_path, "train", ["ant"])
+    source = open_source("folder", "train", data_dir=str(tmp_path))
+    (tmp_path / "train" / "ant" / "1.JPEG").unlink()
+    with pytest.raises(UserError, match="train/ant/1.JPEG could not be read: No such file"):
+        source[1]
+
+
+def test_imagenet_in_folders(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "NUM_CLASSES", {"imagenet2012": 2, "imagenet5k": 4})
+    make_folders(tmp_path / "1k", "train", ["n02", "n01"])
+    assert open_source("imagenet2012", "train", data_dir=str(tmp_path / "1k")).info.class_names == ("n01", "n02")
+    # imagenet5k's validation images are of 1000 of the classes, and have the labels of the whole list
+    make_folders(tmp_path / "5k", "train", ["n01", "n02", "n03", "n04"])
+    make_folders(tmp_path / "5k", "validation", ["n02", "n04"])
+    validation = open_source("imagenet5k", "validation", data_dir=str(tmp_path / "5k"))
+    assert validation.info.num_classes == 4 and [validation[i].label for i in range(4)] == [1, 1, 3, 3]
+
+
+# ---- absent data
+
+
+@pytest.mark.parametrize("name", ["imagenet2012", "imagenet5k", "cifar10", "cifar100", "fashion_mnist", "folder"])
+@pytest.mark.parametrize("given", [True, False])
+def test_absent_data_ends_in_one_instruction(name, given, tmp_path):
+    text = message(name, data_dir=str(tmp_path / "mine") if given else None)
+    assert f"data set '{name}' (train split) was not found" in text
+    assert "python main.py --config=configs/<same>.py --config.data.name=synthetic" in text
+    assert "--config.data.dir=DIR" in text
+    if given or name not in ("imagenet5k", "folder"):
+        assert str(tmp_path / ("mine" if given else "tfds_default")) in text
+    if name.startswith("imagenet") or name == "folder":
+        assert "DIR/train/<class>/*.JPEG" in text
+    if name not in ("imagenet5k", "folder"):
+        assert f"tfds build {name} --file_format=array_record --data_dir=DIR" in text
+    if name == "imagenet2012":
+        assert "--manual_dir=TARS" in text
+
+
+# ---- TFDS, in files written here without TensorFlow
+
+
+def write_tfds(root, name, version, split_images, labels, *, class_names, image_shape, file_format="array_record"):
+    """A prepared TFDS data set of two shards per split."""
+    import tensorflow_datasets as tfds
+    from array_record.python.array_record_module import ArrayRecordWriter
+    from tensorflow_datasets.proto import tf_example_pb2
+
+    directory = root / name / version
+    directory.mkdir(parents=True)
+    features = {"image": tfds.features.Image(shape=image_shape), "label": tfds.features.ClassLabel(names=class_names)}
+    tfds.features.FeaturesDict(features).save_config(directory)
+    splits = []
+    for split, images in split_images.items():
+        lengths = [len(images) // 2, len(images) - len(images) // 2]
+        shards, num_bytes = np.split(np.arange(len(images)), [lengths[0]]), 0
+        for shard, indices in enumerate(shards):
+            file = directory / f"{name}-{split}.array_record-{shard:05d}-of-00002"
+            writer = ArrayRecordWriter(str(file), "group_size:1")
+            for i in indices:
+                example = tf_example_pb2.Example()
+                example.features.feature["image"].bytes_list.value.append(images[i])
+                example.features.feature["label"].int64_list.value.append(labels[i])
+                num_bytes += len(example.SerializeToString())
+                writer.write(example.SerializeToString())
+            writer.close()
+        template = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
+        splits.append({"name": split, "shardLengths": [str(n) for n in lengths], "numBytes": str(num_bytes)})
+        splits[-1]["filepathTemplate"] = template
+    info = {"name": name, "version": version, "fileFormat": file_format, "splits": splits}
+    (directory / "dataset_info.json").write_text(json.dumps(info))
+    return directory
+
+
+def test_cifar10_of_tfds(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), np.uint8)
+    pngs = [encoded(image) for image in pixels]
+    names = [f"class {i}" for i in range(10)]
+    splits = {"train": pngs, "test": pngs[::-1][:3]}
+    shape = (32, 32, 3)
+    directory = write_tfds(tmp_path, "cifar10", "3.0.2", splits, [0, 9, 2, 3, 4], class_names=names, image_shape=shape)
+    # an older version beside it is not the one to take
+    write_tfds(tmp_path, "cifar10", "3.0.1", {"train": pngs[:2]}, [1, 1], class_names=names, image_shape=shape)
+    for data_dir in (tmp_path, directory):
+        source = open_source("cifar10", "train", data_dir=str(data_dir))
+        images, labels = source.gather(np.arange(5))
+        np.testing.assert_array_equal(images, pixels)
+        np.testing.assert_array_equal(labels, [0, 9, 2, 3, 4])
+        assert source.info.image_shape == shape and source.info.class_names == tuple(names)
+    validation = open_source("cifar10", "validation", data_dir=str(tmp_path))
+    np.testing.assert_array_equal(validation.gather(np.arange(3))[0], pixels[::-1][:3])
+    assert "tensorflow" not in sys.modules
+    assert "holds 'cifar10' with the splits train, test" in message("cifar100", data_dir=str(directory))
+    (directory / "cifar10-train.array_record-00001-of-00002").unlink()
+    assert "1 shard(s) of 'cifar10' (train) are missing" in message("cifar10", data_dir=str(tmp_path))
+
+
+def test_fashion_mnist_of_tfds_keeps_one_channel(tmp_path):
+    pixels = np.arange(2 * 28 * 28, dtype=np.uint8).reshape(2, 28, 28)
+    pngs = [encoded(image) for image in pixels]
+    names = list(sources.FASHION_MNIST_CLASSES)
+    write_tfds(tmp_path, "fashion_mnist", "3.0.1", {"test": pngs}, [7, 8], class_names=names, image_shape=(28, 28, 1))
+    source = open_source("fashion_mnist", "validation", data_dir=str(tmp_path))
+    np.testing.assert_array_equal(source.gather(np.arange(2))[0], pixels[..., None])
+
+
+def test_imagenet_of_tfds_in_the_default_place(tmp_path):
+    jpegs = [encoded(np.full((20 + i, 30, 3), 50 * i, np.uint8), "JPEG") for i in range(3)]
+    root = tmp_path / "tfds_default"
+    names = ["n01", "n02"]
+    arguments = {"class_names": names, "image_shape": (None, None, 3)}
+    directory = write_tfds(root, "imagenet2012", "5.1.0", {"validation": jpegs}, [1, 0, 1], **arguments)
+    source = open_source("imagenet2012", "validation")
+    assert source.info.image_shape is None and source.info.class_names == ("n01", "n02") and len(source) == 3
+    assert [(source[i].image, source[i].label) for i in range(3)] == list(zip(jpegs, [1, 0, 1], strict=True))
+    assert "splits validation; wanted is 'imagenet2012', train" in message("imagenet2012")
+    info = directory / "dataset_info.json"
+    info.write_text(info.read_text().replace('"array_record"', '"tfrecord"'))
+    text = message("imagenet2012", "validation")
+    assert "is in the format 'tfrecord'" in text
+    assert f"tfds convert_format --dataset_version_dir={directory} --out_file_format=array_record" in text
