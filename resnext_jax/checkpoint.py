@@ -21,7 +21,6 @@ DIRECTORY = "checkpoints"
 MAX_NAMED_ARRAYS = 8
 
 
-
 class Checkpoints:
     """The checkpoints of one run: the newest few and the best few are kept.
 
@@ -44,12 +43,7 @@ class Checkpoints:
             preservation_policy=preservation.AnyPreservationPolicy(policies), cleanup_tmp_directories=True
         )
         self.directory = epath.Path(workdir) / DIRECTORY
-        handlers = {
-            "variables": ocp.StandardCheckpointHandler(),
-            "training": ocp.StandardCheckpointHandler(),
-            "config": ocp.JsonCheckpointHandler(),
-        }
-        self._manager = ocp.CheckpointManager(self.directory, options=options, item_handlers=handlers)
+        self._manager = ocp.CheckpointManager(self.directory, options=options, item_handlers=_handlers())
 
     def latest_step(self) -> int | None:
         """The step of the newest complete checkpoint; None where there is none."""
@@ -96,7 +90,8 @@ class Checkpoints:
             )
         items = ocp.args.Composite(**{item: ocp.args.StandardRestore(tree) for item, tree in wanted.items()})
         restored = self._manager.restore(step, args=items)
-        return serialization.from_state_dict(like, {**restored["variables"], **restored["training"]})
+        state: Any = serialization.from_state_dict(like, {**restored["variables"], **restored["training"]})
+        return state
 
     def wait(self) -> None:
         """Returns when every save is on disk."""
@@ -130,27 +125,37 @@ def locate(path: str) -> epath.Path:
 
 def read_description(path: str) -> dict[str, Any]:
     """The JSON item of the checkpoint at `path` (see `locate`): the resolved `config` and the `dataset`."""
-    with _checkpointer("config", ocp.JsonCheckpointHandler()) as checkpointer:
+    with _checkpointer() as checkpointer:
         return checkpointer.restore(locate(path), ocp.args.Composite(config=ocp.args.JsonRestore()))["config"]
 
 
 def read_variables(path: str, sharding: Sharding) -> PyTree:
     """`params` and `batch_stats` of the checkpoint at `path`, without the optimizer, placed by `sharding`."""
-    with _checkpointer("variables", ocp.StandardCheckpointHandler()) as checkpointer:
-        directory = locate(path)
+    directory = locate(path)
+    with _checkpointer() as checkpointer:
         shapes = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-            _tree(checkpointer.item_metadata(directory)["variables"]),
+            _tree(checkpointer.metadata(directory).item_metadata["variables"]),
         )
         items = ocp.args.Composite(variables=ocp.args.StandardRestore(shapes))
         return checkpointer.restore(directory, items)["variables"]
 
 
-def _checkpointer(item: str, handler: ocp.CheckpointHandler) -> ocp.Checkpointer:
-    return ocp.Checkpointer(ocp.CompositeCheckpointHandler(**{item: handler}))
+def _handlers() -> dict[str, Any]:
+    return {
+        "variables": ocp.StandardCheckpointHandler(),
+        "training": ocp.StandardCheckpointHandler(),
+        "config": ocp.JsonCheckpointHandler(),
+    }
+
+
+def _checkpointer() -> ocp.Checkpointer:
+    # All items, also to read one: orbax warns of every item in the directory that it has no handler for.
+    return ocp.Checkpointer(ocp.CompositeCheckpointHandler(**_handlers()))
 
 
 def _tree(metadata: Any) -> PyTree:
+    """The arrays' metadata without what orbax wraps around it."""
     return getattr(metadata, "tree", metadata)
 
 
@@ -165,8 +170,13 @@ def mismatches(wanted: PyTree, saved: PyTree) -> list[str]:
         return f"{np.dtype(leaf.dtype).name}{tuple(leaf.shape)}"
 
     wanted, saved = flat(wanted), flat(saved)
-    lines = [f"{name}: this model wants {form(wanted[name])}, the checkpoint lacks it" for name in wanted.keys() - saved]
-    lines += [f"{name}: the checkpoint has {form(saved[name])}, this model has no such array" for name in saved.keys() - wanted]
+    lines = [
+        f"{name}: this model wants {form(wanted[name])}, the checkpoint lacks it" for name in wanted.keys() - saved
+    ]
+    lines += [
+        f"{name}: the checkpoint has {form(saved[name])}, this model has no such array"
+        for name in saved.keys() - wanted
+    ]
     lines += [
         f"{name}: this model wants {form(wanted[name])}, the checkpoint has {form(saved[name])}"
         for name in wanted.keys() & saved.keys()

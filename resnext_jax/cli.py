@@ -2,6 +2,7 @@
 
 import glob
 import importlib.metadata
+import importlib.util
 import json
 import logging
 import os
@@ -21,7 +22,6 @@ from resnext_jax.checkpoint import locate, mismatches, read_description, read_va
 from resnext_jax.data.decode import read_image
 from resnext_jax.errors import UserError, raise_all, unknown
 from resnext_jax.net import load
-
 from resnext_jax.train.assemble import assemble
 from resnext_jax.train.loop import evaluate_all, open_data, train
 
@@ -129,7 +129,9 @@ MODES: dict[str, Callable[[flags.FlagValues, Sequence[str]], None]] = {
 def refuse_arguments(arguments: Sequence[str], mode: str) -> None:
     """Only prediction takes arguments; a stray one is most often a flag whose dashes were forgotten."""
     if arguments:
-        raise UserError(f"--mode={mode} takes no arguments besides flags, but got {' '.join(arguments)!r}. Remove them.")
+        raise UserError(
+            f"--mode={mode} takes no arguments besides flags, but got {' '.join(arguments)!r}. Remove them."
+        )
 
 
 def workdir_of(flag_values: flags.FlagValues) -> str:
@@ -138,7 +140,8 @@ def workdir_of(flag_values: flags.FlagValues) -> str:
         return flag_values.workdir
     if flag_values.config is None:
         raise UserError("give the run with --workdir=DIR, or its config with --config=configs/NAME.py")
-    return str(Path("runs") / Path(flag_values["config"].config_filename).stem)
+    config_flag: Any = flag_values["config"]
+    return str(Path("runs") / Path(config_flag.config_filename).stem)
 
 
 # -------------------------------------------------------------------------------------------------- Where it runs
@@ -151,7 +154,7 @@ def join_processes() -> None:
     finds the others itself.
     """
     names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
-    values = [os.environ.get(name) for name in names]
+    values = [os.environ.get(name, "") for name in names]
     if any(values):
         if not all(values):
             missing = ", ".join(name for name, value in zip(names, values, strict=True) if not value)

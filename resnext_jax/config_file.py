@@ -35,7 +35,7 @@ def _value(argv: list[str], index: int) -> str:
 
 
 def _load(path: str) -> ConfigDict:
-    """The config of a file, before any override. An error inside the file keeps its traceback: it is the user's code."""
+    """The config of a file, before any override. An error inside it keeps its traceback: it is the user's code."""
     file = Path(path)
     if not file.is_file():
         directory = file.parent if file.parent.is_dir() else Path("configs")

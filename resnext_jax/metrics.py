@@ -1,11 +1,17 @@
 """Masked sums that add: N images in any batches on any devices count exactly N, and the mean is taken once."""
 
+from typing import TypeVar
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import struct
 from jaxtyping import Array, Float, Int
+
+from resnext_jax.types import Leaf
+
+Tree = TypeVar("Tree")
 
 
 class Sums(struct.PyTreeNode):
@@ -18,10 +24,10 @@ class Sums(struct.PyTreeNode):
       images: the images counted.
     """
 
-    loss: Float[Array, ""]
-    top1: Int[Array, ""]
-    top5: Int[Array, ""]
-    images: Int[Array, ""]
+    loss: Leaf
+    top1: Leaf
+    top5: Leaf
+    images: Leaf
 
 
 def cross_entropy(
@@ -33,9 +39,7 @@ def cross_entropy(
     return optax.softmax_cross_entropy(logits, targets)
 
 
-def count(
-    logits: Float[Array, "batch classes"], labels: Int[Array, " batch"], mask: Float[Array, " batch"]
-) -> Sums:
+def count(logits: Float[Array, "batch classes"], labels: Int[Array, " batch"], mask: Float[Array, " batch"]) -> Sums:
     """The sums of one batch. A tie with the label's logit counts against it, so constant logits score nothing."""
     own = jnp.take_along_axis(logits, labels[:, None], axis=-1)
     # The label's rank is the number of other classes at least as large. A NaN compares false; count it as wrong.
@@ -49,8 +53,8 @@ def count(
     )
 
 
-def add(left: Sums, right: Sums) -> Sums:
-    """Element by element."""
+def add(left: Tree, right: Tree) -> Tree:
+    """Two sums, or two trees of the same structure, element by element."""
     return jax.tree.map(lambda a, b: a + b, left, right)
 
 

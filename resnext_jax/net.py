@@ -11,9 +11,9 @@ from jaxtyping import Array, Float, UInt8
 from resnext_jax.checkpoint import read_description, read_variables
 from resnext_jax.data.decode import center_crop
 from resnext_jax.errors import UserError
+from resnext_jax.evaluate.classify import predict_step
 from resnext_jax.models import zoo
 from resnext_jax.models.template import ResNeXt
-from resnext_jax.ops.augment import normalize
 from resnext_jax.types import PyTree
 
 IMAGENET_PREPROCESSING = {
@@ -37,10 +37,8 @@ class Net:
 
     def __init__(self, model: ResNeXt, variables: PyTree, config: dict[str, Any], class_names: tuple[str, ...]):
         self.model, self.variables, self.config, self.class_names = model, variables, config, class_names
-        self._apply = jax.jit(partial(_apply, model=model, mean=config["data"]["mean"], std=config["data"]["std"]))
-        self._features = jax.jit(
-            partial(_apply, model=model, mean=config["data"]["mean"], std=config["data"]["std"], features=True)
-        )
+        step = partial(predict_step, model=model, mean=config["data"]["mean"], std=config["data"]["std"])
+        self._logits, self._features = jax.jit(step), jax.jit(partial(step, features=True))
 
     def __call__(self, images: Array | np.ndarray) -> Float[Array, "batch classes"]:
         """Logits, float32.
@@ -51,7 +49,7 @@ class Net:
         Raises:
           UserError: another number of dimensions or channels.
         """
-        return self._apply(self.variables, self._checked(images))
+        return self._logits(self.variables, self._checked(images))
 
     def features(self, images: Array | np.ndarray) -> dict[str, Array]:
         """Activations by name: `stage1` (the stem) to the last stage, and `pooled` (batch, channel)."""
@@ -77,13 +75,6 @@ class Net:
                 "scale 0..255. Add a batch dimension (images[None]), or bring the channels last."
             )
         return jnp.asarray(images)
-
-
-def _apply(
-    variables: PyTree, images: Array, *, model: ResNeXt, mean: tuple, std: tuple, features: bool = False
-) -> Array | tuple[Array, dict[str, Array]]:
-    normalized = normalize(images.astype(jnp.float32), mean, std)
-    return model.apply(variables, normalized, train=False, features=features)
 
 
 def load(path: str) -> Net:

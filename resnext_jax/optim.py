@@ -40,9 +40,12 @@ def cosine_schedule(learning_rate: float, total_steps: int, warmup_steps: int = 
       >>> [round(float(schedule(step)), 6) for step in (0, 10, 20, 70, 120)]
       [0.0, 0.2, 0.4, 0.2, 0.0]
     """
-    return optax.warmup_cosine_decay_schedule(0.0, learning_rate, warmup_steps, total_steps) if warmup_steps else (
-        optax.cosine_decay_schedule(learning_rate, total_steps)
-    )
+    if warmup_steps:
+        schedule = optax.warmup_cosine_decay_schedule(0.0, learning_rate, warmup_steps, total_steps)
+    else:
+        schedule = optax.cosine_decay_schedule(learning_rate, total_steps)
+    # Optax mixes the int32 step with floats, which strict promotion forbids; float32 is exact to 16 M steps.
+    return lambda step: schedule(jnp.asarray(step, jnp.float32))
 
 
 def make_schedule(

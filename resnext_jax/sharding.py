@@ -5,6 +5,7 @@ The only file that spells an axis name.
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -35,7 +36,7 @@ class Place:
         return self.process_index == 0
 
 
-def make_mesh(devices: Sequence[jax.Device]) -> Mesh:
+def make_mesh(devices: Sequence[Any]) -> Mesh:
     """One axis over `devices`, in their order. Auto axes: the partitioner follows the shardings of the arguments."""
     return Mesh(np.asarray(devices), (DATA_AXIS,), axis_types=(AxisType.Auto,))
 
@@ -75,5 +76,3 @@ def put_replicated(mesh: Mesh, tree: PyTree) -> PyTree:
     """Copies host arrays, equal on every process, to every device."""
     sharding = replicated(mesh)
     return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(sharding, np.asarray(leaf)), tree)
-
-

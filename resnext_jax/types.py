@@ -6,13 +6,10 @@ Dimension names in shapes, everywhere: batch, height, width, channel, classes.
 import dataclasses
 from typing import Any
 
-import jax
-import numpy as np
 from flax import struct
-from jaxtyping import Int
 
-Array = jax.Array | np.ndarray
 PyTree = Any
+Leaf = Any  # of a pytree: an array of jax or numpy, or the shape and sharding of one
 
 
 class Batch(struct.PyTreeNode):
@@ -24,9 +21,9 @@ class Batch(struct.PyTreeNode):
       mask: float32, (batch,): 1 for an image, 0 for padding (only evaluation pads).
     """
 
-    image: Array
-    label: Array
-    mask: Array
+    image: Leaf
+    label: Leaf
+    mask: Leaf
 
 
 class TrainState(struct.PyTreeNode):
@@ -41,7 +38,7 @@ class TrainState(struct.PyTreeNode):
       opt_state: the optimizer's state (the momentum buffers).
     """
 
-    step: Int[Array, ""]
+    step: Leaf
     params: PyTree
     batch_stats: PyTree
     opt_state: PyTree

@@ -27,6 +27,7 @@ class Record(NamedTuple):
     name: str
 
 
+@runtime_checkable
 class Source(Protocol):
     """One split of a data set: any example by its index in [0, len), at the same cost."""
 

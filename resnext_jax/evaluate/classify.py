@@ -1,6 +1,7 @@
 """Exact top-1, top-5 and loss over any number of images."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 
@@ -13,18 +14,32 @@ from resnext_jax.sharding import Place, to_global
 from resnext_jax.types import Batch, PyTree
 
 
-def logits_step(
-    variables: PyTree, images: jax.Array, *, model: ResNeXt, mean: Sequence[float], std: Sequence[float]
-) -> jax.Array:
-    """Logits (batch, classes) of uint8 or float images on the scale 0..255, with the running statistics."""
-    return model.apply(variables, normalize(images.astype("float32"), mean, std), train=False)
+def predict_step(
+    variables: PyTree,
+    images: jax.Array,
+    *,
+    model: ResNeXt,
+    mean: Sequence[float],
+    std: Sequence[float],
+    features: bool = False,
+) -> Any:
+    """Logits (batch, classes), with the running statistics; with `features` also the activations of every stage.
+
+    Args:
+      variables: `params` and `batch_stats`.
+      images: (batch, height, width, channel), uint8 or float, on the scale 0..255.
+      model: the network.
+      mean, std: of the normalisation, per channel, on the same scale.
+      features: see `models.template.ResNeXt`.
+    """
+    return model.apply(variables, normalize(images.astype("float32"), mean, std), train=False, features=features)
 
 
 def evaluation_step(
     variables: PyTree, batch: Batch, *, model: ResNeXt, mean: Sequence[float], std: Sequence[float]
 ) -> metrics.Sums:
     """The sums of one batch; padding is masked."""
-    logits = logits_step(variables, batch.image, model=model, mean=mean, std=std)
+    logits = predict_step(variables, batch.image, model=model, mean=mean, std=std)
     return metrics.count(logits, batch.label, batch.mask)
 
 

@@ -80,9 +80,7 @@ class BatchNorm(nn.Module):
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, (channel,))
         running_var = self.variable("batch_stats", "var", jnp.ones, (channel,))
         if not train:
-            return batch_norm.normalize(
-                x, running_mean.value[None], running_var.value[None], scale, bias, BN_EPSILON
-            )
+            return batch_norm.normalize(x, running_mean.value[None], running_var.value[None], scale, bias, BN_EPSILON)
         mean, variance = batch_norm.group_statistics(x, self.group_images)
         if not self.is_initializing():
             count = x.shape[0] // mean.shape[0] * x.shape[1] * x.shape[2]

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -12,6 +12,11 @@ from jaxtyping import Array, Float
 from resnext_jax.models.blocks import Basic, Bottleneck
 from resnext_jax.models.layers import BatchNorm, Classifier, Conv
 from resnext_jax.ops.grouped_conv import ConvShape
+
+Block = Literal["basic", "bottleneck"]
+
+
+POOL_PADDING: Any = ((1, 1), (1, 1))  # symmetric, as the original; "SAME" would pad (0, 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +47,7 @@ class Arch:
       shortcut: False removes the residual connections.
     """
 
-    block: Literal["basic", "bottleneck"]
+    block: Block
     blocks: tuple[int, ...]
     cardinality: int = 1
     bottleneck_width: int = 64
@@ -52,7 +57,7 @@ class Arch:
 
 
 class Stage(nn.Module):
-    """The blocks of equal resolution: stage 0 keeps that of the stem, every later one halves it and doubles the width."""
+    """The blocks of one resolution: stage 0 keeps the stem's, every later one halves it and doubles the width."""
 
     arch: Arch
     index: int
@@ -64,14 +69,12 @@ class Stage(nn.Module):
         arch, scale = self.arch, 2**self.index
         for number in range(arch.blocks[self.index]):
             stride = 2 if self.index > 0 and number == 0 else 1
-            common = dict(stride=stride, shortcut=arch.shortcut, conv=self.conv, norm=self.norm)
+            common: dict[str, Any] = dict(stride=stride, shortcut=arch.shortcut, conv=self.conv, norm=self.norm)
             if arch.block == "basic":
                 block = Basic(arch.width * scale, **common, name=f"block{number + 1}")
             else:
                 inner = arch.cardinality * arch.bottleneck_width * scale
-                block = Bottleneck(
-                    4 * arch.width * scale, inner, arch.cardinality, **common, name=f"block{number + 1}"
-                )
+                block = Bottleneck(4 * arch.width * scale, inner, arch.cardinality, **common, name=f"block{number + 1}")
             x = block(x, train=train)
         return x
 
@@ -108,7 +111,7 @@ class ResNeXt(nn.Module):
         x = nn.relu(norm(name="stem_bn")(x, train=train))
         activations = {"stage1": x}
         if arch.stem.pool:
-            x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+            x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=POOL_PADDING)
 
         for index in range(len(arch.blocks)):
             name = f"stage{index + 2}"

@@ -5,11 +5,11 @@ import dataclasses
 import jax.numpy as jnp
 
 from resnext_jax.errors import UserError, unknown
-from resnext_jax.models.template import CIFAR_STEM, SMALL_STEM, Arch, ResNeXt
+from resnext_jax.models.template import CIFAR_STEM, SMALL_STEM, Arch, Block, ResNeXt
 from resnext_jax.ops.grouped_conv import resolver
 
 # Blocks per stage by depth (Table 1; He et al. 2015, Table 1). Below 50 layers the block is the basic one.
-IMAGENET_BLOCKS = {
+IMAGENET_BLOCKS: dict[int, tuple[Block, tuple[int, ...]]] = {
     18: ("basic", (2, 2, 2, 2)),
     34: ("basic", (3, 4, 6, 3)),
     50: ("bottleneck", (3, 4, 6, 3)),
@@ -43,7 +43,9 @@ def by_depth(
         )
     if family == "imagenet":
         if depth not in IMAGENET_BLOCKS:
-            problems.append(f"model.depth={depth}: the ImageNet depths are {sorted(IMAGENET_BLOCKS)}; take one of them.")
+            problems.append(
+                f"model.depth={depth}: the ImageNet depths are {sorted(IMAGENET_BLOCKS)}; take one of them."
+            )
         block, blocks = IMAGENET_BLOCKS.get(depth, ("bottleneck", ()))
     else:
         num_blocks, rest = divmod(depth - 2, 9)

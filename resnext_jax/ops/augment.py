@@ -47,7 +47,7 @@ def color_jitter(key: Key[Array, ""], image: Image, strength: float) -> Image:
     order_key, *blend_keys = jax.random.split(key, 4)
     alphas = [1.0 + jax.random.uniform(k, (), jnp.float32, -strength, strength) for k in blend_keys]
 
-    def grey(x: Image) -> Image:
+    def grey(x: Image) -> Float[Array, "height width 1"]:
         return (x * jnp.asarray(LUMA, jnp.float32)[None, None]).sum(axis=-1, keepdims=True)
 
     def blend(x: Image, other: Array, alpha: Array) -> Image:
@@ -64,7 +64,7 @@ def color_jitter(key: Key[Array, ""], image: Image, strength: float) -> Image:
 
 
 def pca_lighting(key: Key[Array, ""], image: Image, std: float) -> Image:
-    """Adds `255 * V @ (a * lambda)` to every pixel, a ~ N(0, std) per eigenvalue (Krizhevsky et al. 2012, section 4.1)."""
+    """Adds `255 * V @ (a * lambda)` to every pixel, a ~ N(0, std) each (Krizhevsky et al. 2012, section 4.1)."""
     alpha = std * jax.random.normal(key, (3,), jnp.float32) * jnp.asarray(LIGHTING_EIGENVALUES, jnp.float32)
     shift = jnp.asarray(LIGHTING_EIGENVECTORS, jnp.float32) @ alpha
     return image + 255.0 * shift[None, None]

@@ -67,7 +67,11 @@ def grouped_conv(x: Images, kernel: Kernel, *, stride: int = 1, impl: str) -> Ou
 
 
 def _native(x: Images, kernel: Kernel, stride: int) -> Outputs:
-    """XLA's own grouped convolution."""
+    """XLA's own grouped convolution.
+
+    Its filter gradient, with more than one group, is a convolution with `batch_group_count`; where the batch is
+    sharded, XLA on the CPU gathers the whole batch for it.
+    """
     pad_px = kernel.shape[0] // 2
     return lax.conv_general_dilated(
         x,
@@ -105,8 +109,7 @@ def _block_diagonal(
     return wide.reshape(k, k, merge * group_in_channels, out_channels)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _im2col(x: Images, kernel: Kernel, stride: int) -> Outputs:
+def _im2col_output(x: Images, kernel: Kernel, stride: int) -> Outputs:
     """One matrix product per group, of the k * k inputs under each window and the filters.
 
     A 1x1 convolution is a plain product of pixels and filters. The gradients are products of the same matrices,
@@ -121,7 +124,7 @@ def _im2col(x: Images, kernel: Kernel, stride: int) -> Outputs:
 
 
 def _im2col_forward(x: Images, kernel: Kernel, stride: int) -> tuple[Outputs, tuple[Images, Kernel]]:
-    return _im2col(x, kernel, stride), (x, kernel)
+    return _im2col_output(x, kernel, stride), (x, kernel)
 
 
 def _im2col_backward(stride: int, saved: tuple[Images, Kernel], grad_out: Outputs) -> tuple[Images, Kernel]:
@@ -134,11 +137,12 @@ def _im2col_backward(stride: int, saved: tuple[Images, Kernel], grad_out: Output
     grad_kernel = jnp.swapaxes(grad_filters, 0, 1).reshape(kernel.shape).astype(kernel.dtype)
 
     grad_windows = _product(grad_groups, _filters(kernel, groups), contract=(2, 2))
-    # The transpose adds up to k * k windows per input; it stays in the accumulator's type for that.
+    # The transpose adds up to k * k windows per input; they stay float32 for that.
     (grad_x,) = jax.linear_transpose(windows_of, jax.ShapeDtypeStruct(x.shape, grad_windows.dtype))(grad_windows)
     return grad_x.astype(x.dtype), grad_kernel
 
 
+_im2col = jax.custom_vjp(_im2col_output, nondiff_argnums=(2,))
 _im2col.defvjp(_im2col_forward, _im2col_backward)
 
 
@@ -164,9 +168,9 @@ def _filters(kernel: Kernel, groups: int) -> Float[Array, "groups window group_o
 def _product(
     a: Float[Array, "groups _ _"], b: Float[Array, "groups _ _"], contract: tuple[int, int]
 ) -> Float[Array, "groups _ _"]:
-    """The matrix product of each group over dimensions `contract` of a and b, added up in float32 or better."""
+    """The matrix product of each group over dimensions `contract` of a and b, added up in float32."""
     dimensions = (((contract[0],), (contract[1],)), ((0,), (0,)))
-    return lax.dot_general(a, b, dimensions, preferred_element_type=jnp.promote_types(a.dtype, jnp.float32))
+    return lax.dot_general(a, b, dimensions, preferred_element_type=jnp.float32)
 
 
 def _out_px(in_px: int, stride: int) -> int:

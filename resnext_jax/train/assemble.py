@@ -29,6 +29,7 @@ class Run:
       image_shape: (height, width, channel) of a batch's images.
       steps_per_epoch: images of the training set over the batch size; rarely whole.
       total_steps: of the run.
+      evaluate_every_steps: None for the end of every epoch.
       schedule: step -> learning rate.
       create_state: () -> the first state, replicated over the mesh.
       train_step: (state, batch) -> (state, metrics); donates the state.
@@ -39,10 +40,19 @@ class Run:
     image_shape: tuple[int, int, int]
     steps_per_epoch: float
     total_steps: int
+    evaluate_every_steps: int | None
     schedule: optax.Schedule
     create_state: Callable[[], TrainState]
     train_step: Callable
     evaluation_step: Callable
+
+    def evaluates_after(self, step: int) -> bool:
+        """Whether the validation set is due after this many steps: at the end, and every so many or every epoch."""
+        if self.evaluate_every_steps is not None:
+            due = step % self.evaluate_every_steps == 0
+        else:
+            due = step == round(max(1, round(step / self.steps_per_epoch)) * self.steps_per_epoch)
+        return due or step == self.total_steps
 
     def state_shapes(self, mesh: Mesh) -> TrainState:
         """The state as shapes with shardings."""
@@ -111,6 +121,7 @@ def assemble(config: ConfigDict, info: DatasetInfo, place: sharding.Place) -> Ru
         image_shape=image_shape,
         steps_per_epoch=steps_per_epoch,
         total_steps=total_steps,
+        evaluate_every_steps=config.evaluate.every_steps,
         schedule=schedule,
         create_state=jax.jit(
             partial(create_state, model, optimizer, config.seed, image_shape), out_shardings=everywhere

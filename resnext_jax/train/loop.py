@@ -45,19 +45,17 @@ def train(config: ConfigDict, workdir: str, place: Place, environment: dict[str,
     run = assemble(config, train_source.info, place)
     state_shapes = run.state_shapes(place.mesh)
     title = report.model_title(config)
-    evaluate_every = config.evaluate.every_steps or max(1, round(run.steps_per_epoch))
 
     # ---------------------------------------------------------------------------------------- Where it was left
     report.prepare_workdir(workdir)
-    checkpoints = Checkpoints(
-        workdir, keep_newest=config.checkpoint.keep_newest, keep_best=config.checkpoint.keep_best
-    )
+    checkpoints = Checkpoints(workdir, keep_newest=config.checkpoint.keep_newest, keep_best=config.checkpoint.keep_best)
     start_step = checkpoints.latest_step()
     if start_step is None:
         state, start_step = run.create_state(), 0
     else:
         state = checkpoints.restore(start_step, state_shapes)
-        say(f"resuming {workdir} at step {start_step:,} of {run.total_steps:,}")
+        if start_step < run.total_steps:
+            say(f"resuming {workdir} at step {start_step:,} of {run.total_steps:,}")
     if place.speaks:
         report.write_facts(config, workdir, environment, state.params, say)
     description = {
@@ -108,7 +106,7 @@ def train(config: ConfigDict, workdir: str, place: Place, environment: dict[str,
             if len(window) > STEPS_IN_FLIGHT:
                 jax.block_until_ready(window[-1 - STEPS_IN_FLIGHT])
 
-            evaluates = step % evaluate_every == 0 or step == run.total_steps
+            evaluates = run.evaluates_after(step)
             saves = evaluates or step % config.checkpoint.every_steps == 0
             if not (saves or step % config.log.every_steps == 0):
                 continue
@@ -151,9 +149,7 @@ def train(config: ConfigDict, workdir: str, place: Place, environment: dict[str,
 
 def open_data(config: ConfigDict, split: str) -> Source:
     """The split of the config's data set, checked against the channels that the config normalises."""
-    source = open_source(
-        config.data.name, split, data_dir=config.data.dir, image_size_px=config.data.image_size_px
-    )
+    source = open_source(config.data.name, split, data_dir=config.data.dir, image_size_px=config.data.image_size_px)
     shape, channels = source.info.image_shape, len(config.data.mean)
     if shape is not None and shape[2] != channels:
         raise UserError(
@@ -163,7 +159,9 @@ def open_data(config: ConfigDict, split: str) -> Source:
     return source
 
 
-def evaluate_all(config: ConfigDict, step: Callable, variables: PyTree, source: Source, place: Place) -> dict[str, float]:
+def evaluate_all(
+    config: ConfigDict, step: Callable, variables: PyTree, source: Source, place: Place
+) -> dict[str, float]:
     """Loss, top-1, top-5 and the number of images of `source`, as the config prepares them."""
     progress = show_progress(place, "evaluate", len(source), "image")
     sums = evaluate(
@@ -193,7 +191,7 @@ def flush(window: list[Any], step: int, workdir: str) -> dict[str, float]:
         total = metrics.add(total, host.sums)
         if not host.finite:
             raise UserError(
-                f"the loss or its gradient is not finite at step {offset} (mean loss {host.sums.loss / host.sums.images}"
+                f"the loss or its gradient is not finite at step {offset} (loss {host.sums.loss / host.sums.images}"
                 f"); nothing was saved since. The last good checkpoint in {workdir}/checkpoints is untouched: lower "
                 "learning_rate or lengthen schedule.warmup_epochs, or try compute_dtype=float32, in a new --workdir."
             )

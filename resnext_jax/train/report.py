@@ -53,7 +53,8 @@ def write_facts(
     (root / "environment.json").write_text(json.dumps(environment, indent=2) + "\n")
     overview = parameter_overview.get_parameter_overview(params, include_stats=False)
     (root / "parameters.txt").write_text(overview + "\n")
-    say(f"{overview.splitlines()[-1]} parameters by layer: {root / 'parameters.txt'}")
+    total = overview.splitlines()[-1].removeprefix("Total: ").replace(" -- ", " parameters, ")
+    say(f"{model_title(config)}: {total}; by layer in {root / 'parameters.txt'}")
 
 
 def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -69,9 +69,7 @@ def train_step(
     if accumulation_steps == 1:
         grads, batch_stats, loss, sums = one(batch, keys)
     else:
-        micros = jax.tree.map(
-            lambda rows: split_rows(rows, accumulation_steps, model.bn_group_images), (batch, keys)
-        )
+        micros = jax.tree.map(lambda rows: split_rows(rows, accumulation_steps, model.bn_group_images), (batch, keys))
         zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(one, *_first(micros)))
         total, _ = jax.lax.scan(lambda carry, micro: (metrics.add(carry, one(*micro)), None), zeros, micros)
         *averaged, sums = total
@@ -84,7 +82,7 @@ def train_step(
         batch_stats=batch_stats,
         opt_state=opt_state,
     )
-    return new_state, StepMetrics(sums=sums, finite=jnp.isfinite(loss) & jnp.isfinite(optax.global_norm(grads)))
+    return new_state, StepMetrics(sums=sums, finite=jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(grads)))
 
 
 def split_rows(rows: Array, parts: int, group_images: int) -> Array:

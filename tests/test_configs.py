@@ -1,0 +1,102 @@
+"""Every config builds and its training step traces; the recipes are the paper's."""
+
+import importlib
+from pathlib import Path
+
+import jax
+import pytest
+from configs import common
+
+from resnext_jax.config_file import field_names
+from resnext_jax.sharding import Place, make_mesh
+from resnext_jax.train.assemble import assemble
+from resnext_jax.types import DatasetInfo
+
+NAMES = sorted(path.stem for path in Path("configs").glob("*.py") if path.stem not in ("__init__", "common"))
+# Images and classes of the training sets; ImageNet-5K is 6.8 M images in the paper.
+DATASETS = {
+    "imagenet2012": (1_281_167, 1000),
+    "imagenet5k": (6_800_000, 5000),
+    "cifar10": (50_000, 10),
+    "cifar100": (50_000, 100),
+    "fashion_mnist": (60_000, 10),
+    "builtin": (15_000, 10),
+}
+
+
+def config_of(name):
+    return importlib.import_module(f"configs.{name}").get_config()
+
+
+def assembled(config):
+    num_images, num_classes = DATASETS[config.data.name]
+    info = DatasetInfo(config.data.name, num_images, tuple(map(str, range(num_classes))), None)
+    place = Place(make_mesh(jax.devices()), "tpu")
+    return assemble(config, info, place), place
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_step_traces(name):
+    config = config_of(name)
+    run, place = assembled(config)
+    shapes = run.state_shapes(place.mesh)
+    state, metrics = jax.eval_shape(run.train_step, shapes, run.batch_shapes(place.mesh, config.batch_size))
+    same = jax.tree.map(lambda before, after: (before.shape, before.dtype) == (after.shape, after.dtype), shapes, state)
+    assert all(jax.tree.leaves(same))
+    assert all(leaf.dtype == "float32" for leaf in jax.tree.leaves(state.params))
+    assert metrics.sums.loss.shape == ()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_docstring_gives_the_command(name):
+    module = importlib.import_module(f"configs.{name}")
+    assert f"python main.py --config=configs/{name}.py" in module.__doc__
+
+
+def test_the_rows_of_the_tables_are_there():
+    table_3 = [f"{net}_{form}" for net in ("resnext50", "resnext101") for form in ("2x40d", "4x24d", "8x14d", "32x4d")]
+    table_4 = ["resnet101", "resnext101_32x4d", "resnet101_1x100d", "resnext101_2x64d", "resnext101_64x4d"]
+    residual = ["resnet50", "resnet50_no_shortcut", "resnext50_32x4d_no_shortcut"]
+    table_6 = [f"{net}_imagenet5k" for net in ("resnet50", "resnext50_32x4d", "resnet101", "resnext101_32x4d")]
+    table_7 = [f"resnext29_{form}_cifar{k}" for form in ("8x64d", "16x64d") for k in (10, 100)]
+    assert set(table_3 + table_4 + residual + table_6 + table_7) <= set(NAMES)
+
+
+def test_imagenet_recipe_to_the_letter():
+    config = config_of("resnext101_64x4d")
+    run, _ = assembled(config)
+    assert (config.batch_size, config.bn_group_images, config.momentum, config.weight_decay) == (256, 32, 0.9, 1e-4)
+    assert (config.label_smoothing, config.data.crop, config.augment.flip) == (0.0, "random_sized", True)
+    assert (config.augment.color_jitter, config.augment.lighting_std, config.augment.pad_px) == (0.4, 0.1, 0)
+    assert (config.data.image_size_px, config.data.resize_px) == (224, 256)
+    # 0.1, divided by 10 after 30, 60 and 90 of 100 epochs of 1,281,167 / 256 = 5004.56 steps; no warm-up.
+    rates = {0: 0.1, 150_136: 0.1, 150_137: 0.01, 300_273: 0.01, 300_274: 1e-3, 450_409: 1e-3, 450_410: 1e-4}
+    for step, rate in rates.items():
+        assert float(run.schedule(step)) == pytest.approx(rate, rel=1e-6), step
+    assert run.total_steps == 500_456
+
+
+def test_imagenet5k_makes_as_many_minibatches_as_imagenet():
+    run, _ = assembled(config_of("resnext50_32x4d_imagenet5k"))
+    assert run.total_steps == 500_456
+    assert float(run.schedule(150_136)) == pytest.approx(0.1)
+    assert float(run.schedule(150_137)) == pytest.approx(0.01)
+    assert run.model.num_classes == 5000
+
+
+def test_cifar_recipe():
+    config = config_of("resnext29_8x64d_cifar10")
+    run, _ = assembled(config)
+    assert (config.batch_size, config.bn_group_images, config.weight_decay) == (128, 16, 5e-4)
+    assert (config.augment.pad_px, config.augment.color_jitter, config.augment.lighting_std) == (4, 0.0, 0.0)
+    assert run.total_steps == 117_188  # 300 * 50,000 / 128 = 117,187.5, to even
+    assert [round(float(run.schedule(step)), 6) for step in (58_593, 58_594, 87_890, 87_891)] == [0.1, 0.01, 0.01, 1e-3]
+
+
+def test_every_config_has_the_same_fields():
+    fields = field_names(common.base())
+    assert all(field_names(config_of(name)) == fields for name in NAMES)
+    fixed = """seed batch_size num_epochs num_steps learning_rate weight_decay momentum label_smoothing bn_group_images
+        accumulation_steps conv_impl compute_dtype model.name model.depth model.cardinality model.bottleneck_width
+        data.name data.dir data.image_size_px checkpoint.every_steps evaluate.every_steps"""
+    assert set(fixed.split()) <= set(fields)
