@@ -27,8 +27,8 @@ def base() -> ConfigDict:
     config.compute_dtype = "bfloat16"  # bfloat16 | float32; parameters are float32
 
     config.model = ConfigDict()
-    config.model.name = config_dict.placeholder(str)  # a row of models.zoo.ARCHS, or else ...
-    config.model.family = "imagenet"  # ... imagenet | cifar,
+    config.model.name = ""  # a row of models.zoo.ARCHS; empty: by the numbers below
+    config.model.family = "imagenet"  # imagenet | cifar
     config.model.depth = 50
     config.model.cardinality = 32
     config.model.bottleneck_width = 4

@@ -1,6 +1,6 @@
 """ResNet-50 (1x64d) on ImageNet-1K: Table 3, top-1 error 23.9 %.
 
-    python main.py --config=configs/resnet50.py
+python main.py --config=configs/resnet50.py
 """
 
 from ml_collections import ConfigDict

@@ -1,6 +1,6 @@
 """ResNet-50 without residual connections: the ablation of section 5.1, top-1 error 31.2 % (with them 23.9 %).
 
-    python main.py --config=configs/resnet50_no_shortcut.py
+python main.py --config=configs/resnet50_no_shortcut.py
 """
 
 from ml_collections import ConfigDict

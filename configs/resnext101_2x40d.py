@@ -1,6 +1,6 @@
 """ResNeXt-101 (2x40d) on ImageNet-1K: Table 3, top-1 error 21.7 %.
 
-    python main.py --config=configs/resnext101_2x40d.py
+python main.py --config=configs/resnext101_2x40d.py
 """
 
 from ml_collections import ConfigDict

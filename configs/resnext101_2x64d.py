@@ -1,6 +1,6 @@
 """ResNeXt-101 (2x64d) on ImageNet-1K: Table 4, top-1 / top-5 error 20.7 / 5.5 %.
 
-    python main.py --config=configs/resnext101_2x64d.py
+python main.py --config=configs/resnext101_2x64d.py
 """
 
 from ml_collections import ConfigDict

@@ -1,6 +1,6 @@
 """ResNeXt-101 (32x4d) on ImageNet-1K: Tables 3 and 4, top-1 / top-5 error 21.2 / 5.6 %.
 
-    python main.py --config=configs/resnext101_32x4d.py
+python main.py --config=configs/resnext101_32x4d.py
 """
 
 from ml_collections import ConfigDict

@@ -1,6 +1,6 @@
 """ResNeXt-101 (4x24d) on ImageNet-1K: Table 3, top-1 error 21.4 %.
 
-    python main.py --config=configs/resnext101_4x24d.py
+python main.py --config=configs/resnext101_4x24d.py
 """
 
 from ml_collections import ConfigDict

@@ -1,6 +1,6 @@
 """ResNeXt-101 (8x14d) on ImageNet-1K: Table 3, top-1 error 21.3 %.
 
-    python main.py --config=configs/resnext101_8x14d.py
+python main.py --config=configs/resnext101_8x14d.py
 """
 
 from ml_collections import ConfigDict

@@ -1,6 +1,6 @@
 """ResNeXt-29 (8x64d) on CIFAR-10: Table 7, test error 3.65 % (mean of ten runs: --config.seed=0 to 9).
 
-    python main.py --config=configs/resnext29_8x64d_cifar10.py
+python main.py --config=configs/resnext29_8x64d_cifar10.py
 """
 
 from ml_collections import ConfigDict

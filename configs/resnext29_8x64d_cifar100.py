@@ -1,6 +1,6 @@
 """ResNeXt-29 (8x64d) on CIFAR-100: Table 7, test error 17.77 % (mean of ten runs: --config.seed=0 to 9).
 
-    python main.py --config=configs/resnext29_8x64d_cifar100.py
+python main.py --config=configs/resnext29_8x64d_cifar100.py
 """
 
 from ml_collections import ConfigDict

@@ -1,6 +1,6 @@
 """ResNeXt-50 (32x4d) on ImageNet-1K: Table 3, top-1 error 22.2 %.
 
-    python main.py --config=configs/resnext50_32x4d.py
+python main.py --config=configs/resnext50_32x4d.py
 """
 
 from ml_collections import ConfigDict

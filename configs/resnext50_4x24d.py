@@ -1,6 +1,6 @@
 """ResNeXt-50 (4x24d) on ImageNet-1K: Table 3, top-1 error 22.6 %.
 
-    python main.py --config=configs/resnext50_4x24d.py
+python main.py --config=configs/resnext50_4x24d.py
 """
 
 from ml_collections import ConfigDict

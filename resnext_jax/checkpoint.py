@@ -5,6 +5,7 @@ A checkpoint `DIR/STEP/` holds three items: `variables` (params and batch_stats:
 temporary directory and renames it when all is there, so a save that did not finish is never seen.
 """
 
+import os
 from typing import Any
 
 import jax
@@ -42,7 +43,7 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(
             preservation_policy=preservation.AnyPreservationPolicy(policies), cleanup_tmp_directories=True
         )
-        self.directory = epath.Path(workdir) / DIRECTORY
+        self.directory = _absolute(workdir) / DIRECTORY
         self._manager = ocp.CheckpointManager(self.directory, options=options, item_handlers=_handlers())
 
     def latest_step(self) -> int | None:
@@ -108,7 +109,7 @@ def locate(path: str) -> epath.Path:
     Raises:
       UserError: there is no complete checkpoint.
     """
-    root = epath.Path(path)
+    root = _absolute(path)
     if (root / "variables").exists():
         return root
     for directory in (root, root / DIRECTORY):
@@ -139,6 +140,11 @@ def read_variables(path: str, sharding: Sharding) -> PyTree:
         )
         items = ocp.args.Composite(variables=ocp.args.StandardRestore(shapes))
         return checkpointer.restore(directory, items)["variables"]
+
+
+def _absolute(path: str) -> epath.Path:
+    """Orbax takes no relative paths; gs:// and its like are absolute already."""
+    return epath.Path(path if "://" in path else os.path.abspath(path))
 
 
 def _handlers() -> dict[str, Any]:

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import jax
 import pytest
-from configs import common
 
+from configs import common
 from resnext_jax.config_file import field_names
 from resnext_jax.sharding import Place, make_mesh
 from resnext_jax.train.assemble import assemble

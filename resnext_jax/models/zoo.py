@@ -97,7 +97,7 @@ ARCHS: dict[str, Arch] = {
 
 
 def select(
-    name: str | None = None,
+    name: str = "",
     *,
     family: str = "imagenet",
     depth: int = 50,
@@ -105,12 +105,12 @@ def select(
     bottleneck_width: int = 4,
     shortcut: bool = True,
 ) -> Arch:
-    """The network of a config's `model` fields: the row `name` of `ARCHS`, or where it is None the one `by_depth`.
+    """The network of a config's `model` fields: the row `name` of `ARCHS`, or where it is empty the one `by_depth`.
 
     Raises:
       UserError: there is no such row (the close matches are named) or no such depth.
     """
-    if name is None:
+    if not name:
         return by_depth(depth, cardinality, bottleneck_width, family, shortcut)
     if name not in ARCHS:
         raise UserError(unknown("model.name", name, ARCHS))

@@ -164,7 +164,9 @@ def problems(config: ConfigDict, num_devices: int) -> list[str]:
             f"accumulation_steps={parts} does not divide batch_size={batch_size} into whole batch-norm groups: the "
             f"batch has {groups} images. Take a divisor of the number of groups, or a smaller bn_group_images."
         )
+    augment = config.augment
     ranges = {
+        "seed": (config.seed, config.seed >= 0, "0 or more"),
         "learning_rate": (config.learning_rate, config.learning_rate > 0, "positive"),
         "momentum": (config.momentum, 0 <= config.momentum < 1, "in [0, 1)"),
         "weight_decay": (config.weight_decay, config.weight_decay >= 0, "0 or more"),
@@ -175,6 +177,10 @@ def problems(config: ConfigDict, num_devices: int) -> list[str]:
         "checkpoint.every_steps": (config.checkpoint.every_steps, config.checkpoint.every_steps > 0, "positive"),
         "checkpoint.keep_newest": (config.checkpoint.keep_newest, config.checkpoint.keep_newest > 0, "1 or more"),
         "checkpoint.keep_best": (config.checkpoint.keep_best, config.checkpoint.keep_best >= 0, "0 or more"),
+        "data.num_threads": (config.data.num_threads, config.data.num_threads >= 0, "0 or more"),
+        "augment.color_jitter": (augment.color_jitter, 0 <= augment.color_jitter <= 1, "in [0, 1]"),
+        "augment.lighting_std": (augment.lighting_std, augment.lighting_std >= 0, "0 or more"),
+        "augment.pad_px": (augment.pad_px, augment.pad_px >= 0, "0 or more"),
         "log.every_steps": (config.log.every_steps, config.log.every_steps > 0, "positive"),
         "evaluate.every_steps": (
             config.evaluate.every_steps,

@@ -1,0 +1,151 @@
+"""train_step as the loop runs it: the same trajectory on any number of devices and in any number of microbatches."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import common
+from resnext_jax.data.pipeline import train_batches
+from resnext_jax.data.sources import open_source
+from resnext_jax.sharding import Place, make_mesh, put_replicated, to_global
+from resnext_jax.train.assemble import Run, assemble
+from resnext_jax.train.step import split_rows
+from resnext_jax.types import Batch, TrainState
+
+STEPS, BATCH = 20, 64
+
+
+class Setup:
+    """The tiny network on the built-in images, augmentation on; a batch is 8 batch-norm groups of 8."""
+
+    def __init__(self):
+        self.config = common.fashion_mnist()
+        self.config.model.name = "resnext11_4x2d_tiny"
+        self.config.data.name = "builtin"
+        self.config.batch_size, self.config.bn_group_images, self.config.num_steps = BATCH, 8, STEPS
+        self.config.label_smoothing = 0.1
+        self.config.schedule.warmup_epochs = 0.05
+        self.source = open_source("builtin", "train", image_size_px=28)
+        self.batches: list[Batch] = list(
+            train_batches(
+                self.source,
+                **dict(batch_size=BATCH, seed=0, start_step=0, num_steps=STEPS, image_size_px=28),
+                **dict(crop="none", process_index=0, process_count=1, num_threads=1),
+            )
+        )
+        self.runs: dict[tuple[int, int], tuple[Place, Run]] = {}
+        _, run = self.run(1)
+        self.start: TrainState = jax.device_get(run.create_state())
+
+    def run(self, num_devices: int, microbatches: int = 1) -> tuple[Place, Run]:
+        if (num_devices, microbatches) not in self.runs:
+            self.config.accumulation_steps = microbatches
+            place = Place(make_mesh(jax.devices()[:num_devices]), "cpu")
+            self.runs[num_devices, microbatches] = place, assemble(self.config, self.source.info, place)
+        return self.runs[num_devices, microbatches]
+
+    def train(self, steps: int, num_devices: int, microbatches: int = 1) -> tuple[TrainState, list[float]]:
+        """The state after these steps and the mean loss of each."""
+        place, run = self.run(num_devices, microbatches)
+        state, losses = put_replicated(place.mesh, self.start), []
+        for batch in itertools.islice(self.batches, steps):
+            state, metrics = run.train_step(state, to_global(place.mesh, batch))
+            assert bool(metrics.finite)
+            assert int(metrics.sums.images) == BATCH
+            losses.append(float(metrics.sums.loss) / BATCH)
+        return jax.device_get(state), losses
+
+
+@pytest.fixture(scope="module")
+def setup() -> Setup:
+    return Setup()
+
+
+@pytest.fixture(scope="module")
+def one_device(setup) -> tuple[TrainState, list[float]]:
+    return setup.train(STEPS, num_devices=1)
+
+
+def assert_states_close(got: TrainState, want: TrainState, relative: float) -> None:
+    for part in ("params", "batch_stats", "opt_state"):
+        pairs = zip(*(jax.tree_util.tree_leaves_with_path(getattr(state, part)) for state in (got, want)), strict=True)
+        for (path, ours), (_, theirs) in pairs:
+            error = np.abs(ours - theirs).max() / max(np.abs(theirs).max(), 1e-6)
+            assert error <= relative, f"{part}{jax.tree_util.keystr(path)}: {error:.1e} of its largest value"
+
+
+@pytest.mark.parametrize("num_devices", [2, 4, 8])
+def test_trajectory_does_not_depend_on_the_devices(setup, one_device, num_devices):
+    want_state, want = one_device
+    state, losses = setup.train(STEPS, num_devices)
+    np.testing.assert_allclose(losses, want, rtol=1e-5)
+    assert_states_close(state, want_state, 1e-3)
+    assert int(state.step) == STEPS
+
+
+def test_first_state_does_not_depend_on_the_devices(setup):
+    _, run = setup.run(8)
+    for got, want in zip(jax.tree.leaves(run.create_state()), jax.tree.leaves(setup.start), strict=True):
+        np.testing.assert_array_equal(got, want)
+        assert got.sharding.is_fully_replicated
+
+
+def test_it_learns(one_device):
+    _, losses = one_device
+    # Chance is log(10) = 2.30.
+    assert np.mean(losses[-5:]) < 2.0 < np.mean(losses[:2])
+
+
+@pytest.mark.parametrize("microbatches", [2, 4])
+def test_microbatches_change_nothing(setup, microbatches):
+    want, want_losses = setup.train(3, num_devices=2)
+    got, losses = setup.train(3, num_devices=2, microbatches=microbatches)
+    np.testing.assert_allclose(losses, want_losses, rtol=1e-6)
+    assert_states_close(got, want, 1e-4)
+
+
+def test_split_rows_takes_whole_groups_in_turn():
+    rows = jnp.arange(12)[:, None] * jnp.array([[1, 100]])
+    # Batch-norm groups of 2: 0 1 | 2 3 | 4 5 | 6 7 | 8 9 | 10 11, dealt to three parts.
+    parts = split_rows(rows, 3, 2)
+    np.testing.assert_array_equal(parts[:, :, 0], [[0, 1, 6, 7], [2, 3, 8, 9], [4, 5, 10, 11]])
+    np.testing.assert_array_equal(parts[:, :, 1], 100 * parts[:, :, 0])
+    np.testing.assert_array_equal(split_rows(rows[:, 0], 2, 2), [[0, 1, 4, 5, 8, 9], [2, 3, 6, 7, 10, 11]])
+
+
+def test_state_is_donated_and_counted(setup):
+    place, run = setup.run(2)
+    state, batch = put_replicated(place.mesh, setup.start), to_global(place.mesh, setup.batches[0])
+    new_state, _ = run.train_step(state, batch)
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state))
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves((new_state, batch)))
+    assert int(new_state.step) == 1
+
+
+def test_draws_depend_on_the_step(setup):
+    place, run = setup.run(2)
+    batch = to_global(place.mesh, setup.batches[0])
+    states = [put_replicated(place.mesh, setup.start.replace(step=np.int32(step))) for step in (0, 0, 1)]
+    losses = [float(run.train_step(state, batch)[1].sums.loss) for state in states]
+    assert losses[0] == losses[1] != losses[2]
+
+
+@pytest.mark.parametrize(
+    ("module", "factor", "loss_is_finite"),
+    [
+        ("stem_conv", np.nan, False),
+        # Logits of 1e30 have a finite loss, but the square of the gradient's norm overflows.
+        ("classifier", 1e30, True),
+    ],
+)
+def test_a_step_that_is_not_finite_says_so(setup, module, factor, loss_is_finite):
+    place, run = setup.run(2)
+    params = {**setup.start.params, module: {**setup.start.params[module]}}
+    params[module]["kernel"] = params[module]["kernel"] * np.float32(factor)
+    state = put_replicated(place.mesh, setup.start.replace(params=params))
+    _, metrics = run.train_step(state, to_global(place.mesh, setup.batches[0]))
+    assert bool(np.isfinite(metrics.sums.loss)) == loss_is_finite
+    assert not bool(metrics.finite)
