@@ -1,14 +1,22 @@
 """Trains, evaluates and predicts: python main.py --config=configs/quickstart.py [--workdir=DIR] [--mode=MODE]."""
 
-from absl import flags
-from ml_collections import config_flags
+from absl import app, flags
 
-from resnext_jax import cli
+from resnext_jax import cli, config_file
 
-config_flags.DEFINE_config_file("config", None, "A file of configs/; fields by --config.field=value.")
-flags.DEFINE_string("workdir", None, "Where the run lies; default runs/<config name>. Run again, it resumes.")
-flags.DEFINE_string("mode", "train", f"One of: {', '.join(cli.MODES)}.")
-flags.DEFINE_bool("json", False, "Evaluate and predict: print one JSON object as the last line.")
+
+def define_flags(to: flags.FlagValues) -> flags.FlagValues:
+    """Adds the command's flags to `to` and returns it."""
+    config_file.define_config(to)
+    flags.declare_key_flag("config", to)  # --help shows the flags of this file
+    flags.DEFINE_string(
+        "workdir", None, "Where the run lies; default runs/<config name>. Run again, it resumes.", flag_values=to
+    )
+    flags.DEFINE_string("mode", "train", f"One of: {', '.join(cli.MODES)}.", flag_values=to)
+    flags.DEFINE_bool("json", False, "Evaluate and predict: print one JSON object as the last line.", flag_values=to)
+    return to
+
 
 if __name__ == "__main__":
-    cli.main(flags.FLAGS)
+    app.define_help_flags()
+    cli.main(define_flags(flags.FLAGS))

@@ -71,7 +71,7 @@ class Checkpoints:
         """The state at `step`, every array where `like` (shapes with shardings) wants it.
 
         Raises:
-          UserError: an array is missing, extra or misshapen; all are named and nothing is changed.
+          UserError: an array is missing, extra or misshapen (`require_same_arrays`); nothing is changed.
         """
         tree = serialization.to_state_dict(like)
         wanted = {
@@ -79,16 +79,13 @@ class Checkpoints:
             "training": {"step": tree["step"], "opt_state": tree["opt_state"]},
         }
         saved = self._manager.item_metadata(step)
-        problems = [line for item in wanted for line in mismatches(wanted[item], _tree(saved[item]))]
-        if problems:
-            more = len(problems) - MAX_NAMED_ARRAYS
-            raise UserError(
-                f"the checkpoint {self.directory / str(step)} belongs to another model; nothing was changed:",
-                *(f"  {problem}" for problem in problems[:MAX_NAMED_ARRAYS]),
-                *([f"  ... and {more} more arrays"] if more > 0 else []),
-                "Train into another directory (--workdir=DIR), or go back to the config of that checkpoint "
-                f"({self.directory.parent / 'config.json'}).",
-            )
+        require_same_arrays(
+            self.directory / str(step),
+            wanted["variables"] | wanted["training"],
+            _tree(saved["variables"]) | _tree(saved["training"]),
+            "Train into another directory (--workdir=DIR), or go back to the config of that checkpoint "
+            f"({self.directory.parent / 'config.json'}).",
+        )
         items = ocp.args.Composite(**{item: ocp.args.StandardRestore(tree) for item, tree in wanted.items()})
         restored = self._manager.restore(step, args=items)
         state: Any = serialization.from_state_dict(like, {**restored["variables"], **restored["training"]})
@@ -114,7 +111,9 @@ def locate(path: str) -> epath.Path:
         return root
     for directory in (root, root / DIRECTORY):
         if directory.is_dir():
-            steps = [int(child.name) for child in directory.iterdir() if child.name.isdigit()]
+            names = [child.name for child in directory.iterdir() if child.name.isdigit()]
+            # On gs:// a save writes in place, and is complete when its last file is there.
+            steps = [int(name) for name in names if ocp.path.step.is_checkpoint_finalized(directory / name)]
             if steps:
                 return directory / str(max(steps))
     raise UserError(
@@ -144,7 +143,7 @@ def read_variables(path: str, sharding: Sharding) -> PyTree:
 
 def _absolute(path: str) -> epath.Path:
     """Orbax takes no relative paths; gs:// and its like are absolute already."""
-    return epath.Path(path if "://" in path else os.path.abspath(path))
+    return epath.Path(path if "://" in path else os.path.abspath(os.path.expanduser(path)))
 
 
 def _handlers() -> dict[str, Any]:
@@ -163,6 +162,29 @@ def _checkpointer() -> ocp.Checkpointer:
 def _tree(metadata: Any) -> PyTree:
     """The arrays' metadata without what orbax wraps around it."""
     return getattr(metadata, "tree", metadata)
+
+
+def require_same_arrays(checkpoint: epath.Path, wanted: PyTree, saved: PyTree, advice: str) -> None:
+    """Checks that a checkpoint has the arrays of a model.
+
+    Args:
+      checkpoint: for the message.
+      wanted: the model's arrays or their shapes.
+      saved: those of the checkpoint.
+      advice: what to do where they differ.
+
+    Raises:
+      UserError: they differ; the first few arrays are named with both shapes, the others counted.
+    """
+    problems = mismatches(wanted, saved)
+    if problems:
+        more = len(problems) - MAX_NAMED_ARRAYS
+        raise UserError(
+            f"the checkpoint {checkpoint} belongs to another model; nothing was changed:",
+            *(f"  {problem}" for problem in problems[:MAX_NAMED_ARRAYS]),
+            *([f"  ... and {more} more arrays"] if more > 0 else []),
+            advice,
+        )
 
 
 def mismatches(wanted: PyTree, saved: PyTree) -> list[str]:

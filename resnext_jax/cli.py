@@ -18,14 +18,13 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from resnext_jax import config_file, sharding
-from resnext_jax.checkpoint import locate, mismatches, read_description, read_variables
+from resnext_jax.checkpoint import locate, read_description, read_variables, require_same_arrays
 from resnext_jax.data.decode import read_image
-from resnext_jax.errors import UserError, raise_all, unknown
+from resnext_jax.errors import UserError, raise_all, report_error, unknown
 from resnext_jax.net import load
 from resnext_jax.train.assemble import assemble
 from resnext_jax.train.loop import evaluate_all, open_data, train
 
-USER_ERROR_STATUS = 2
 INTERRUPTED_STATUS = 130
 TOP_CLASSES = 5
 
@@ -44,12 +43,6 @@ def main(flag_values: flags.FlagValues, argv: Sequence[str] = tuple(sys.argv)) -
     except KeyboardInterrupt:
         print("\ninterrupted; run the same command again to resume from the newest checkpoint", file=sys.stderr)
         sys.exit(INTERRUPTED_STATUS)
-
-
-def report_error(error: UserError) -> int:
-    """Prints the problems without a traceback and returns the exit status."""
-    print("error: " + "\n       ".join("\n".join(error.problems).splitlines()), file=sys.stderr)
-    return USER_ERROR_STATUS
 
 
 # ------------------------------------------------------------------------------------------------------------ Modes
@@ -81,9 +74,12 @@ def run_evaluation(flag_values: flags.FlagValues, arguments: Sequence[str]) -> N
     run = assemble(config, source.info, place)
     variables = read_variables(str(checkpoint), sharding.replicated(place.mesh))
     shapes = run.state_shapes(place.mesh)
-    wrong = mismatches({"params": shapes.params, "batch_stats": shapes.batch_stats}, variables)
-    if wrong:
-        raise UserError(f"{checkpoint} belongs to another model than the config:", *(f"  {line}" for line in wrong[:8]))
+    require_same_arrays(
+        checkpoint,
+        {"params": shapes.params, "batch_stats": shapes.batch_stats},
+        variables,
+        "Leave out --config, for the checkpoint brings its own, or give the one that it was trained with.",
+    )
     row = evaluate_all(config, run.evaluation_step, variables, source, place)
     if place.speaks:
         print(f"{checkpoint} on {row['images']:,} images of {source.info.name}:")
@@ -137,7 +133,7 @@ def refuse_arguments(arguments: Sequence[str], mode: str) -> None:
 def workdir_of(flag_values: flags.FlagValues) -> str:
     """`--workdir`, or `runs/<config name>`."""
     if flag_values.workdir:
-        return flag_values.workdir
+        return os.path.expanduser(flag_values.workdir)  # the shell leaves the ~ of --workdir=~/run alone
     if flag_values.config is None:
         raise UserError("give the run with --workdir=DIR, or its config with --config=configs/NAME.py")
     config_flag: Any = flag_values["config"]

@@ -1,13 +1,29 @@
 """From the command line to a config: a wrong file, field or value is answered with what would be right."""
 
+import functools
 import importlib.util
 import re
 from pathlib import Path
 
 from absl import flags
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, config_flags
 
 from resnext_jax.errors import UserError, raise_all, unknown
+
+# type of a config field -> what raises for a text that is none, and what is allowed
+PARSERS = {
+    bool: (flags.BooleanParser().parse, "true or false"),
+    int: (flags.IntegerParser().parse, "a whole number"),
+    float: (flags.FloatParser().parse, "a number"),
+    tuple: (lambda text: [float(part) for part in text.strip("()[], ").split(",") if part], "numbers: 0.5,0.25"),
+}
+
+
+def define_config(to: flags.FlagValues) -> None:
+    """Adds `--config=FILE`, and with it an override for every field of the file."""
+    config_flags.DEFINE_config_file(
+        "config", None, "A file of configs/; fields by --config.field=value.", flag_values=to
+    )
 
 
 def parse(argv: list[str], flag_values: flags.FlagValues) -> list[str]:
@@ -18,7 +34,8 @@ def parse(argv: list[str], flag_values: flags.FlagValues) -> list[str]:
     """
     path = next((_value(argv, index) for index, arg in enumerate(argv) if re.fullmatch(r"--?config(=.*)?", arg)), None)
     if path is not None:
-        overrides = [match[1] for arg in argv if (match := re.match(r"--?(?:no)?config\.([\w.]+)", arg))]
+        matches = [re.fullmatch(r"--?(?:no)?config\.([\w.]+)(?:=(.*))?", arg, re.DOTALL) for arg in argv]
+        overrides = [(match[1], match[2]) for match in matches if match]
         raise_all(_field_problems(_load(path), overrides))
     try:
         return flag_values(argv)[1:]
@@ -51,9 +68,23 @@ def _load(path: str) -> ConfigDict:
     return module.get_config()
 
 
-def _field_problems(config: ConfigDict, overrides: list[str]) -> list[str]:
-    fields = field_names(config)
-    return [unknown("config field", name, fields) for name in overrides if name not in fields]
+def _field_problems(config: ConfigDict, overrides: list[tuple[str, str | None]]) -> list[str]:
+    """Absl would stop at the first of these."""
+    fields, problems = field_names(config), []
+    for name, value in overrides:
+        if name not in fields:
+            problems.append(unknown("config field", name, fields))
+            continue
+        *parents, leaf = name.split(".")
+        kind = functools.reduce(getattr, parents, config).get_type(leaf)
+        if value is None or kind not in PARSERS:
+            continue
+        parse, words = PARSERS[kind]
+        try:
+            parse(value)
+        except (ValueError, TypeError):
+            problems.append(f"{name}={value!r} must be {words}.")
+    return problems
 
 
 def field_names(config: ConfigDict, prefix: str = "") -> list[str]:

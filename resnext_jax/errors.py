@@ -5,7 +5,10 @@ one input are gathered first and raised together; `cli` prints them without a tr
 """
 
 import difflib
+import sys
 from collections.abc import Iterable, Sequence
+
+USER_ERROR_STATUS = 2
 
 
 class UserError(Exception):
@@ -28,3 +31,9 @@ def unknown(kind: str, name: object, allowed: Iterable[str]) -> str:
     close = difflib.get_close_matches(str(name), allowed, n=3)
     hint = f" Did you mean {' or '.join(repr(match) for match in close)}?" if close else ""
     return f"unknown {kind} {name!r}.{hint} Known: {', '.join(allowed)}."
+
+
+def report_error(error: UserError) -> int:
+    """Prints the problems without a traceback and returns the exit status."""
+    print("error: " + "\n       ".join("\n".join(error.problems).splitlines()), file=sys.stderr)
+    return USER_ERROR_STATUS

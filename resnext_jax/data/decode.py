@@ -12,7 +12,7 @@ import struct
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from resnext_jax.errors import UserError
 
@@ -42,8 +42,10 @@ def decode(data: bytes, name: str, *, num_channels: int = 3) -> UInt8[np.ndarray
             image = image.convert("RGB" if num_channels == 3 else "L")
             return np.asarray(image).reshape(image.height, image.width, num_channels)
     except (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError) as error:
+        # Pillow would name the buffer in memory.
+        reason = f"it begins with {data[:8]!r}" if isinstance(error, UnidentifiedImageError) else error
         raise UserError(
-            f"{name} is not a readable image ({len(data)} bytes: {error}). "
+            f"{name} is not a readable image ({len(data)} bytes: {reason}). "
             "Images are JPEG or PNG files; replace or remove this one."
         ) from None
 

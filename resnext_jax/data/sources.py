@@ -236,7 +236,7 @@ def open_source(
     *,
     data_dir: str | None = None,
     num_images: int = 10_000,
-    num_classes: int = 10,
+    num_classes: int = 1000,
     image_size_px: int = 32,
 ) -> Source:
     """Opens one split of a data set.

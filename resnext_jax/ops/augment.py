@@ -39,28 +39,20 @@ def normalize(
 
 
 def color_jitter(key: Key[Array, ""], image: Image, strength: float) -> Image:
-    """Brightness, contrast and saturation in random order, each blended by 1 + U(-strength, strength).
+    """Brightness, contrast and saturation, each a blend `alpha * x + (1 - alpha) * other`, alpha = 1 + U(-s, s).
 
-    Brightness blends with black, contrast with the mean grey of the image, saturation with the grey image; values
-    are not clipped, as in the original.
+    `other` is black, the mean grey of the image, and the grey image. Values are not clipped, as in the original. The
+    original's random order is left out, for nothing can see it: the blends are linear and the weights of grey sum to 1,
+    so all six orders are the same function.
     """
-    order_key, *blend_keys = jax.random.split(key, 4)
-    alphas = [1.0 + jax.random.uniform(k, (), jnp.float32, -strength, strength) for k in blend_keys]
+    brightness, contrast, saturation = 1.0 + jax.random.uniform(key, (3,), jnp.float32, -strength, strength)
 
     def grey(x: Image) -> Float[Array, "height width 1"]:
         return (x * jnp.asarray(LUMA, jnp.float32)[None, None]).sum(axis=-1, keepdims=True)
 
-    def blend(x: Image, other: Array, alpha: Array) -> Image:
-        return alpha * x + (1.0 - alpha) * other
-
-    changes = (
-        lambda x: blend(x, jnp.zeros((1, 1, 1)), alphas[0]),
-        lambda x: blend(x, grey(x).mean(keepdims=True), alphas[1]),
-        lambda x: blend(x, grey(x), alphas[2]),
-    )
-    for change in jax.random.permutation(order_key, 3):
-        image = jax.lax.switch(change, changes, image)
-    return image
+    image = brightness * image
+    image = contrast * image + (1.0 - contrast) * grey(image).mean(keepdims=True)
+    return saturation * image + (1.0 - saturation) * grey(image)
 
 
 def pca_lighting(key: Key[Array, ""], image: Image, std: float) -> Image:

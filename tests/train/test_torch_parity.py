@@ -30,10 +30,10 @@ CASES = {
         dict(block="bottleneck", blocks=(2, 1), cardinality=4, bottleneck_width=2, stem=(3, 2, False), width=4),
         *(4, 1, 12),
     ),
-    "basic, ImageNet stem, groups of 2 in two microbatches": (
+    "basic, ImageNet stem, groups of 2 in four microbatches": (
         Arch("basic", (1, 1), stem=IMAGENET_STEM, width=4),
         dict(block="basic", blocks=(1, 1), stem=(7, 2, True), width=4),
-        *(2, 2, 17),
+        *(2, 4, 17),
     ),
     "bottleneck without shortcuts, CIFAR stem, whole batch": (
         Arch("bottleneck", (1, 1), 2, 3, CIFAR_STEM, width=3, shortcut=False),
@@ -90,7 +90,7 @@ def ours(case: str, variables: dict, batches: list[Batch]) -> list[dict]:
         records.append(
             dict(
                 params=torch_reference.to_torch(state.params, state.batch_stats),
-                momentum=torch_reference.to_torch(optax.tree_utils.tree_get(state.opt_state, "trace")),
+                momentum=torch_reference.to_torch(optax.tree.get(state.opt_state, "trace")),
                 loss={"sum": np.asarray(metrics.sums.loss)},
                 top1=int(metrics.sums.top1),
             )
@@ -113,7 +113,9 @@ def theirs(case: str, variables: dict, batches: list[Batch]) -> list[dict]:
             dict(
                 params=copy.deepcopy({name: array.numpy() for name, array in arrays.items()}),
                 gradients={name: array.grad.numpy().copy() for name, array in named.items()},
-                momentum={name: optimizer.state[array]["momentum_buffer"].numpy().copy() for name, array in named.items()},
+                momentum={
+                    name: optimizer.state[array]["momentum_buffer"].numpy().copy() for name, array in named.items()
+                },
                 loss={"sum": torch.nn.functional.cross_entropy(logits, labels[step - 1], reduction="sum").numpy()},
                 top1=int((logits.argmax(1) == labels[step - 1]).sum()),
             )
@@ -154,9 +156,7 @@ def test_first_step_gradients(runs):
     variables, ours, theirs = runs
     # At the first step the momentum buffer is the gradient and the decay.
     before = torch_reference.to_torch(variables["params"])
-    gradients = {
-        name: buffer - RECIPE["weight_decay"] * before[name] for name, buffer in ours[0]["momentum"].items()
-    }
+    gradients = {name: buffer - RECIPE["weight_decay"] * before[name] for name, buffer in ours[0]["momentum"].items()}
     assert_close(gradients, theirs[0]["gradients"], 1e-5)
 
 

@@ -1,0 +1,88 @@
+"""layers.py: the original's initialisation, and batch norm's running statistics by hand."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from resnext_jax.errors import UserError
+from resnext_jax.models.layers import BatchNorm, Classifier, Conv
+
+
+def kernel_of(module, shape: tuple[int, ...]) -> np.ndarray:
+    return np.asarray(module.init(jax.random.key(0), jnp.ones(shape))["params"]["kernel"], np.float64)
+
+
+def conv(features: int, kernel_px: int, groups: int = 1) -> Conv:
+    return Conv(features, kernel_px, choose=lambda shape: "native", groups=groups)
+
+
+@pytest.mark.parametrize(
+    ("kernel_px", "groups", "in_channels", "features"), [(3, 32, 128, 128), (1, 1, 64, 256), (7, 1, 3, 64)]
+)
+def test_convolutions_are_drawn_by_fan_out(kernel_px, groups, in_channels, features):
+    kernel = kernel_of(conv(features, kernel_px, groups), (1, 2, 2, in_channels))
+    assert kernel.shape == (kernel_px, kernel_px, in_channels // groups, features)
+    # Not divided by the groups: 0.0417 for a 3x3 of 128 channels, whatever its cardinality.
+    std = np.sqrt(2 / (kernel_px**2 * features))
+    assert abs(kernel.mean()) < 5 * std / np.sqrt(kernel.size)
+    assert abs(kernel.std() - std) < 5 * std / np.sqrt(2 * kernel.size)
+    assert np.abs(kernel).max() > 3 * std  # normal, neither uniform nor cut off at two
+
+
+def test_classifier_is_drawn_by_fan_in():
+    params = Classifier(50).init(jax.random.key(0), jnp.ones((1, 256)))["params"]
+    kernel, bound = np.asarray(params["kernel"]), 1 / 16
+    assert kernel.shape == (256, 50)
+    assert 0.999 * bound < np.abs(kernel).max() <= bound
+    assert abs(kernel.std() - bound / np.sqrt(3)) < 5 * bound / np.sqrt(30 / 4 * kernel.size)
+    np.testing.assert_array_equal(params["bias"], np.zeros(50))
+
+
+def test_cardinality_that_does_not_divide():
+    with pytest.raises(UserError, match=r"cardinality 5 does not divide the width: .* from 10 to 12 channels"):
+        conv(12, 3, groups=5).init(jax.random.key(0), jnp.ones((1, 4, 4, 10)))
+
+
+# ---- Batch norm
+
+X = np.random.default_rng(0).normal(2.0, 3.0, (4, 3, 2, 5))
+START = {
+    "params": {"scale": jnp.full(5, 2.0), "bias": jnp.full(5, -1.0)},
+    "batch_stats": {"mean": jnp.arange(5.0), "var": jnp.arange(1.0, 6.0)},
+}
+
+
+def test_batch_norm_starts_as_the_identity():
+    variables = BatchNorm(2).init(jax.random.key(0), jnp.asarray(X, jnp.float32), train=True)
+    want = {"params": {"scale": 1.0, "bias": 0.0}, "batch_stats": {"mean": 0.0, "var": 1.0}}
+    for part, arrays in want.items():
+        for name, value in arrays.items():
+            np.testing.assert_array_equal(variables[part][name], np.full(5, value, np.float32))
+
+
+def test_training_normalizes_by_group_and_moves_the_running_statistics():
+    y, updated = BatchNorm(2).apply(START, jnp.asarray(X, jnp.float32), train=True, mutable=["batch_stats"])
+    groups = [X[:2].reshape(-1, 5), X[2:].reshape(-1, 5)]  # 12 values of each channel
+    want = [2 * (group - group.mean(0)) / np.sqrt(group.var(0) + 1e-5) - 1 for group in groups]
+    np.testing.assert_allclose(np.asarray(y).reshape(2, 12, 5), want, rtol=1e-4, atol=1e-5)
+    mean = np.mean([group.mean(0) for group in groups], 0)
+    variance = np.mean([group.var(0, ddof=1) for group in groups], 0)
+    running = updated["batch_stats"]
+    np.testing.assert_allclose(running["mean"], 0.9 * np.arange(5) + 0.1 * mean, rtol=1e-5)
+    np.testing.assert_allclose(running["var"], 0.9 * np.arange(1, 6) + 0.1 * variance, rtol=1e-5)
+
+
+def test_evaluation_uses_the_running_statistics_and_leaves_them():
+    y, updated = BatchNorm(3).apply(START, jnp.asarray(X, jnp.float32), train=False, mutable=["batch_stats"])
+    want = 2 * (X - np.arange(5)) / np.sqrt(np.arange(1, 6) + 1e-5) - 1
+    np.testing.assert_allclose(y, want, rtol=1e-4, atol=1e-5)
+    for name, array in START["batch_stats"].items():
+        np.testing.assert_array_equal(updated["batch_stats"][name], array)
+
+
+def test_a_single_value_has_no_unbiased_variance():
+    x = jnp.array([3.0, 4.0]).reshape(2, 1, 1, 1)
+    variables = BatchNorm(1).init(jax.random.key(0), x, train=True)
+    _, updated = BatchNorm(1).apply(variables, x, train=True, mutable=["batch_stats"])
+    np.testing.assert_allclose(updated["batch_stats"]["var"], [0.9])

@@ -1,0 +1,263 @@
+"""Whatever is wrong with the input ends in an instruction: status 2, no traceback, nothing touched."""
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+from PIL import Image
+
+from resnext_jax import cli
+from resnext_jax.models.layers import Conv
+from resnext_jax.sharding import Place, make_mesh
+from resnext_jax.train.assemble import assemble
+from resnext_jax.train.loop import open_data
+
+QUICKSTART = "--config=configs/quickstart.py"
+
+
+@pytest.fixture
+def run_main(capsys, monkeypatch):
+    """Runs the command in this process, on the 8 devices of the tests: (exit status, stdout, stderr)."""
+    monkeypatch.chdir(tiny.ROOT)
+
+    def run(*arguments):
+        with tiny.command_line(*arguments) as (argv, values):
+            try:
+                cli.main(values, argv)
+                status = 0
+            except SystemExit as exit_:
+                status = exit_.code
+        return status, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def refused(run_main):
+    """Runs the command, which must refuse; returns what it said, on one line."""
+
+    def run(*arguments):
+        status, _, error = run_main(*arguments)
+        assert status == 2, error
+        assert error.startswith("error: ")
+        assert "Traceback" not in error
+        return " ".join(error.split())
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("arguments", "phrases"),
+    [
+        ([], ["wants a config", "python main.py --config=configs/quickstart.py"]),
+        (["--config"], ["--config wants a file"]),
+        (["--config=configs/quikstart.py"], ["config file 'configs/quikstart.py'", "'configs/quickstart.py'"]),
+        (["--config=nowhere/x.py"], ["'nowhere/x.py'", "configs/quickstart.py"]),
+        (["--config=README.md"], ["README.md is no Python file", "configs/quickstart.py"]),
+        (["--config=main.py"], ["main.py has no function get_config()"]),
+        ([QUICKSTART, "--config.bach_size=64"], ["field 'bach_size'", "'batch_size'"]),
+        ([QUICKSTART, "--config.model.cardinalty=64"], ["field 'model.cardinalty'", "'model.cardinality'"]),
+        ([QUICKSTART, "--config.model=resnet50"], ["field 'model'", "'model.name'"]),
+        ([QUICKSTART, "config.batch_size=64"], ["takes no arguments", "'config.batch_size=64'"]),
+        ([QUICKSTART, "--wokdir=x"], ["wokdir"]),
+        ([QUICKSTART, "--mode=evalute"], ["unknown mode 'evalute'", "'evaluate'", "predict, train"]),
+        ([QUICKSTART, "--config.model.name=resnext50_32x4"], ["model.name 'resnext50_32x4'", "'resnext50_32x4d'"]),
+        ([QUICKSTART, "--config.data.name=bultin"], ["data set 'bultin'", "'builtin'"]),
+        ([QUICKSTART, "--config.conv_impl=dens"], ["conv_impl 'dens'", "'dense'"]),
+        ([QUICKSTART, "--config.compute_dtype=float16"], ["compute_dtype 'float16'", "bfloat16, float32"]),
+        ([QUICKSTART, "--config.schedule.name=cosin"], ["schedule.name 'cosin'", "'cosine'"]),
+        ([QUICKSTART, "--config.num_steps=9"], ["warmup_epochs=1.0", "has only 9"]),
+        (
+            [QUICKSTART, "--config.batch_size=100", "--config.bn_group_images=0"],
+            ["batch_size=100 does not divide over 8 devices", "--config.batch_size=96 or 104"],
+        ),
+        ([QUICKSTART, "--config.batch_size=120"], ["bn_group_images=32 does not divide batch_size=120"]),
+        (
+            [QUICKSTART, "--config.accumulation_steps=3"],
+            ["accumulation_steps=3 does not divide batch_size=128", "4 batch-norm groups of 32"],
+        ),
+        ([QUICKSTART, "--config.data.mean=1,2,3", "--config.data.std=1,2,3"], ["3 channel(s)", "have 1"]),
+        (["--mode=evaluate"], ["--workdir=DIR", "--config=configs/NAME.py"]),
+        (["--mode=evaluate", "--workdir=/nowhere"], ["no checkpoint in /nowhere", "python main.py --config="]),
+        (["--mode=predict", "--workdir=/nowhere"], ["predict wants images", "IMAGE"]),
+    ],
+)
+def test_refused_with_an_instruction(refused, tmp_path, arguments, phrases):
+    if not any(argument.startswith("--workdir") for argument in arguments) and QUICKSTART in arguments:
+        arguments = [*arguments, f"--workdir={tmp_path / 'run'}"]
+    message = refused(*arguments)
+    assert all(phrase in message for phrase in phrases), message
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_wrong_types_and_unknown_fields_come_in_one_message(refused):
+    message = refused(
+        QUICKSTART,
+        "--config.batch_size=many",
+        "--config.num_steps=2.5",
+        "--config.learning_rate=fast",
+        "--config.model.shortcut=perhaps",
+        "--config.data.std=narrow",
+        "--config.sede=1",
+    )
+    assert "batch_size='many' must be a whole number." in message
+    assert "num_steps='2.5' must be a whole number." in message
+    assert "learning_rate='fast' must be a number." in message
+    assert "model.shortcut='perhaps' must be true or false." in message
+    assert "data.std='narrow' must be numbers" in message
+    assert "unknown config field 'sede'. Did you mean 'seed'" in message
+
+
+def test_values_out_of_range_come_in_one_message(refused):
+    message = refused(
+        QUICKSTART,
+        "--config.batch_size=0",
+        "--config.learning_rate=-1",
+        "--config.momentum=1.5",
+        "--config.label_smoothing=1",
+        "--config.num_steps=0",
+        "--config.checkpoint.keep_newest=0",
+        "--config.log.every_steps=-5",
+    )
+    assert "batch_size=0" in message
+    for phrase in (
+        "learning_rate=-1.0 must be positive.",
+        "momentum=1.5 must be in [0, 1).",
+        "label_smoothing=1.0 must be in [0, 1).",
+        "num_steps=0 must be positive.",
+        "checkpoint.keep_newest=0 must be 1 or more.",
+        "log.every_steps=-5 must be positive.",
+    ):
+        assert phrase in message
+
+
+def test_good_values_of_every_type_pass(run_main, monkeypatch):
+    """Also without `=`, and `--no` before a truth value."""
+    seen = []
+    monkeypatch.setattr(cli, "train", lambda config, *_: seen.append(config))
+    status, _, error = run_main(
+        QUICKSTART,
+        "--config.batch_size",
+        "64",
+        "--config.learning_rate=1",
+        "--noconfig.model.shortcut",
+        "--config.data.mean=(7.5,)",
+        "--config.model.name=",
+        "--config.num_steps=12",
+    )
+    assert status == 0, error
+    (config,) = seen
+    assert (config.batch_size, config.learning_rate, config.num_steps) == (64, 1.0, 12)
+    assert (config.model.shortcut, config.model.name, config.data.mean) == (False, "", (7.5,))
+
+
+def test_cardinality_must_divide_the_width():
+    layer = Conv(features=128, kernel_px=3, choose=lambda shape: "native", groups=24)
+    with pytest.raises(cli.UserError, match="cardinality 24 does not divide the width"):
+        layer.init(jax.random.key(0), jnp.zeros((1, 8, 8, 128)))
+
+
+@pytest.fixture(scope="module")
+def untrained(tmp_path_factory):
+    """The workdir of a tiny run with its first checkpoint."""
+    workdir = tmp_path_factory.mktemp("untrained")
+    tiny.save_fresh(workdir)
+    return workdir
+
+
+@pytest.mark.parametrize("mode", ["train", "evaluate"])
+def test_checkpoint_of_another_model(refused, untrained, mode):
+    before = tiny.digests(untrained)
+    message = refused(QUICKSTART, f"--workdir={untrained}", f"--mode={mode}")
+    assert f"{untrained / 'checkpoints' / '0'} belongs to another model; nothing was changed" in message
+    # 8 paths of 4 channels against 4 of 2.
+    assert "stage2/block1/bn1/mean: this model wants float32(32,), the checkpoint has float32(8,)" in message
+    assert re.search(r"\.\.\. and \d+ more arrays", message)
+    assert ("--workdir=DIR" if mode == "train" else "Leave out --config") in message
+    assert tiny.digests(untrained) == before
+
+
+def test_workdir_that_cannot_be_written(refused, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    message = refused(QUICKSTART, f"--workdir={tmp_path / 'file' / 'run'}")
+    assert f"the workdir {tmp_path / 'file' / 'run'} cannot be written" in message
+    assert "--workdir=DIR" in message
+    assert (tmp_path / "file").read_text() == "in the way"
+
+
+def test_images_that_are_none_are_all_named(refused, tmp_path):
+    (tmp_path / "text.jpg").write_text("not an image")
+    (tmp_path / "empty.png").write_bytes(b"")
+    names = [str(tmp_path / name) for name in ("text.jpg", "empty.png", "missing.png")]
+    message = refused("--mode=predict", f"--workdir={tmp_path}", *names)
+    assert f"{names[0]} is not a readable image (12 bytes: it begins with b'not an i')" in message
+    assert f"{names[1]} is not a readable image (0 bytes" in message
+    assert f"{names[2]} could not be read: No such file or directory" in message
+
+
+def test_imagenet_absent_says_what_where_how_and_the_command_without_it(refused, run_main, monkeypatch, tmp_path):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
+    config = "configs/resnext101_64x4d.py"
+    message = refused(f"--config={config}")
+    assert "'imagenet2012'" in message
+    assert "--config.data.dir=DIR" in message
+    assert str(tmp_path / "tfds" / "imagenet2012") in message
+    assert "tfds build imagenet2012" in message
+
+    command = re.search(r"python (main\.py --config=\S+ --config\.data\.name=synthetic)", message)[1]
+    arguments = shlex.split(command.replace("configs/<same>.py", config))[1:]
+    started = []
+    monkeypatch.setattr(cli, "train", lambda config, workdir, place, environment: started.append((config, workdir)))
+    status, _, error = run_main(*arguments)
+    assert status == 0, error
+    ((config, workdir),) = started
+    assert workdir == "runs/resnext101_64x4d"
+    place = Place(make_mesh(jax.devices()), "tpu")
+    run = assemble(config, open_data(config, "train").info, place)
+    assert len(open_data(config, "validation")) > 0
+    state, _ = jax.eval_shape(run.train_step, run.state_shapes(place.mesh), run.batch_shapes(place.mesh, 256))
+    assert state.params["stem_conv"]["kernel"].shape == (7, 7, 3, 64)
+
+
+def test_missing_coordinates_of_a_process(refused, monkeypatch):
+    monkeypatch.setenv("JAX_NUM_PROCESSES", "2")
+    assert "JAX_COORDINATOR_ADDRESS, JAX_PROCESS_ID is not" in refused(QUICKSTART)
+
+
+def test_evaluate_and_predict_print_json_last(run_main, untrained, tmp_path):
+    status, output, error = run_main("--mode=evaluate", f"--workdir={untrained}", "--json")
+    assert status == 0, error
+    row = json.loads(output.splitlines()[-1])
+    assert row.keys() == {"checkpoint", "loss", "top1", "top5", "images"}
+    assert (row["images"], row["checkpoint"]) == (3000, str(untrained / "checkpoints" / "0"))
+    assert 0 <= row["top1"] <= row["top5"] <= 1
+
+    rng = np.random.default_rng(0)
+    paths = [str(tmp_path / name) for name in ("color.jpg", "grey.png")]
+    Image.fromarray(rng.integers(0, 256, (40, 60, 3), np.uint8)).save(paths[0])
+    Image.fromarray(rng.integers(0, 256, (28, 28), np.uint8)).save(paths[1])
+    status, output, error = run_main("--mode=predict", f"--workdir={untrained}", "--json", *paths)
+    assert status == 0, error
+    results = json.loads(output.splitlines()[-1])
+    assert [result["image"] for result in results] == paths
+    for result in results:
+        probabilities = [prediction["probability"] for prediction in result["predictions"]]
+        assert len(probabilities) == 5
+        assert probabilities == sorted(probabilities, reverse=True)
+        assert 0 < sum(probabilities) <= 1
+        assert {prediction["class"] for prediction in result["predictions"]} <= set(tiny.INFO.class_names)
+
+
+def test_help():
+    """The doormat itself, in a process of its own; absl ends it with status 1."""
+    process = subprocess.run(
+        [sys.executable, "main.py", "--help"], cwd=tiny.ROOT, capture_output=True, text=True, check=False
+    )
+    assert all(flag in process.stdout for flag in ("--config:", "--workdir:", "--mode:", "--[no]json:")), process.stderr

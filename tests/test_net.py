@@ -1,0 +1,91 @@
+"""Networks for notebooks: loaded or built, they predict as the model does."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from resnext_jax import net as net_module
+from resnext_jax.errors import UserError
+from resnext_jax.models import zoo
+
+
+@pytest.fixture(scope="module")
+def state_and_net(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("run")
+    state = tiny.save_fresh(workdir)
+    return state, net_module.load(str(workdir / "checkpoints"))
+
+
+@pytest.fixture(scope="module")
+def images():
+    return np.random.default_rng(0).integers(0, 256, (3, 28, 28, 1), np.uint8)
+
+
+def test_load_predicts_what_the_model_does(state_and_net, images):
+    state, net = state_and_net
+    model = zoo.build_model(
+        zoo.select("resnext11_4x2d_tiny"),
+        10,
+        platform="cpu",
+        conv_impl="native",
+        compute_dtype="float32",
+        bn_group_images=8,
+    )
+    normalized = (images.astype(np.float32) - np.float32(72.94)) / np.float32(90.02)
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    expected = model.apply(variables, jnp.asarray(normalized), train=False)
+    logits = net(images)
+    assert logits.dtype == jnp.float32
+    np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(net(images.astype(np.float32)), expected, rtol=1e-4, atol=1e-5)
+    # Running statistics: an image's logits do not depend on its neighbours.
+    np.testing.assert_allclose(net(images[1:2]), expected[1:2], rtol=1e-4, atol=1e-5)
+    assert net.class_names == tiny.INFO.class_names
+    assert net.config["model"]["name"] == "resnext11_4x2d_tiny"
+    assert jax.tree.all(jax.tree.map(np.array_equal, net.variables, variables))
+
+
+def test_features(state_and_net, images):
+    """28 px, a stem of stride 2, two halvings; stages put out 4, 8 and 16 times the 4 channels of the stem."""
+    features = state_and_net[1].features(images)
+    assert {name: value.shape for name, value in features.items()} == {
+        "stage1": (3, 14, 14, 4),
+        "stage2": (3, 14, 14, 16),
+        "stage3": (3, 7, 7, 32),
+        "stage4": (3, 4, 4, 64),
+        "pooled": (3, 64),
+    }
+    np.testing.assert_allclose(features["pooled"], features["stage4"].mean(axis=(1, 2)), rtol=1e-5)
+
+
+def test_wrong_shapes(state_and_net):
+    _, net = state_and_net
+    for shape in ((28, 28, 1), (1, 28, 28, 3), (1, 1, 28, 28)):
+        with pytest.raises(UserError, match=r"takes \(batch, height, width, 1\)"):
+            net(np.zeros(shape, np.uint8))
+        with pytest.raises(UserError, match=r"scale 0\.\.255"):
+            net.features(np.zeros(shape, np.uint8))
+
+
+def test_preprocess_colour_for_a_grey_network(state_and_net):
+    """Grey by the usual weights: (255, 0, 0) is 76, (0, 255, 0) 150, (0, 0, 255) 29."""
+    _, net = state_and_net
+    for channel, grey in enumerate((76, 150, 29)):
+        image = np.zeros((56, 28, 3), np.uint8)
+        image[..., channel] = 255
+        batch = net.preprocess(image)
+        assert (batch.shape, batch.dtype) == ((1, 28, 28, 1), np.uint8)
+        assert (batch == grey).all()
+
+
+def test_build():
+    net = net_module.build("resnext11_4x2d_tiny", num_classes=7, seed=1)
+    images = net.preprocess(np.zeros((300, 400, 3), np.uint8))
+    assert images.shape == (1, 224, 224, 3)
+    assert net(images).shape == (1, 7)
+    assert net.class_names[-1] == "class 6"
+    assert "resnext101_64x4d" in net_module.list_models()
+    with pytest.raises(UserError, match=r"'resnext11_4x2d_tny'.*'resnext11_4x2d_tiny'"):
+        net_module.build("resnext11_4x2d_tny")

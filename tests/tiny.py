@@ -1,0 +1,132 @@
+"""A run of seconds for tests: the smallest network of the zoo on the built-in images."""
+
+import contextlib
+import hashlib
+import os
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from absl import flags
+from ml_collections import ConfigDict
+
+import main
+from resnext_jax import config_file
+from resnext_jax.checkpoint import Checkpoints
+from resnext_jax.sharding import Place, make_mesh
+from resnext_jax.train.assemble import Run, assemble
+from resnext_jax.types import DatasetInfo, TrainState
+
+ROOT = Path(__file__).parents[1]
+NUM_STEPS = 30
+ARGUMENTS = (
+    "--config=configs/quickstart.py",
+    "--config.model.name=resnext11_4x2d_tiny",
+    f"--config.num_steps={NUM_STEPS}",
+    "--config.batch_size=32",
+    "--config.bn_group_images=8",
+    "--config.schedule.name=step",  # does not depend on num_steps
+    # Small: where two programs round differently, some ReLU flips within 20 steps (one weight changed by 1e-7 is
+    # enough), and from there on a rate of 0.01 takes the losses 1e-3 apart; this one keeps them within 1e-6.
+    "--config.learning_rate=0.0001",
+    "--config.evaluate.every_steps=10",
+    "--config.checkpoint.every_steps=5",
+    "--config.checkpoint.keep_newest=99",
+    "--config.log.every_steps=4",
+)
+INFO = DatasetInfo("builtin", 15_000, tuple(f"class {index}" for index in range(10)), (28, 28, 1))
+
+
+@contextlib.contextmanager
+def command_line(*arguments: str) -> Iterator[tuple[list[str], flags.FlagValues]]:
+    """The arguments where ml_collections looks for overrides, and the command's flags, not yet parsed."""
+    argv = ["main.py", *arguments]
+    with mock.patch.object(sys, "argv", argv), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "the load_module", DeprecationWarning)  # how ml_collections loads a file
+        yield argv, main.define_flags(flags.FlagValues())
+
+
+def config(*overrides: str) -> ConfigDict:
+    """The config of the tiny run; an override may repeat a field."""
+    with command_line(*_once((*ARGUMENTS, *overrides))) as (argv, values):
+        config_file.parse(argv, values)
+    return values.config
+
+
+def assembled(*overrides: str, devices: int = 1) -> tuple[Run, Place]:
+    """The parts of the tiny run."""
+    place = Place(make_mesh(jax.devices()[:devices]), "cpu")
+    return assemble(config(*overrides), INFO, place), place
+
+
+def save_fresh(workdir: Path | str, *overrides: str) -> TrainState:
+    """Writes a checkpoint of untrained weights at step 0, as a run would, and returns its state."""
+    run, _ = assembled(*overrides)
+    state = run.create_state()
+    checkpoints = Checkpoints(str(workdir), keep_newest=1, keep_best=0)
+    checkpoints.save(state, description(*overrides), None)
+    checkpoints.close()
+    return state
+
+
+def description(*overrides: str) -> dict[str, Any]:
+    """The JSON item of a checkpoint."""
+    return {
+        "config": config(*overrides).to_dict(),
+        "dataset": {"name": INFO.name, "class_names": list(INFO.class_names)},
+    }
+
+
+def start(workdir: Path | str, *overrides: str, **environment: str) -> subprocess.Popen:
+    """`python main.py` on the tiny run in a process of its own, on one device unless `environment` says otherwise."""
+    return subprocess.Popen(
+        [sys.executable, "main.py", *_once((*ARGUMENTS, f"--workdir={workdir}", *overrides))],
+        cwd=ROOT,
+        env={**os.environ, "JAX_NUM_CPU_DEVICES": "1", "PYTHONPATH": str(ROOT), **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen, status: int = 0) -> str:
+    """What the process said, once it has ended with `status`."""
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == status, output
+    return output
+
+
+def arrays(checkpoint: Path) -> dict[str, np.ndarray]:
+    """Every array of a checkpoint by its path: read with nothing but orbax."""
+    trees = []
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        for item in ("variables", "training"):
+            metadata = checkpointer.metadata(checkpoint / item).item_metadata.tree
+            numpy = jax.tree.map(lambda leaf: ocp.RestoreArgs(restore_type=np.ndarray), metadata)
+            trees.append(checkpointer.restore(checkpoint / item, restore_args=numpy))
+    return {
+        jax.tree_util.keystr(path): np.asarray(leaf)
+        for tree in trees
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+
+
+def digests(directory: Path) -> dict[str, str]:
+    """Every file below a directory and the hash of its content."""
+    return {
+        str(path.relative_to(directory)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(directory.rglob("*"))
+        if path.is_file()
+    }
+
+
+def _once(arguments: tuple[str, ...]) -> list[str]:
+    """The last of the arguments that set the same flag."""
+    return list({argument.split("=")[0]: argument for argument in arguments}.values())

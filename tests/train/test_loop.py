@@ -1,0 +1,163 @@
+"""The loop as its users meet it: a process that is killed, started again, joined by another, or led astray."""
+
+import json
+import shutil
+import signal
+import socket
+import time
+
+import numpy as np
+import pytest
+import tiny
+
+from resnext_jax.net import load
+
+EQUAL_FIELDS = ("step", "epoch", "phase", "loss", "top1", "top5", "images", "learning_rate")  # whatever the speed
+FIRST_PART_STEPS = 10
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory):
+    """`tiny.start` with one compilation cache for all: what is compiled stays the same, bit for bit."""
+    cache = {
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("cache")),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
+    }
+    return lambda workdir, *overrides, **environment: tiny.start(workdir, *overrides, **cache, **environment)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(start, tmp_path_factory):
+    """The workdir of a run that nothing befell; every checkpoint is kept."""
+    workdir = tmp_path_factory.mktemp("uninterrupted")
+    tiny.finish(start(workdir))
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def first_part(start, tmp_path_factory):
+    """The workdir of a run that was asked for no more than the first steps."""
+    workdir = tmp_path_factory.mktemp("first_part")
+    tiny.finish(start(workdir, f"--config.num_steps={FIRST_PART_STEPS}"))
+    return workdir
+
+
+def rows(workdir, fields=EQUAL_FIELDS):
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    return [{name: row[name] for name in fields if name in row} for row in map(json.loads, lines)]
+
+
+def has_row(workdir, step):
+    path = workdir / "metrics.jsonl"
+    return path.exists() and f'{{"step": {step},' in path.read_text()
+
+
+def is_saving(workdir, step):
+    return any((workdir / "checkpoints").glob(f"{step}*"))
+
+
+# In the order of a run; each is watched for, then the process is killed.
+MOMENTS = {
+    "before the first step": lambda workdir: (workdir / "config.json").exists(),
+    "while a checkpoint is written, or right after": lambda workdir: is_saving(workdir, 10),
+    "between two checkpoints": lambda workdir: has_row(workdir, 12),
+    "in an evaluation": lambda workdir: has_row(workdir, 20),
+}
+
+
+def assert_equal_checkpoints(left, right):
+    expected = tiny.arrays(left)
+    actual = tiny.arrays(right)
+    assert len(expected) == 110  # 13 convolutions, 13 batch norms (4 arrays), the classifier; momentum; two counts
+    assert expected.keys() == actual.keys()
+    for name, array in expected.items():
+        assert array.dtype == actual[name].dtype, name
+        np.testing.assert_array_equal(array, actual[name], err_msg=name)
+
+
+def test_killed_and_run_again_is_the_uninterrupted_run_bit_for_bit(start, uninterrupted, tmp_path):
+    for moment, reached in MOMENTS.items():
+        process = start(tmp_path)
+        while not reached(tmp_path):
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.001)
+        process.kill()
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL, moment
+        assert not (tmp_path / "checkpoints" / str(tiny.NUM_STEPS)).exists(), moment
+    output = tiny.finish(start(tmp_path))
+    assert "resuming" in output
+    assert_equal_checkpoints(uninterrupted / "checkpoints" / "30", tmp_path / "checkpoints" / "30")
+    assert rows(tmp_path) == rows(uninterrupted)
+
+
+def test_rows_of_metrics(uninterrupted):
+    """Every 4 steps, at every checkpoint (5) and evaluation (10); each once; a row covers the steps since the last."""
+    trained = [4, 5, 8, 10, 12, 15, 16, 20, 24, 25, 28, 30]
+    assert [row["step"] for row in rows(uninterrupted) if row["phase"] == "train"] == trained
+    counts = [row["images"] for row in rows(uninterrupted) if row["phase"] == "train"]
+    assert counts == [32 * steps for steps in np.diff([0, *trained])]
+    evaluated = [(row["step"], row["images"]) for row in rows(uninterrupted) if row["phase"] == "evaluate"]
+    assert evaluated == [(10, 3000), (20, 3000), (30, 3000)]
+    every = ("step", "epoch", "phase", "loss", "top1", "top5", "learning_rate", "images_per_s", "input_wait")
+    assert all(set(every) <= row.keys() for row in rows(uninterrupted, every) if row["phase"] == "train")
+
+
+def test_workdir_is_complete(uninterrupted):
+    names = {path.name for path in uninterrupted.iterdir()}
+    expected = {"config.json", "environment.json", "parameters.txt", "metrics.jsonl", "curves.png"}
+    assert names == expected | {"checkpoints", "tensorboard"}
+
+
+def test_asynchronous_save_holds_the_state_of_its_step(uninterrupted, first_part):
+    """The long run went on, into the same donated buffers, while it saved; the short one ended there."""
+    name = str(FIRST_PART_STEPS)
+    assert_equal_checkpoints(first_part / "checkpoints" / name, uninterrupted / "checkpoints" / name)
+    assert rows(first_part) == [row for row in rows(uninterrupted) if row["step"] <= FIRST_PART_STEPS]
+
+
+def test_run_again_when_done_changes_nothing(start, first_part):
+    before = tiny.digests(first_part)
+    output = tiny.finish(start(first_part, f"--config.num_steps={FIRST_PART_STEPS}"))
+    assert f"is done: {FIRST_PART_STEPS} of {FIRST_PART_STEPS} steps" in output
+    assert tiny.digests(first_part) == before
+
+
+def test_not_finite_stops_with_the_step_and_keeps_the_last_good_checkpoint(start, first_part, tmp_path):
+    workdir = shutil.copytree(first_part, tmp_path / "run")
+    before = tiny.digests(workdir / "checkpoints")
+    output = tiny.finish(start(workdir, "--config.learning_rate=1e30"), status=2)
+    # Step 11 still starts from good weights; its update ruins them.
+    assert "not finite at step 12" in output
+    assert "learning_rate" in output
+    assert "Traceback" not in output
+    assert tiny.digests(workdir / "checkpoints") == before
+    assert np.isfinite(load(str(workdir))(np.zeros((1, 28, 28, 1), np.uint8))).all()
+
+
+def test_two_processes_do_as_one(start, uninterrupted, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    processes = [
+        start(
+            tmp_path,
+            "--config.num_steps=20",
+            JAX_COORDINATOR_ADDRESS=address,
+            JAX_NUM_PROCESSES="2",
+            JAX_PROCESS_ID=str(index),
+        )
+        for index in range(2)
+    ]
+    spoken, silent = (tiny.finish(process) for process in processes)
+    assert "compiling the step for 2 cpu device(s)" in spoken
+    assert "step" not in silent  # the second process says nothing
+    one = [row for row in rows(uninterrupted) if row["step"] <= 20]
+    two = rows(tmp_path)
+    assert [(row["step"], row["phase"], row["images"]) for row in two] == [
+        (row["step"], row["phase"], row["images"]) for row in one
+    ]
+    print(np.array([row["loss"] for row in two]) / np.array([row["loss"] for row in one]) - 1)
+    np.testing.assert_allclose([row["loss"] for row in two], [row["loss"] for row in one], rtol=1e-5)
+    assert len(list((tmp_path / "tensorboard").iterdir())) == 1  # one writer
