@@ -210,4 +210,5 @@ def mismatches(wanted: PyTree, saved: PyTree) -> list[str]:
         for name in wanted.keys() & saved.keys()
         if form(wanted[name]) != form(saved[name])
     ]
-    return sorted(lines)
+    # Parameters first: they tell more than the statistics that go with them.
+    return sorted(lines, key=lambda line: (not line.startswith("params"), line))

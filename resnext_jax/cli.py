@@ -39,7 +39,7 @@ def main(flag_values: flags.FlagValues, argv: Sequence[str] = tuple(sys.argv)) -
         join_processes()
         MODES[mode](flag_values, arguments)
     except UserError as error:
-        sys.exit(report_error(error))
+        sys.exit(report_error(error, argv))
     except KeyboardInterrupt:
         print("\ninterrupted; run the same command again to resume from the newest checkpoint", file=sys.stderr)
         sys.exit(INTERRUPTED_STATUS)

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict, config_flags
 
 from resnext_jax.errors import UserError, raise_all, unknown
 
+MODEL_NUMBERS = ("model.family", "model.depth", "model.cardinality", "model.bottleneck_width")
 # type of a config field -> what raises for a text that is none, and what is allowed
 PARSERS = {
     bool: (flags.BooleanParser().parse, "true or false"),
@@ -33,10 +34,12 @@ def parse(argv: list[str], flag_values: flags.FlagValues) -> list[str]:
       UserError: the config file does not exist, an override names no field, or a value has the wrong type.
     """
     path = next((_value(argv, index) for index, arg in enumerate(argv) if re.fullmatch(r"--?config(=.*)?", arg)), None)
+    matches = [re.fullmatch(r"--?(?:no)?config\.([\w.]+)(?:=(.*))?", arg, re.DOTALL) for arg in argv]
+    overrides = [(match[1], match[2]) for match in matches if match]
     if path is not None:
-        matches = [re.fullmatch(r"--?(?:no)?config\.([\w.]+)(?:=(.*))?", arg, re.DOTALL) for arg in argv]
-        overrides = [(match[1], match[2]) for match in matches if match]
         raise_all(_field_problems(_load(path), overrides))
+    elif overrides:
+        raise UserError(f"--config.{overrides[0][0]} changes a field of a config: give --config=FILE as well.")
     try:
         return flag_values(argv)[1:]
     except (flags.Error, ValueError, TypeError) as error:
@@ -84,6 +87,14 @@ def _field_problems(config: ConfigDict, overrides: list[tuple[str, str | None]])
             parse(value)
         except (ValueError, TypeError):
             problems.append(f"{name}={value!r} must be {words}.")
+    given = dict(overrides)
+    row = given.get("model.name", config.model.name)
+    ignored = [name for name in given if name in MODEL_NUMBERS]
+    if row and ignored:
+        problems.append(
+            f"{', '.join(ignored)}: without effect, since model.name={row!r} names a row of the zoo. "
+            "Add --config.model.name= (empty) to build the network by its numbers."
+        )
     return problems
 
 

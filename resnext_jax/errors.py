@@ -5,10 +5,13 @@ one input are gathered first and raised together; `cli` prints them without a tr
 """
 
 import difflib
+import shlex
 import sys
 from collections.abc import Iterable, Sequence
 
 USER_ERROR_STATUS = 2
+# Stands in a message for the command that was typed; `report_error` puts it in.
+THIS_COMMAND = "python main.py --config=configs/NAME.py"
 
 
 class UserError(Exception):
@@ -33,7 +36,10 @@ def unknown(kind: str, name: object, allowed: Iterable[str]) -> str:
     return f"unknown {kind} {name!r}.{hint} Known: {', '.join(allowed)}."
 
 
-def report_error(error: UserError) -> int:
-    """Prints the problems without a traceback and returns the exit status."""
-    print("error: " + "\n       ".join("\n".join(error.problems).splitlines()), file=sys.stderr)
+def report_error(error: UserError, argv: Sequence[str] = ()) -> int:
+    """Prints the problems without a traceback, with the command that was typed, and returns the exit status."""
+    text = "\n".join(error.problems)
+    if argv:
+        text = text.replace(THIS_COMMAND, f"python {shlex.join(argv)}")
+    print("error: " + "\n       ".join(text.splitlines()), file=sys.stderr)
     return USER_ERROR_STATUS

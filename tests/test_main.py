@@ -178,7 +178,7 @@ def test_checkpoint_of_another_model(refused, untrained, mode):
     message = refused(QUICKSTART, f"--workdir={untrained}", f"--mode={mode}")
     assert f"{untrained / 'checkpoints' / '0'} belongs to another model; nothing was changed" in message
     # 8 paths of 4 channels against 4 of 2.
-    assert "stage2/block1/bn1/mean: this model wants float32(32,), the checkpoint has float32(8,)" in message
+    assert "params/stage2/block1/bn1/bias: this model wants float32(32,), the checkpoint has float32(8,)" in message
     assert re.search(r"\.\.\. and \d+ more arrays", message)
     assert ("--workdir=DIR" if mode == "train" else "Leave out --config") in message
     assert tiny.digests(untrained) == before
@@ -211,8 +211,8 @@ def test_imagenet_absent_says_what_where_how_and_the_command_without_it(refused,
     assert str(tmp_path / "tfds" / "imagenet2012") in message
     assert "tfds build imagenet2012" in message
 
-    command = re.search(r"python (main\.py --config=\S+ --config\.data\.name=synthetic)", message)[1]
-    arguments = shlex.split(command.replace("configs/<same>.py", config))[1:]
+    command = re.search(r"python \S*main\.py (--config=\S+ --config\.data\.name=synthetic)", message)[1]
+    arguments = shlex.split(command)
     started = []
     monkeypatch.setattr(cli, "train", lambda config, workdir, place, environment: started.append((config, workdir)))
     status, _, error = run_main(*arguments)
@@ -261,3 +261,15 @@ def test_help():
         [sys.executable, "main.py", "--help"], cwd=tiny.ROOT, capture_output=True, text=True, check=False
     )
     assert all(flag in process.stdout for flag in ("--config:", "--workdir:", "--mode:", "--[no]json:")), process.stderr
+
+
+def test_numbers_of_a_network_that_is_named_are_refused(refused):
+    message = refused("--config=configs/quickstart.py", "--config.model.depth=50", "--config.model.cardinality=2")
+    assert "model.depth, model.cardinality: without effect, since model.name='resnext20_8x4d_small'" in message
+    assert "--config.model.name=" in message
+
+
+def test_override_without_a_config(refused):
+    assert "--config.batch_size changes a field of a config: give --config=FILE as well" in refused(
+        "--config.batch_size=3"
+    )

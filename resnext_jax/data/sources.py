@@ -9,7 +9,7 @@ import numpy as np
 
 from resnext_jax.data import decode
 from resnext_jax.data.readers import ArraySource, FolderSource, Source, SyntheticSource, TfdsSource, read_idx
-from resnext_jax.errors import UserError, raise_all, unknown
+from resnext_jax.errors import THIS_COMMAND, UserError, raise_all, unknown
 
 SPLITS = ("train", "validation")
 NUM_CLASSES = {"imagenet2012": 1000, "imagenet5k": 5000}
@@ -53,7 +53,7 @@ def _absent(name: str, split: str, places: Sequence[str]) -> UserError:
     for sentence, *commands in PREPARE[name]:
         lines += [f"  - {sentence}", *(f"      {command.format(name=name)}" for command in commands)]
     lines += ["Or run without it, on synthetic images:"]
-    lines += ["      python main.py --config=configs/<same>.py --config.data.name=synthetic"]
+    lines += [f"      {THIS_COMMAND} --config.data.name=synthetic"]
     return UserError("\n".join(lines))
 
 

@@ -56,8 +56,6 @@ def train(config: ConfigDict, workdir: str, place: Place, environment: dict[str,
         state = checkpoints.restore(start_step, state_shapes)
         if start_step < run.total_steps:
             say(f"resuming {workdir} at step {start_step:,} of {run.total_steps:,}")
-    if place.speaks:
-        report.write_facts(config, workdir, environment, state.params, say)
     description = {
         "config": json.loads(config.to_json_best_effort()),
         "dataset": {"name": train_source.info.name, "class_names": list(train_source.info.class_names)},
@@ -67,6 +65,8 @@ def train(config: ConfigDict, workdir: str, place: Place, environment: dict[str,
         checkpoints.close()
         report.summarize(workdir, title, say)
         return
+    if place.speaks:
+        report.write_facts(config, workdir, environment, state.params, say)
     writer = MetricsWriter(workdir, start_step) if place.speaks else None
 
     # ------------------------------------------------------------------------------------------------- The input
@@ -184,14 +184,14 @@ def flush(window: list[Any], step: int, workdir: str) -> dict[str, float]:
     """Means over the steps of `window`, the last of which is `step`.
 
     Raises:
-      UserError: a loss or gradient was not finite; the first such step is named.
+      UserError: a loss or the parameters were not finite; the first such step is named.
     """
     total = metrics.zeros()
     for offset, host in enumerate(jax.device_get(window), start=step - len(window) + 1):
         total = metrics.add(total, host.sums)
         if not host.finite:
             raise UserError(
-                f"the loss or its gradient is not finite at step {offset} (loss {host.sums.loss / host.sums.images}"
+                f"the loss or a parameter is not finite after step {offset} (loss {host.sums.loss / host.sums.images}"
                 f"); nothing was saved since. The last good checkpoint in {workdir}/checkpoints is untouched: lower "
                 "learning_rate or lengthen schedule.warmup_epochs, or try compute_dtype=float32, in a new --workdir."
             )

@@ -19,7 +19,7 @@ class StepMetrics(struct.PyTreeNode):
 
     Attributes:
       sums: loss and accuracies over the training images of the step, augmented, before the update.
-      finite: whether the loss and the whole gradient are finite.
+      finite: whether the loss and all parameters after the update are finite; a gradient that is not shows in them.
     """
 
     sums: metrics.Sums
@@ -86,7 +86,8 @@ def train_step(
             batch_stats=batch_stats,
             opt_state=opt_state,
         )
-        finite = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(grads))
+        # A gradient that is not finite shows in the parameters, and an update that overflows only there.
+        finite = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(new_state.params))
     return new_state, StepMetrics(sums=sums, finite=finite)
 
 

@@ -272,7 +272,7 @@ def test_imagenet_in_folders(tmp_path, monkeypatch):
 def test_absent_data_ends_in_one_instruction(name, given, tmp_path):
     text = message(name, data_dir=str(tmp_path / "mine") if given else None)
     assert f"data set '{name}' (train split) was not found" in text
-    assert "python main.py --config=configs/<same>.py --config.data.name=synthetic" in text
+    assert "python main.py --config=configs/NAME.py --config.data.name=synthetic" in text
     assert "--config.data.dir=DIR" in text
     if given or name not in ("imagenet5k", "folder"):
         assert str(tmp_path / ("mine" if given else "tfds_default")) in text
