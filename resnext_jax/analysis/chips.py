@@ -1,0 +1,78 @@
+"""TPU generations as data, and the devices of a TPU that is not there, to compile for."""
+
+import dataclasses
+import importlib.util
+import os
+import re
+from typing import Any
+
+import jax
+from jax.experimental import topologies
+
+from resnext_jax.errors import UserError, unknown
+
+GIB = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """The peak rates of one device: a chip, on v3 one of its two cores (which are devices of their own).
+
+    Rates are those of Google's documentation. The clock is the one at which the matrix units give them.
+
+    Attributes:
+      bf16_flops_per_s: of the matrix units.
+      hbm_bytes_per_s: to and from memory.
+      hbm_bytes: that the compiler lets a program have.
+      clock_hz: turns `estimated_cycles` into seconds.
+      topologies: usual ones, for messages.
+      device: what one device is.
+      options: of the compiler.
+    """
+
+    bf16_flops_per_s: float
+    hbm_bytes_per_s: float
+    hbm_bytes: int
+    clock_hz: float
+    topologies: tuple[str, ...]
+    device: str = "chip"
+    options: dict[str, str] = dataclasses.field(default_factory=dict)
+
+
+CHIPS: dict[str, Chip] = {
+    "v3": Chip(61.5e12, 450e9, int(15.48 * GIB), 0.94e9, ("2x2", "4x4", "8x8"), device="core"),
+    # Megacore: the two cores of a chip are one device, as on a real v4.
+    "v4": Chip(
+        275e12, 1228e9, int(30.75 * GIB), 1.05e9, ("2x2x1", "2x2x2", "4x4x4"), options={"chip_config_name": "megacore"}
+    ),
+    "v5e": Chip(197e12, 819e9, int(15.75 * GIB), 1.50e9, ("1x1", "2x2", "2x4", "4x4", "8x8", "16x16")),
+    "v5p": Chip(459e12, 2765e9, int(95.73 * GIB), 1.75e9, ("2x2x1", "2x2x2", "4x4x4")),
+    "v6e": Chip(918e12, 1640e9, int(31.24 * GIB), 1.75e9, ("1x1", "2x2", "2x4", "4x4", "8x8", "16x16")),
+}
+KNOWN = tuple(f"{name}:{shape}" for name, chip in CHIPS.items() for shape in chip.topologies)
+
+
+def open_topology(name: str) -> tuple[Chip, list[Any]]:
+    """The chip and the devices of `v5e:2x4`, GENERATION:CHIPSxCHIPS[xCHIPS].
+
+    Raises:
+      UserError: no such topology, or the TPU compiler is not installed.
+    """
+    found = re.fullmatch(r"(\w+):([1-9]\d*(?:x[1-9]\d*){1,2})", name)  # libtpu dies of a size of 0
+    if found is None or found[1] not in CHIPS:
+        raise UserError(f"{unknown('topology', name, KNOWN)} Other sizes of these generations are allowed too.")
+    if importlib.util.find_spec("libtpu") is None:
+        raise UserError(
+            "the TPU compiler (libtpu) is not installed; it needs no TPU, only the package: pip install -e '.[tpu]'"
+        )
+    # Nothing is run: do not ask the cloud's metadata server which TPU this machine is, nor lock the TPU.
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-8")
+    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    chip = CHIPS[found[1]]
+    try:
+        topology = topologies.get_topology_desc(platform="tpu", topology_name=name, **chip.options)
+    except jax.errors.JaxRuntimeError as error:
+        raise UserError(f"{unknown('topology', name, KNOWN)} The compiler says: {error}") from error
+    return chip, list(topology.devices)

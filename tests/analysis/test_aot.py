@@ -1,0 +1,111 @@
+"""The command: wrong input on every machine, a compile for a TPU where its compiler is installed."""
+
+import contextlib
+import importlib.util
+import json
+import re
+import sys
+import warnings
+from collections.abc import Iterator
+from unittest import mock
+
+import jax
+import pytest
+import tiny
+from absl import flags
+
+from resnext_jax.analysis import aot, chips, report
+
+CONFIG = "--config=configs/quickstart.py"
+TINY = (CONFIG, "--config.model.name=resnext11_4x2d_tiny", "--config.batch_size=32", "--config.bn_group_images=8")
+needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="the TPU compiler is not there")
+
+
+@pytest.fixture(autouse=True)
+def in_root(monkeypatch):
+    monkeypatch.chdir(tiny.ROOT)
+    monkeypatch.setattr(flags, "FLAGS", flags.FlagValues())
+
+
+@contextlib.contextmanager
+def command_line(*arguments: str) -> Iterator[list[str]]:
+    """The arguments, also where ml_collections looks for overrides."""
+    with mock.patch.object(sys, "argv", ["aot", *arguments]), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "the load_module", DeprecationWarning)  # how ml_collections loads a file
+        yield sys.argv
+
+
+def failure(capsys, *arguments: str) -> str:
+    """What the command prints for a mistake, having left with status 2."""
+    with command_line(*arguments) as argv, pytest.raises(SystemExit) as exit_:
+        aot.main(argv)
+    assert exit_.value.code == 2
+    return capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ((CONFIG, "--topology=v9:2x2"), "unknown topology 'v9:2x2'. Did you mean"),
+        ((CONFIG, "--topology=v5e:0x4"), "v5e:2x4, v5e:4x4"),
+        ((CONFIG, "--topology=v5e"), "v6e:16x16"),
+        ((CONFIG, "--conv_impl=nativ"), "unknown conv_impl 'nativ'. Did you mean 'native'"),
+        ((CONFIG, "--compare=fast"), "unknown conv_impl 'fast'"),
+        ((), "--config=configs/NAME.py"),
+        ((CONFIG, "v5e:2x4"), "remove 'v5e:2x4'"),
+    ],
+)
+def test_a_wrong_argument_is_one_line_with_the_remedy(arguments, words, capsys):
+    assert words in failure(capsys, *arguments)
+
+
+def test_without_the_compiler_the_message_says_how_to_install_it(capsys, monkeypatch):
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "libtpu" else found(name))
+    assert "pip install -e '.[tpu]'" in failure(capsys, CONFIG)
+
+
+def test_a_batch_that_does_not_divide_over_the_chips_is_refused():
+    config = tiny.config("--config.batch_size=36", "--config.bn_group_images=0")
+    with pytest.raises(aot.UserError, match=r"batch_size=36 does not divide over 8 devices.*32 or 40"):
+        aot.compile_step(config, chips.CHIPS["v5e"], jax.devices()[:8], "auto")
+
+
+def test_classes_of_a_folder_are_unknown_without_its_files():
+    with pytest.raises(aot.UserError, match="imagenet2012"):
+        aot.dataset_info("folder")
+
+
+@needs_libtpu
+def test_a_topology_that_the_compiler_refuses_is_a_users_mistake(capsys):
+    assert "unknown topology 'v5e:3x3'" in failure(capsys, CONFIG, "--topology=v5e:3x3")
+
+
+@needs_libtpu
+@pytest.mark.parametrize(("name", "count"), [("v3:2x2", 8), ("v4:2x2x1", 4), ("v5p:2x2x1", 4), ("v6e:2x4", 8)])
+def test_devices_of_a_topology(name, count):
+    """Four chips each, eight of v6e; on v3 the two cores of a chip are two devices."""
+    assert len(chips.open_topology(name)[1]) == count
+
+
+@needs_libtpu
+def test_the_report_of_a_tiny_network(capsys, monkeypatch):
+    texts, account = [], report.account
+    monkeypatch.setattr(report, "account", lambda text, *rest: account(texts.append(text) or text, *rest))
+    with command_line(*TINY, "--config.augment.pad_px=0", "--topology=v5e:2x2", "--json") as argv:
+        aot.main(argv)
+    shown, last = capsys.readouterr().out.rstrip().rsplit("\n", 1)
+    result = json.loads(last)
+
+    # Without a loop (cropping would bring one) the sum is that of all numbers in the text.
+    assert result["estimated_cycles"] == sum(int(n) for n in re.findall(r'"estimated_cycles":"(\d+)"', texts[0]))
+    assert result["estimated_cycles"] == sum(sum(row.values()) for row in result["parts"].values())
+    assert result["fits"]
+    assert 0 < result["peak_hbm_bytes"] < 2**30
+    assert {"flops", "compile_s", "custom_calls"} <= result.keys()
+    # Every chip adds up the gradients of the others: that of the classifier is 64 x 10 weights and 10 biases, float32.
+    assert sum(row["parts"].get("classifier backward", 0) for row in result["collectives"]) == 4 * (64 * 10 + 10)
+    assert {row["opcode"].removesuffix("-start") for row in result["collectives"]} == {"all-reduce"}
+    assert {"stem", "1x1", "grouped 3x3", "BN", "shortcut", "optimizer", "input"} <= result["parts"].keys()
+    assert result["parts"].get("other", {}).get("other", 0) < 0.05 * result["estimated_cycles"]
+    assert "not a measurement" in shown
