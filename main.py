@@ -1,5 +1,7 @@
 """Trains, evaluates and predicts: python main.py --config=configs/quickstart.py [--workdir=DIR] [--mode=MODE]."""
 
+import sys
+
 from absl import app, flags
 
 from resnext_jax import cli, config_file
@@ -19,4 +21,4 @@ def define_flags(to: flags.FlagValues) -> flags.FlagValues:
 
 if __name__ == "__main__":
     app.define_help_flags()
-    cli.main(define_flags(flags.FLAGS))
+    cli.main(define_flags(flags.FLAGS), sys.argv)

@@ -18,6 +18,7 @@ def base() -> ConfigDict:
     config.schedule = ConfigDict()
     config.schedule.name = "step"  # step | cosine
     config.schedule.boundaries_epochs = (30.0, 60.0, 90.0)  # step: the rate drops here ...
+    config.schedule.boundaries_steps = ()  # ... or here, where set, ...
     config.schedule.factor = 0.1  # ... by this
     config.schedule.warmup_epochs = 0.0  # cosine: linear from 0
 
@@ -70,13 +71,11 @@ def imagenet() -> ConfigDict:
 def imagenet5k() -> ConfigDict:
     """ImageNet-5K: 6.8 M images, as many mini-batches as the 1K run makes (section 5.2).
 
-    100 epochs of 1,281,167 images are 500,456 steps of 256. An epoch of the schedule is therefore one of the 1K set,
-    and the boundaries are given in epochs of the 5K set, 6.8 / 1.281 = 5.31 times as long.
+    100 epochs of 1,281,167 images are 500,456 steps of 256; 30, 60 and 90 of them end at the boundaries.
     """
     config = base()
     config.num_steps = 500_456
-    epoch_ratio = 1_281_167 / 6_800_000
-    config.schedule.boundaries_epochs = tuple(epoch * epoch_ratio for epoch in (30, 60, 90))
+    config.schedule.boundaries_steps = (150_137, 300_274, 450_410)
     config.data.name = "imagenet5k"
     return config
 

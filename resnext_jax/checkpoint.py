@@ -5,7 +5,9 @@ A checkpoint `DIR/STEP/` holds three items: `variables` (params and batch_stats:
 temporary directory and renames it when all is there, so a save that did not finish is never seen.
 """
 
+import contextlib
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -78,7 +80,8 @@ class Checkpoints:
             "variables": {"params": tree["params"], "batch_stats": tree["batch_stats"]},
             "training": {"step": tree["step"], "opt_state": tree["opt_state"]},
         }
-        saved = self._manager.item_metadata(step)
+        with _damage(self.directory / str(step)):
+            saved = self._manager.item_metadata(step)
         require_same_arrays(
             self.directory / str(step),
             wanted["variables"] | wanted["training"],
@@ -87,13 +90,18 @@ class Checkpoints:
             f"({self.directory.parent / 'config.json'}).",
         )
         items = ocp.args.Composite(**{item: ocp.args.StandardRestore(tree) for item, tree in wanted.items()})
-        restored = self._manager.restore(step, args=items)
+        with _damage(self.directory / str(step)):
+            restored = self._manager.restore(step, args=items)
         state: Any = serialization.from_state_dict(like, {**restored["variables"], **restored["training"]})
         return state
 
     def wait(self) -> None:
         """Returns when every save is on disk."""
         self._manager.wait_until_finished()
+
+    def description(self, step: int) -> dict[str, Any]:
+        """The JSON item at `step`."""
+        return read_description(self.directory / str(step))
 
     def close(self) -> None:
         """Waits, and ends the background threads."""
@@ -107,7 +115,7 @@ def locate(path: str) -> epath.Path:
       UserError: there is no complete checkpoint.
     """
     root = _absolute(path)
-    if (root / "variables").exists():
+    if (root / "variables").exists() and ocp.path.step.is_checkpoint_finalized(root):
         return root
     for directory in (root, root / DIRECTORY):
         if directory.is_dir():
@@ -123,27 +131,39 @@ def locate(path: str) -> epath.Path:
     )
 
 
-def read_description(path: str) -> dict[str, Any]:
-    """The JSON item of the checkpoint at `path` (see `locate`): the resolved `config` and the `dataset`."""
-    with _checkpointer() as checkpointer:
-        return checkpointer.restore(locate(path), ocp.args.Composite(config=ocp.args.JsonRestore()))["config"]
+def read_description(checkpoint: epath.Path) -> dict[str, Any]:
+    """The JSON item of one checkpoint (see `locate`): the resolved `config` and the `dataset`."""
+    with _damage(checkpoint), _checkpointer() as checkpointer:
+        return checkpointer.restore(checkpoint, ocp.args.Composite(config=ocp.args.JsonRestore()))["config"]
 
 
-def read_variables(path: str, sharding: Sharding) -> PyTree:
-    """`params` and `batch_stats` of the checkpoint at `path`, without the optimizer, placed by `sharding`."""
-    directory = locate(path)
-    with _checkpointer() as checkpointer:
+def read_variables(checkpoint: epath.Path, sharding: Sharding) -> PyTree:
+    """`params` and `batch_stats` of one checkpoint (see `locate`), without the optimizer, placed by `sharding`."""
+    with _damage(checkpoint), _checkpointer() as checkpointer:
         shapes = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-            _tree(checkpointer.metadata(directory).item_metadata["variables"]),
+            _tree(checkpointer.metadata(checkpoint).item_metadata["variables"]),
         )
         items = ocp.args.Composite(variables=ocp.args.StandardRestore(shapes))
-        return checkpointer.restore(directory, items)["variables"]
+        return checkpointer.restore(checkpoint, items)["variables"]
 
 
 def _absolute(path: str) -> epath.Path:
     """Orbax takes no relative paths; gs:// and its like are absolute already."""
     return epath.Path(path if "://" in path else os.path.abspath(os.path.expanduser(path)))
+
+
+@contextlib.contextmanager
+def _damage(checkpoint: epath.Path) -> Iterator[None]:
+    """What orbax and tensorstore raise of a checkpoint with missing or broken files, as an instruction."""
+    try:
+        yield
+    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise UserError(
+            f"the checkpoint {checkpoint} is damaged ({reason[:200]}). Nothing was changed. Move it away to use the "
+            "one before, or give another one with --workdir."
+        ) from error
 
 
 def _handlers() -> dict[str, Any]:

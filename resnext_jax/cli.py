@@ -1,5 +1,6 @@
 """The command: reads flags and config, asks once where it runs, and hands both down to one of MODES."""
 
+import functools
 import glob
 import importlib.metadata
 import importlib.util
@@ -22,14 +23,15 @@ from resnext_jax.checkpoint import locate, read_description, read_variables, req
 from resnext_jax.data.decode import read_image
 from resnext_jax.errors import UserError, raise_all, report_error, unknown
 from resnext_jax.net import load
-from resnext_jax.train.assemble import assemble
-from resnext_jax.train.loop import evaluate_all, open_data, train
+from resnext_jax.train.assemble import evaluation_problems, jit_evaluation, model_of
+from resnext_jax.train.dataset import open_data, same_classes
+from resnext_jax.train.loop import evaluate_all, train
 
 INTERRUPTED_STATUS = 130
 TOP_CLASSES = 5
 
 
-def main(flag_values: flags.FlagValues, argv: Sequence[str] = tuple(sys.argv)) -> None:
+def main(flag_values: flags.FlagValues, argv: Sequence[str]) -> None:
     """Runs the command and exits: 0 when it is done, 2 for a mistake that the user can mend, 130 after Ctrl-C."""
     try:
         arguments = config_file.parse(list(argv), flag_values)
@@ -41,7 +43,9 @@ def main(flag_values: flags.FlagValues, argv: Sequence[str] = tuple(sys.argv)) -
     except UserError as error:
         sys.exit(report_error(error, argv))
     except KeyboardInterrupt:
-        print("\ninterrupted; run the same command again to resume from the newest checkpoint", file=sys.stderr)
+        print(
+            "\ninterrupted; training resumes from its newest checkpoint when the command is run again", file=sys.stderr
+        )
         sys.exit(INTERRUPTED_STATUS)
 
 
@@ -61,26 +65,25 @@ def run_evaluation(flag_values: flags.FlagValues, arguments: Sequence[str]) -> N
     """`--mode=evaluate`: exact loss, top-1 and top-5 of a checkpoint on the validation images of its config."""
     refuse_arguments(arguments, "evaluate")
     checkpoint = locate(workdir_of(flag_values))
-    description = read_description(str(checkpoint))
+    description = read_description(checkpoint)
     config = flag_values.config or ConfigDict(description["config"])
     place = here()
+    raise_all(evaluation_problems(config, place.mesh.size))
     source = open_data(config, "validation")
-    classes = description["dataset"]["class_names"]
-    if source.info.num_classes != len(classes):
-        raise UserError(
-            f"{checkpoint} knows the {len(classes)} classes of {description['dataset']['name']!r}, but "
-            f"{source.info.name!r} has {source.info.num_classes}: evaluate on images of the same classes."
-        )
-    run = assemble(config, source.info, place)
-    variables = read_variables(str(checkpoint), sharding.replicated(place.mesh))
-    shapes = run.state_shapes(place.mesh)
+    dataset = {"name": source.info.name, "class_names": list(source.info.class_names)}
+    same_classes(dataset, description["dataset"], str(checkpoint))
+    model = model_of(config, source.info.num_classes, place)
+    variables = read_variables(checkpoint, sharding.replicated(place.mesh))
+    images = jax.ShapeDtypeStruct(
+        (1, config.data.image_size_px, config.data.image_size_px, len(config.data.mean)), "float32"
+    )
     require_same_arrays(
         checkpoint,
-        {"params": shapes.params, "batch_stats": shapes.batch_stats},
+        jax.eval_shape(functools.partial(model.init, train=False), jax.random.key(0), images),
         variables,
         "Leave out --config, for the checkpoint brings its own, or give the one that it was trained with.",
     )
-    row = evaluate_all(config, run.evaluation_step, variables, source, place)
+    row = evaluate_all(config, jit_evaluation(config, model, place.mesh), variables, source, place)
     if place.speaks:
         print(f"{checkpoint} on {row['images']:,} images of {source.info.name}:")
         print(f"loss {row['loss']:.4f}  top-1 {row['top1']:.2%}  top-5 {row['top5']:.2%}")
@@ -155,14 +158,20 @@ def join_processes() -> None:
         if not all(values):
             missing = ", ".join(name for name, value in zip(names, values, strict=True) if not value)
             raise UserError(f"several processes are started with {', '.join(names)} all set; {missing} is not.")
+        if not (values[1].isdigit() and values[2].isdigit() and int(values[2]) < int(values[1])):
+            raise UserError(
+                f"JAX_NUM_PROCESSES={values[1]!r} and JAX_PROCESS_ID={values[2]!r}: P whole and positive, and the id "
+                "of this process in [0, P)."
+            )
         jax.distributed.initialize(values[0], int(values[1]), int(values[2]))
-    elif glob.glob("/dev/accel*") and importlib.util.find_spec("libtpu"):
+    elif (glob.glob("/dev/accel*") or glob.glob("/dev/vfio/[0-9]*")) and importlib.util.find_spec("libtpu"):
         jax.distributed.initialize()
 
 
 def here() -> sharding.Place:
     """All devices of all processes, and which process this is: asked once, handed down."""
-    devices = jax.devices()
+    # Each process's devices next to each other: the batch is split over them in this order.
+    devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
     return sharding.Place(
         mesh=sharding.make_mesh(devices),
         platform=jax.default_backend(),

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
-from resnext_jax.checkpoint import read_description, read_variables
+from resnext_jax.checkpoint import locate, read_description, read_variables
 from resnext_jax.data.decode import center_crop
 from resnext_jax.errors import UserError
 from resnext_jax.evaluate.classify import predict_step
@@ -81,12 +81,13 @@ def load(path: str) -> Net:
     """The network of a checkpoint.
 
     Args:
-      path: a workdir, its `checkpoints` directory (then the newest), or one checkpoint; local or gs://.
+      path: a workdir, its `checkpoints` directory (then the newest), or one checkpoint.
 
     Raises:
-      UserError: there is no complete checkpoint.
+      UserError: there is no complete checkpoint, or it is damaged.
     """
-    description = read_description(path)
+    checkpoint = locate(path)
+    description = read_description(checkpoint)
     config, class_names = description["config"], tuple(description["dataset"]["class_names"])
     model = zoo.build_model(
         zoo.select(**config["model"]),
@@ -97,7 +98,7 @@ def load(path: str) -> Net:
         bn_group_images=config["bn_group_images"],
     )
     sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    return Net(model, read_variables(path, sharding), config, class_names)
+    return Net(model, read_variables(checkpoint, sharding), config, class_names)
 
 
 def build(name: str, *, num_classes: int = 1000, seed: int = 0, compute_dtype: str = "float32") -> Net:

@@ -54,17 +54,17 @@ def make_schedule(
     learning_rate: float,
     steps_per_epoch: float,
     total_steps: int,
-    boundaries_epochs: Sequence[float],
+    boundaries_steps: Sequence[int],
     factor: float,
     warmup_epochs: float,
 ) -> optax.Schedule:
-    """The schedule of a config, its epochs turned into steps (rounded, since an epoch is rarely whole batches).
+    """The schedule of a config.
 
     Raises:
       UserError: an unknown name, or a warm-up as long as the run.
     """
     if name == "step":
-        return step_schedule(learning_rate, [round(epoch * steps_per_epoch) for epoch in boundaries_epochs], factor)
+        return step_schedule(learning_rate, boundaries_steps, factor)
     if name == "cosine":
         warmup_steps = round(warmup_epochs * steps_per_epoch)
         if warmup_steps >= total_steps:

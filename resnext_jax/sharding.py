@@ -9,8 +9,10 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from resnext_jax.errors import UserError
 from resnext_jax.types import Batch, PyTree
 
 DATA_AXIS = "data"
@@ -34,6 +36,34 @@ class Place:
     @property
     def speaks(self) -> bool:
         return self.process_index == 0
+
+
+def agree(place: Place, own: UserError | None) -> None:
+    """Every process stops where one has found a mistake, each with a sentence, instead of waiting for the others.
+
+    Args:
+      place: of this process; a lone one simply raises its own error.
+      own: what this process found; None where all is well.
+
+    Raises:
+      UserError: `own`, or the news that another process has one.
+    """
+    if place.process_count > 1:
+        failed = multihost_utils.process_allgather(np.asarray(own is not None))
+        if own is None and failed.any():
+            names = ", ".join(str(index) for index in np.flatnonzero(failed))
+            raise UserError(
+                f"process {names} stopped with an error of its own: see what it printed, and mend it there."
+            )
+    if own is not None:
+        raise own
+
+
+def from_first_process(place: Place, value: int) -> int:
+    """The value that process 0 has, on every process."""
+    if place.process_count == 1:
+        return value
+    return int(multihost_utils.broadcast_one_to_all(np.asarray(value, np.int32)))
 
 
 def make_mesh(devices: Sequence[Any]) -> Mesh:

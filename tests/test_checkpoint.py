@@ -1,5 +1,8 @@
 """Saved and restored, found, kept and compared."""
 
+import functools
+import shutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -54,8 +57,8 @@ def test_round_trip_onto_other_devices(tmp_path):
 def test_read_without_the_optimizer(tmp_path, monkeypatch):
     saved(tmp_path / "run", state_at(7, weight=0.1))
     monkeypatch.chdir(tmp_path)
-    assert read_description("run") == DESCRIPTION
-    variables = read_variables("run", jax.sharding.SingleDeviceSharding(jax.devices()[5]))
+    assert read_description(locate("run")) == DESCRIPTION
+    variables = read_variables(locate("run"), jax.sharding.SingleDeviceSharding(jax.devices()[5]))
     assert variables.keys() == {"params", "batch_stats"}
     np.testing.assert_array_equal(variables["params"]["conv"]["kernel"], np.full((3, 4), np.float32(0.1)))
     assert variables["batch_stats"]["bn"]["mean"].devices() == {jax.devices()[5]}
@@ -133,3 +136,15 @@ def test_restore_into_another_model_names_both_shapes_and_changes_nothing(tmp_pa
     checkpoints.close()
     assert "params/conv/kernel: this model wants float32(5, 4), the checkpoint has float32(3, 4)" in str(error.value)
     assert tiny.digests(tmp_path) == before
+
+
+@pytest.mark.parametrize("lost", ["variables/manifest.ocdbt", "config"])
+def test_a_damaged_checkpoint_is_named(tmp_path, lost):
+    state = state_at(7, weight=0.1)
+    saved(tmp_path, state)
+    path = tmp_path / "checkpoints" / "7" / lost
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    checkpoint, device = locate(str(tmp_path)), jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    read = functools.partial(read_description if lost == "config" else read_variables, checkpoint)
+    with pytest.raises(UserError, match=r"checkpoints/7 is damaged .*Move it away to use the one before"):
+        read(*([] if lost == "config" else [device]))

@@ -44,7 +44,7 @@ def test_step_traces(name):
     same = jax.tree.map(lambda before, after: (before.shape, before.dtype) == (after.shape, after.dtype), shapes, state)
     assert all(jax.tree.leaves(same))
     assert all(leaf.dtype == "float32" for leaf in jax.tree.leaves(state.params))
-    assert metrics.sums.loss.shape == ()
+    assert metrics.loss.shape == ()
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -82,6 +82,13 @@ def test_imagenet5k_makes_as_many_minibatches_as_imagenet():
     assert float(run.schedule(150_136)) == pytest.approx(0.1)
     assert float(run.schedule(150_137)) == pytest.approx(0.01)
     assert run.model.num_classes == 5000
+
+
+def test_an_evaluation_ends_every_epoch():
+    run, _ = assembled(config_of("quickstart"))
+    # 15,000 / 128 = 117.1875 steps an epoch: 117.19, 234.38, 351.56, 468.75, ... to the nearest.
+    due = [step for step in range(1, run.total_steps + 1) if run.evaluates_after(step)]
+    assert due == [117, 234, 352, 469, 586, 703, 820, 938, 1055, 1172]
 
 
 def test_cifar_recipe():

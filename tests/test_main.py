@@ -83,7 +83,7 @@ def refused(run_main):
             [QUICKSTART, "--config.accumulation_steps=3"],
             ["accumulation_steps=3 does not divide batch_size=128", "4 batch-norm groups of 32"],
         ),
-        ([QUICKSTART, "--config.data.mean=1,2,3", "--config.data.std=1,2,3"], ["3 channel(s)", "have 1"]),
+        ([QUICKSTART, "--config.data.mean=1.0,2.0,3.0", "--config.data.std=1.0,2.0,3.0"], ["3 channel(s)", "have 1"]),
         (["--mode=evaluate"], ["--workdir=DIR", "--config=configs/NAME.py"]),
         (["--mode=evaluate", "--workdir=/nowhere"], ["no checkpoint in /nowhere", "python main.py --config="]),
         (["--mode=predict", "--workdir=/nowhere"], ["predict wants images", "IMAGE"]),
@@ -273,3 +273,59 @@ def test_override_without_a_config(refused):
     assert "--config.batch_size changes a field of a config: give --config=FILE as well" in refused(
         "--config.batch_size=3"
     )
+
+
+def test_evaluation_does_not_mind_the_training_batch(run_main, tmp_path):
+    # 8 devices: a training batch of 12 would not divide.
+    tiny.save_fresh(tmp_path, "--config.batch_size=12", "--config.bn_group_images=4")
+    status, output, error = run_main("--mode=evaluate", f"--workdir={tmp_path}")
+    assert status == 0, error
+    assert "on 3,000 images of builtin" in output
+
+
+def test_other_classes_are_refused(refused, tmp_path):
+    tiny.save_fresh(tmp_path)
+    synthetic = (
+        *tiny.ARGUMENTS,
+        "--config.data.name=synthetic",
+        "--config.data.mean=1.0,2.0,3.0",
+        "--config.data.std=1.0,2.0,3.0",
+    )
+    for mode in ("train", "evaluate"):
+        message = refused(*synthetic, f"--mode={mode}", f"--workdir={tmp_path}")
+        assert "knows the 10 classes of 'builtin', but 'synthetic' has 1000" in message
+        assert "the first that differs: " in message
+
+
+def test_fields_that_do_not_fit_are_named_before_any_time_is_spent(refused, tmp_path):
+    message = refused(
+        *tiny.ARGUMENTS,
+        f"--workdir={tmp_path / 'run'}",
+        "--config.data.crop=random",
+        "--config.data.std=0",
+        "--config.seed=4294967296",
+        "--config.num_epochs=inf",
+        "--config.schedule.warmup_epochs=-1",
+        "--config.schedule.boundaries_epochs=3.0,2.0",
+        "--config.augment.lighting_std=0.1",
+    )
+    for phrase in (
+        "unknown data.crop 'random'. Did you mean 'random_sized'?",
+        "data.std must be positive",
+        "seed=4294967296 must be in [0, 2**32)",
+        "num_epochs=inf must be positive and finite",
+        "schedule.warmup_epochs=-1.0 must be 0 or more",
+        "schedule boundaries=[3.0, 2.0] must be increasing",
+        "augment.lighting_std=0.1 are for three channels, and data.mean has 1",
+    ):
+        assert phrase in message
+    assert not (tmp_path / "run").exists()
+    assert "data.resize_px=200 is smaller than the centre crop" in refused(
+        QUICKSTART, "--config.data.name=synthetic", "--config.data.mean=1.0,2.0,3.0", "--config.data.std=1.0,2.0,3.0",
+        "--config.data.crop=random_sized", "--config.data.image_size_px=224", "--config.data.resize_px=200",
+    )  # fmt: skip
+    assert "are not one step of batch_size=128" in refused(QUICKSTART, "--config.num_epochs=0.001")
+
+
+def test_workdir_of_a_bucket(refused):
+    assert "Mount the bucket" in refused(QUICKSTART, "--workdir=gs://bucket/run")

@@ -43,12 +43,11 @@ def test_cosine_schedule():
 
 
 def make(name: str, **changes) -> optax.Schedule:
-    numbers = dict(learning_rate=0.1, steps_per_epoch=93.75, total_steps=1125, boundaries_epochs=(1, 3.5), factor=0.1)
+    numbers = dict(learning_rate=0.1, steps_per_epoch=93.75, total_steps=1125, boundaries_steps=(94, 328), factor=0.1)
     return optim.make_schedule(name, **{**numbers, "warmup_epochs": 2.0, **changes})
 
 
-def test_epochs_become_steps():
-    # 1 * 93.75 rounds to 94, 3.5 * 93.75 = 328.125 to 328.
+def test_schedules_by_name():
     np.testing.assert_allclose(rates(make("step"), 93, 94, 327, 328), [0.1, 0.01, 0.01, 0.001], rtol=1e-6)
     # Warm-up 2 * 93.75 = 187.5 rounds to 188; half of the rest is at step 188 + 937 / 2.
     got = rates(make("cosine"), 94, 188, 656, 657, 1125)

@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 import main
 from resnext_jax import config_file
 from resnext_jax.checkpoint import Checkpoints
+from resnext_jax.data.sources import FASHION_MNIST_CLASSES
 from resnext_jax.sharding import Place, make_mesh
 from resnext_jax.train.assemble import Run, assemble
 from resnext_jax.types import DatasetInfo, TrainState
@@ -41,7 +42,7 @@ ARGUMENTS = (
     "--config.checkpoint.keep_newest=99",
     "--config.log.every_steps=4",
 )
-INFO = DatasetInfo("builtin", 15_000, tuple(f"class {index}" for index in range(10)), (28, 28, 1))
+INFO = DatasetInfo("builtin", 15_000, FASHION_MNIST_CLASSES, (28, 28, 1))
 
 
 @contextlib.contextmanager

@@ -99,4 +99,4 @@ class Classifier(nn.Module):
     def __call__(self, x: Float[Array, "batch channel"]) -> Float[Array, "batch classes"]:
         kernel = self.param("kernel", fan_in_uniform, (x.shape[-1], self.num_classes))
         bias = self.param("bias", nn.initializers.zeros, (self.num_classes,))
-        return x.astype(jnp.float32) @ kernel + bias[None]
+        return jnp.dot(x.astype(jnp.float32), kernel, precision="highest") + bias[None]

@@ -15,6 +15,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from resnext_jax.errors import UserError, unknown
+from resnext_jax.ops import conv_table
 
 Images = Float[Array, "batch height width in_channels"]
 Kernel = Float[Array, "kernel kernel group_in_channels out_channels"]
@@ -87,6 +88,19 @@ def _merged(x: Images, kernel: Kernel, stride: int, *, width: int | None = None)
     """Merges neighbouring groups into block-diagonal ones of at most `width` channels (None: all into one)."""
     groups = x.shape[-1] // kernel.shape[2]
     return _native(x, _block_diagonal(kernel, groups, _groups_to_merge(groups, kernel.shape[2], width)), stride)
+
+
+def _slabs(x: Images, kernel: Kernel, stride: int, *, width: int) -> Outputs:
+    """One plain convolution per slab of at most `width` channels, its groups merged.
+
+    XLA on the CPU has fast code for a plain convolution and all its gradients, if its channels are few; more than one
+    group, in one operation, takes a slow path.
+    """
+    groups = x.shape[-1] // kernel.shape[2]
+    merge = _groups_to_merge(groups, kernel.shape[2], width)
+    slabs = jnp.split(x, groups // merge, axis=-1)
+    kernels = jnp.split(_block_diagonal(kernel, groups, merge), groups // merge, axis=-1)
+    return jnp.concatenate([_native(*pair, stride) for pair in zip(slabs, kernels, strict=True)], axis=-1)
 
 
 def _groups_to_merge(groups: int, group_in_channels: int, width: int | None) -> int:
@@ -182,6 +196,7 @@ IMPLS: dict[str, Callable[[Images, Kernel, int], Outputs]] = {
     "native": _native,
     "merged128": functools.partial(_merged, width=128),
     "dense": _merged,
+    "slabs32": functools.partial(_slabs, width=32),
     "im2col": _im2col,
 }
 
@@ -189,8 +204,16 @@ IMPLS: dict[str, Callable[[Images, Kernel, int], Outputs]] = {
 def choose(platform: str, shape: ConvShape) -> str:
     """The fastest known algorithm for a convolution on a platform ("cpu", "gpu" or "tpu").
 
-    CPU: measured in float32, forward and both gradients, on 2 cores. Merging all groups wastes multiplications but
-    keeps the passes over memory few, which wins where the images are large and the channels few.
+    What was measured stands in `conv_table`; the rest follows `rule`.
+    """
+    measured = conv_table.TABLE.get(platform, {}).get(key_of(shape))
+    return rule(platform, shape) if measured is None else measured[0]
+
+
+def rule(platform: str, shape: ConvShape) -> str:
+    """What to take for a convolution that was never measured.
+
+    CPU: slabs of 32 channels waste few multiplications and keep to XLA's fast code. A 1x1 is a matrix product.
     TPU: 128 channels fill the 128 x 128 matrix unit of every generation before v6e.
     """
     if platform == "tpu":
@@ -199,9 +222,12 @@ def choose(platform: str, shape: ConvShape) -> str:
         return "native"
     if shape.kernel_px == 1:
         return "im2col"
-    if shape.groups == 1:
-        return "native"
-    return "dense" if shape.in_channels <= (64 if shape.height <= 14 else 128) else "im2col"
+    return "native" if shape.groups == 1 else "slabs32"
+
+
+def key_of(shape: ConvShape) -> conv_table.Key:
+    """The row of a shape; a width other than the height changes little."""
+    return shape.kernel_px, shape.stride, shape.groups, shape.in_channels, shape.out_channels, shape.height
 
 
 def resolver(conv_impl: str, platform: str) -> Callable[[ConvShape], str]:

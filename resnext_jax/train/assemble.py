@@ -10,7 +10,8 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from resnext_jax import optim, sharding
-from resnext_jax.errors import raise_all
+from resnext_jax.data.pipeline import CROPS
+from resnext_jax.errors import UserError, raise_all, unknown
 from resnext_jax.evaluate.classify import evaluation_step
 from resnext_jax.models import zoo
 from resnext_jax.models.template import ResNeXt
@@ -85,23 +86,22 @@ def assemble(config: ConfigDict, info: DatasetInfo, place: sharding.Place) -> Ru
       UserError: with every problem of the config.
     """
     mesh = place.mesh
-    raise_all(problems(config, mesh.size))
-    model = zoo.build_model(
-        zoo.select(**config.model),
-        info.num_classes,
-        platform=place.platform,
-        conv_impl=config.conv_impl,
-        compute_dtype=config.compute_dtype,
-        bn_group_images=config.bn_group_images,
-    )
+    raise_all(training_problems(config, mesh.size) + evaluation_problems(config, mesh.size))
+    model = model_of(config, info.num_classes, place)
     steps_per_epoch = info.num_images / config.batch_size
     total_steps = round(config.num_epochs * steps_per_epoch) if config.num_steps is None else config.num_steps
+    if total_steps < 1:
+        raise UserError(
+            f"num_epochs={config.num_epochs} of {info.num_images:,} images are not one step of batch_size="
+            f"{config.batch_size}: raise num_epochs, or set num_steps."
+        )
     schedule = optim.make_schedule(
         config.schedule.name,
         learning_rate=config.learning_rate,
         steps_per_epoch=steps_per_epoch,
         total_steps=total_steps,
-        boundaries_epochs=config.schedule.boundaries_epochs,
+        boundaries_steps=config.schedule.boundaries_steps
+        or [round(epoch * steps_per_epoch) for epoch in config.schedule.boundaries_epochs],
         factor=config.schedule.factor,
         warmup_epochs=config.schedule.warmup_epochs,
     )
@@ -140,18 +140,58 @@ def assemble(config: ConfigDict, info: DatasetInfo, place: sharding.Place) -> Ru
             out_shardings=everywhere,
             donate_argnums=0,
         ),
-        evaluation_step=jax.jit(
-            partial(evaluation_step, model=model, mean=config.data.mean, std=config.data.std),
-            in_shardings=(everywhere, split),
-            out_shardings=everywhere,
-        ),
+        evaluation_step=jit_evaluation(config, model, mesh),
     )
 
 
-def problems(config: ConfigDict, num_devices: int) -> list[str]:
-    """Everything about the numbers of a config that cannot work on this many devices, one sentence each."""
+def model_of(config: ConfigDict, num_classes: int, place: sharding.Place) -> ResNeXt:
+    """The network that a config names."""
+    return zoo.build_model(
+        zoo.select(**config.model),
+        num_classes,
+        platform=place.platform,
+        conv_impl=config.conv_impl,
+        compute_dtype=config.compute_dtype,
+        bn_group_images=config.bn_group_images,
+    )
+
+
+def jit_evaluation(config: ConfigDict, model: ResNeXt, mesh: Mesh) -> Callable:
+    """(variables, batch) -> sums, jitted for the mesh."""
+    everywhere, split = sharding.replicated(mesh), sharding.batch_sharding(mesh)
+    return jax.jit(
+        partial(evaluation_step, model=model, mean=config.data.mean, std=config.data.std),
+        in_shardings=(everywhere, split),
+        out_shardings=everywhere,
+    )
+
+
+def evaluation_problems(config: ConfigDict, num_devices: int) -> list[str]:
+    """Everything about the fields of evaluation that cannot work on this many devices, one sentence each."""
+    data = config.data
+    lines = sharding.check_batch_size("evaluate.batch_size", config.evaluate.batch_size, num_devices)
+    if data.crop not in CROPS:
+        lines.append(unknown("data.crop", data.crop, CROPS))
+    elif data.crop != "none" and data.resize_px < data.image_size_px:
+        lines.append(
+            f"data.resize_px={data.resize_px} is smaller than the centre crop of data.image_size_px="
+            f"{data.image_size_px}: 8/7 of the crop is usual, --config.data.resize_px={data.image_size_px * 8 // 7}."
+        )
+    if not data.mean or len(data.mean) != len(data.std) or min(data.std) <= 0:
+        lines.append(
+            f"data.mean={tuple(data.mean)} and data.std={tuple(data.std)} must have one entry per channel, and those "
+            "of data.std must be positive."
+        )
+    ranges = {
+        "data.image_size_px": (data.image_size_px, data.image_size_px > 0, "positive"),
+        "data.num_threads": (data.num_threads, data.num_threads >= 0, "0 or more"),
+    }
+    return lines + _out_of_range(ranges)
+
+
+def training_problems(config: ConfigDict, num_devices: int) -> list[str]:
+    """Everything about the fields of training that cannot work on this many devices, one sentence each."""
     lines = sharding.check_batch_size("batch_size", config.batch_size, num_devices)
-    lines += sharding.check_batch_size("evaluate.batch_size", config.evaluate.batch_size, num_devices)
     batch_size, group, parts = config.batch_size, config.bn_group_images, config.accumulation_steps
     if group < 0 or (group and batch_size % group):
         lines.append(
@@ -164,31 +204,37 @@ def problems(config: ConfigDict, num_devices: int) -> list[str]:
             f"accumulation_steps={parts} does not divide batch_size={batch_size} into whole batch-norm groups: the "
             f"batch has {groups} images. Take a divisor of the number of groups, or a smaller bn_group_images."
         )
-    augment = config.augment
+    augment, schedule, every = config.augment, config.schedule, config.evaluate.every_steps
+    if len(config.data.mean) != 3 and (augment.color_jitter or augment.lighting_std):
+        lines.append(
+            f"augment.color_jitter={augment.color_jitter} and augment.lighting_std={augment.lighting_std} are for "
+            f"three channels, and data.mean has {len(config.data.mean)}: set both to 0."
+        )
+    boundaries = list(schedule.boundaries_steps or schedule.boundaries_epochs)
+    finite_epochs = 0 < config.num_epochs < float("inf")
     ranges = {
-        "seed": (config.seed, config.seed >= 0, "0 or more"),
+        # A key is made of 32 bits; a larger seed would not be another one.
+        "seed": (config.seed, 0 <= config.seed < 2**32, "in [0, 2**32)"),
         "learning_rate": (config.learning_rate, config.learning_rate > 0, "positive"),
         "momentum": (config.momentum, 0 <= config.momentum < 1, "in [0, 1)"),
         "weight_decay": (config.weight_decay, config.weight_decay >= 0, "0 or more"),
         "label_smoothing": (config.label_smoothing, 0 <= config.label_smoothing < 1, "in [0, 1)"),
-        "num_epochs": (config.num_epochs, config.num_epochs > 0, "positive"),
+        "num_epochs": (config.num_epochs, finite_epochs, "positive and finite"),
         "num_steps": (config.num_steps, config.num_steps is None or config.num_steps > 0, "positive"),
-        "data.image_size_px": (config.data.image_size_px, config.data.image_size_px > 0, "positive"),
-        "checkpoint.every_steps": (config.checkpoint.every_steps, config.checkpoint.every_steps > 0, "positive"),
-        "checkpoint.keep_newest": (config.checkpoint.keep_newest, config.checkpoint.keep_newest > 0, "1 or more"),
-        "checkpoint.keep_best": (config.checkpoint.keep_best, config.checkpoint.keep_best >= 0, "0 or more"),
-        "data.num_threads": (config.data.num_threads, config.data.num_threads >= 0, "0 or more"),
+        "schedule.factor": (schedule.factor, 0 < schedule.factor <= 1, "in (0, 1]"),
+        "schedule.warmup_epochs": (schedule.warmup_epochs, schedule.warmup_epochs >= 0, "0 or more"),
+        "schedule boundaries": (boundaries, boundaries == sorted(set(boundaries)), "increasing"),
         "augment.color_jitter": (augment.color_jitter, 0 <= augment.color_jitter <= 1, "in [0, 1]"),
         "augment.lighting_std": (augment.lighting_std, augment.lighting_std >= 0, "0 or more"),
         "augment.pad_px": (augment.pad_px, augment.pad_px >= 0, "0 or more"),
         "log.every_steps": (config.log.every_steps, config.log.every_steps > 0, "positive"),
-        "evaluate.every_steps": (
-            config.evaluate.every_steps,
-            config.evaluate.every_steps is None or config.evaluate.every_steps > 0,
-            "positive, or unset for every epoch",
-        ),
+        "evaluate.every_steps": (every, every is None or every > 0, "positive, or unset for every epoch"),
+        "checkpoint.every_steps": (config.checkpoint.every_steps, config.checkpoint.every_steps > 0, "positive"),
+        "checkpoint.keep_newest": (config.checkpoint.keep_newest, config.checkpoint.keep_newest > 0, "1 or more"),
+        "checkpoint.keep_best": (config.checkpoint.keep_best, config.checkpoint.keep_best >= 0, "0 or more"),
     }
-    lines += [f"{name}={value!r} must be {allowed}." for name, (value, fine, allowed) in ranges.items() if not fine]
-    if len(config.data.mean) != len(config.data.std):
-        lines.append(f"data.mean={config.data.mean} and data.std={config.data.std} must have one entry per channel.")
-    return lines
+    return lines + _out_of_range(ranges)
+
+
+def _out_of_range(ranges: dict[str, tuple[object, bool, str]]) -> list[str]:
+    return [f"{name}={value!r} must be {allowed}." for name, (value, fine, allowed) in ranges.items() if not fine]

@@ -1,28 +1,33 @@
 """The story of a run, top to bottom: what is trained, where it was left, then step after step to the summary."""
 
+import contextlib
 import json
 import time
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from resnext_jax import metrics
 from resnext_jax.checkpoint import Checkpoints
 from resnext_jax.curves import draw_curves
 from resnext_jax.data.pipeline import train_batches
-from resnext_jax.data.sources import Source, open_source
+from resnext_jax.data.sources import Source
 from resnext_jax.errors import UserError
 from resnext_jax.evaluate.classify import evaluate
-from resnext_jax.sharding import Place, to_global
+from resnext_jax.sharding import Place, agree, from_first_process, to_global
 from resnext_jax.train import report
 from resnext_jax.train.assemble import assemble
+from resnext_jax.train.dataset import open_data, same_classes
+from resnext_jax.train.step import all_finite
 from resnext_jax.types import PyTree
 from resnext_jax.writer import MetricsWriter, Progress, Silent, read_metrics
 
 # The host prepares this many steps ahead of the device: enough to overlap, and batches are memory.
 STEPS_IN_FLIGHT = 2
+NO_CHECKPOINT = -1
 
 
 def train(config: ConfigDict, workdir: str, place: Place, environment: dict[str, Any]) -> None:
@@ -37,37 +42,53 @@ def train(config: ConfigDict, workdir: str, place: Place, environment: dict[str,
     Raises:
       UserError: anything that the user can mend, with every checkpoint untouched.
     """
+    with contextlib.ExitStack() as stack:
+        _train(config, workdir, place, environment, stack)
+
+
+def _train(
+    config: ConfigDict, workdir: str, place: Place, environment: dict[str, Any], stack: contextlib.ExitStack
+) -> None:
     say = report.say if place.speaks else lambda line: None
 
     # ------------------------------------------------------------------------------------------- What is trained
-    train_source = open_data(config, "train")
-    validation_source = open_data(config, "validation")
-    run = assemble(config, train_source.info, place)
-    state_shapes = run.state_shapes(place.mesh)
+    mistake = None
+    try:
+        train_source, validation_source = open_data(config, "train"), open_data(config, "validation")
+        run = assemble(config, train_source.info, place)
+        report.prepare_workdir(workdir)
+    except UserError as error:
+        mistake = error
+    agree(place, mistake)
     title = report.model_title(config)
-
-    # ---------------------------------------------------------------------------------------- Where it was left
-    report.prepare_workdir(workdir)
-    checkpoints = Checkpoints(workdir, keep_newest=config.checkpoint.keep_newest, keep_best=config.checkpoint.keep_best)
-    start_step = checkpoints.latest_step()
-    if start_step is None:
-        state, start_step = run.create_state(), 0
-    else:
-        state = checkpoints.restore(start_step, state_shapes)
-        if start_step < run.total_steps:
-            say(f"resuming {workdir} at step {start_step:,} of {run.total_steps:,}")
     description = {
         "config": json.loads(config.to_json_best_effort()),
         "dataset": {"name": train_source.info.name, "class_names": list(train_source.info.class_names)},
     }
+
+    # ---------------------------------------------------------------------------------------- Where it was left
+    report.check_shared(workdir, place)
+    checkpoints = Checkpoints(workdir, keep_newest=config.checkpoint.keep_newest, keep_best=config.checkpoint.keep_best)
+    stack.callback(checkpoints.close)
+    newest = checkpoints.latest_step()
+    start_step = from_first_process(place, NO_CHECKPOINT if newest is None else newest)
+    state_shapes = run.state_shapes(place.mesh)
+    if start_step == NO_CHECKPOINT:
+        state, start_step = run.create_state(), 0
+    else:
+        same_classes(description["dataset"], checkpoints.description(start_step)["dataset"], workdir)
+        state = checkpoints.restore(start_step, state_shapes)
     if start_step >= run.total_steps:
         say(f"{workdir} is done: {start_step:,} of {run.total_steps:,} steps.")
-        checkpoints.close()
         report.summarize(workdir, title, say)
         return
+    if start_step:
+        say(f"resuming {workdir} at step {start_step:,} of {run.total_steps:,}")
+    writer = None
     if place.speaks:
         report.write_facts(config, workdir, environment, state.params, say)
-    writer = MetricsWriter(workdir, start_step) if place.speaks else None
+        writer = MetricsWriter(workdir, start_step)
+        stack.callback(writer.close)
 
     # ------------------------------------------------------------------------------------------------- The input
     batches = train_batches(
@@ -82,6 +103,7 @@ def train(config: ConfigDict, workdir: str, place: Place, environment: dict[str,
         process_index=place.process_index,
         process_count=place.process_count,
     )
+    stack.callback(batches.close)
 
     # ------------------------------------------------------------------------------------------------ Compilation
     say(
@@ -94,69 +116,56 @@ def train(config: ConfigDict, workdir: str, place: Place, environment: dict[str,
 
     # ------------------------------------------------------------------------------------------------------ Steps
     progress = show_progress(place, "train", run.total_steps, "step", start_step)
-    window: list[Any] = []  # metrics of the steps since the last row, still on the device
+    stack.callback(progress.close)
+    is_finite = jax.jit(all_finite)
+    window: list[metrics.Sums] = []  # of the steps since the last row, still on the device
     window_start_s, waited_s = time.monotonic(), 0.0
-    try:
-        for step in range(start_step + 1, run.total_steps + 1):
-            wait_start_s = time.monotonic()
-            batch = to_global(place.mesh, next(batches))
-            waited_s += time.monotonic() - wait_start_s
-            state, step_metrics = step_fn(state, batch)
-            window.append(step_metrics)
-            if len(window) > STEPS_IN_FLIGHT:
-                jax.block_until_ready(window[-1 - STEPS_IN_FLIGHT])
+    for step in range(start_step + 1, run.total_steps + 1):
+        wait_start_s = time.monotonic()
+        batch = to_global(place.mesh, next(batches))
+        waited_s += time.monotonic() - wait_start_s
+        state, sums = step_fn(state, batch)
+        window.append(sums)
+        if len(window) > STEPS_IN_FLIGHT:
+            jax.block_until_ready(window[-1 - STEPS_IN_FLIGHT])
 
-            evaluates = run.evaluates_after(step)
-            saves = evaluates or step % config.checkpoint.every_steps == 0
-            if not (saves or step % config.log.every_steps == 0):
-                continue
+        evaluates = run.evaluates_after(step)
+        saves = evaluates or step % config.checkpoint.every_steps == 0
+        if not (saves or step % config.log.every_steps == 0):
+            continue
 
-            # ----------------------------------------------------------------------------------------- A row
-            epoch = step / run.steps_per_epoch
-            scalars = flush(window, step, workdir)
-            elapsed_s = time.monotonic() - window_start_s
-            scalars |= {
-                "learning_rate": float(run.schedule(step - 1)),
-                "images_per_s": len(window) * config.batch_size / elapsed_s,
-                "input_wait": waited_s / elapsed_s,
-            }
-            if writer:
-                writer.write(step, epoch, "train", scalars)
-            progress.update(step, report.train_line(epoch, scalars))
-
-            # ----------------------------------------------------------------------- Evaluation and checkpoint
-            evaluation = None
-            if evaluates:
-                progress.close()
-                variables = {"params": state.params, "batch_stats": state.batch_stats}
-                evaluation = evaluate_all(config, run.evaluation_step, variables, validation_source, place)
-                if writer:
-                    writer.write(step, epoch, "evaluate", evaluation)
-                    draw_curves(read_metrics(workdir), workdir, title)
-            if saves:
-                checkpoints.save(state, description, evaluation)
-            window, waited_s, window_start_s = [], 0.0, time.monotonic()
-    finally:
-        progress.close()
-        batches.close()
-        checkpoints.close()
+        # ----------------------------------------------------------------------------------------- A row
+        epoch = step / run.steps_per_epoch
+        scalars = flush(window, step, workdir)
+        elapsed_s = time.monotonic() - window_start_s
+        scalars |= {
+            "learning_rate": float(run.schedule(step - 1)),
+            "images_per_s": len(window) * config.batch_size / elapsed_s,
+            "input_wait": waited_s / elapsed_s,
+        }
         if writer:
-            writer.close()
+            writer.write(step, epoch, "train", scalars)
+        progress.update(step, report.train_line(epoch, scalars))
+
+        # ----------------------------------------------------------------------- Evaluation and checkpoint
+        evaluation = None
+        if evaluates:
+            progress.close()
+            variables = {"params": state.params, "batch_stats": state.batch_stats}
+            evaluation = evaluate_all(config, run.evaluation_step, variables, validation_source, place)
+            if writer:
+                writer.write(step, epoch, "evaluate", evaluation)
+                draw_curves(read_metrics(workdir), workdir, title)
+        if saves:
+            if not is_finite(state):
+                raise not_finite("norm of parameters and statistics", step, workdir)
+            checkpoints.save(state, description, evaluation)
+        window, waited_s, window_start_s = [], 0.0, time.monotonic()
+
+    checkpoints.wait()
 
     # ---------------------------------------------------------------------------------------------------- Summary
     report.summarize(workdir, title, say)
-
-
-def open_data(config: ConfigDict, split: str) -> Source:
-    """The split of the config's data set, checked against the channels that the config normalises."""
-    source = open_source(config.data.name, split, data_dir=config.data.dir, image_size_px=config.data.image_size_px)
-    shape, channels = source.info.image_shape, len(config.data.mean)
-    if shape is not None and shape[2] != channels:
-        raise UserError(
-            f"data.mean={tuple(config.data.mean)} is for {channels} channel(s), but the images of "
-            f"{config.data.name!r} have {shape[2]}: set data.mean and data.std to one entry per channel."
-        )
-    return source
 
 
 def evaluate_all(
@@ -180,22 +189,27 @@ def evaluate_all(
     return metrics.means(sums) | {"images": int(sums.images)}
 
 
-def flush(window: list[Any], step: int, workdir: str) -> dict[str, float]:
+def flush(window: list[metrics.Sums], step: int, workdir: str) -> dict[str, float]:
     """Means over the steps of `window`, the last of which is `step`.
 
     Raises:
-      UserError: a loss or the parameters were not finite; the first such step is named.
+      UserError: a loss was not finite; the first such step is named.
     """
     total = metrics.zeros()
-    for offset, host in enumerate(jax.device_get(window), start=step - len(window) + 1):
-        total = metrics.add(total, host.sums)
-        if not host.finite:
-            raise UserError(
-                f"the loss or a parameter is not finite after step {offset} (loss {host.sums.loss / host.sums.images}"
-                f"); nothing was saved since. The last good checkpoint in {workdir}/checkpoints is untouched: lower "
-                "learning_rate or lengthen schedule.warmup_epochs, or try compute_dtype=float32, in a new --workdir."
-            )
+    for offset, sums in enumerate(jax.device_get(window), start=step - len(window) + 1):
+        if not np.isfinite(sums.loss):
+            raise not_finite("loss", offset, workdir)
+        total = metrics.add(total, sums)
     return metrics.means(total) | {"images": int(total.images)}
+
+
+def not_finite(what: str, step: int, workdir: str) -> UserError:
+    """The instruction for a run that has diverged."""
+    return UserError(
+        f"the {what} is not finite at step {step}: the run has diverged, and stops. Its last checkpoint in "
+        f"{workdir}/checkpoints is untouched. Lower learning_rate, lengthen schedule.warmup_epochs or try "
+        "compute_dtype=float32; in another --workdir, if the run shall start anew."
+    )
 
 
 def show_progress(place: Place, label: str, total: int, unit: str, start: int = 0) -> Progress | Silent:

@@ -14,6 +14,7 @@ from resnext_jax import metrics
 from resnext_jax.checkpoint import DIRECTORY
 from resnext_jax.curves import CURVES_FILE
 from resnext_jax.errors import UserError
+from resnext_jax.sharding import Place, agree, from_first_process
 from resnext_jax.types import PyTree
 from resnext_jax.writer import read_metrics
 
@@ -25,6 +26,11 @@ def say(line: str) -> None:
 
 def prepare_workdir(workdir: str) -> None:
     """Makes the directory and tries that it can be written, before any time is spent."""
+    if "://" in workdir:
+        raise UserError(
+            f"the workdir {workdir} is no directory of a file system: metrics are appended to. Mount the bucket "
+            "(gcsfuse) or take a local or network directory with --workdir=DIR."
+        )
     path = epath.Path(workdir)
     probe = path / f".probe-{time.time_ns()}"
     try:
@@ -38,6 +44,35 @@ def prepare_workdir(workdir: str) -> None:
         ) from error
 
 
+def check_shared(workdir: str, place: Place) -> None:
+    """Tries that all processes see one and the same workdir: a checkpoint is written by all of them together.
+
+    Raises:
+      UserError: some process does not see what the first one wrote.
+    """
+    if place.process_count == 1:
+        return
+    token = from_first_process(place, time.time_ns() % 2**31)
+    probe = epath.Path(workdir) / f".shared-{token}"
+    if place.speaks:
+        probe.write_text("")
+    agree(place, None)  # a barrier: it is written
+    seen = probe.exists()
+    try:
+        agree(
+            place,
+            None
+            if seen
+            else UserError(
+                f"the workdir {workdir} of process {place.process_index} is not that of process 0: all processes write "
+                "one checkpoint together. Give --workdir=DIR on a file system that all hosts share."
+            ),
+        )
+    finally:
+        if place.speaks:
+            probe.unlink()
+
+
 def write_facts(
     config: ConfigDict, workdir: str, environment: dict[str, Any], params: PyTree, say: Callable[[str], None]
 ) -> None:
@@ -48,7 +83,7 @@ def write_facts(
         before, now = flat(json.loads((root / "config.json").read_text())), flat(resolved)
         changed = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
         for name in changed:
-            say(f"note: {name} was {before.get(name)!r} when this run began, and is {now.get(name)!r} from here on")
+            say(f"note: {name} was {before.get(name)!r} at the last start, and is {now.get(name)!r} from here on")
     (root / "config.json").write_text(json.dumps(resolved, indent=2) + "\n")
     (root / "environment.json").write_text(json.dumps(environment, indent=2) + "\n")
     overview = parameter_overview.get_parameter_overview(params, include_stats=False)

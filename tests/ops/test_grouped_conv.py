@@ -100,7 +100,7 @@ def test_same_bits_at_each_run(impl):
 
 
 # XLA gathers the batch for the filter gradient of its own convolution wherever more than one group is left.
-@pytest.mark.parametrize("impl", ["dense", "im2col"])
+@pytest.mark.parametrize("impl", ["dense", "slabs32", "im2col"])
 def test_sharded_batch_is_never_gathered(impl):
     mesh = Mesh(np.array(jax.devices()), ("data",))
     over_batch = NamedSharding(mesh, PartitionSpec("data"))

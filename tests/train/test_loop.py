@@ -136,21 +136,26 @@ def test_not_finite_stops_with_the_step_and_keeps_the_last_good_checkpoint(start
     assert np.isfinite(load(str(workdir))(np.zeros((1, 28, 28, 1), np.uint8))).all()
 
 
-def test_two_processes_do_as_one(start, uninterrupted, tmp_path):
+def two_processes(start, workdirs, *overrides_of_each):
+    """Two processes on a free loopback port, each with its workdir and its own overrides."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
-    processes = [
+    return [
         start(
-            tmp_path,
-            "--config.num_steps=20",
+            workdir,
+            *overrides,
             JAX_COORDINATOR_ADDRESS=address,
             JAX_NUM_PROCESSES="2",
             JAX_PROCESS_ID=str(index),
         )
-        for index in range(2)
+        for index, (workdir, overrides) in enumerate(zip(workdirs, overrides_of_each, strict=True))
     ]
-    spoken, silent = (tiny.finish(process) for process in processes)
+
+
+def test_two_processes_do_as_one(start, uninterrupted, tmp_path):
+    steps = ["--config.num_steps=20"]
+    spoken, silent = map(tiny.finish, two_processes(start, [tmp_path, tmp_path], steps, steps))
     assert "compiling the step for 2 cpu device(s)" in spoken
     assert "step" not in silent  # the second process says nothing
     one = [row for row in rows(uninterrupted) if row["step"] <= 20]
@@ -158,6 +163,28 @@ def test_two_processes_do_as_one(start, uninterrupted, tmp_path):
     assert [(row["step"], row["phase"], row["images"]) for row in two] == [
         (row["step"], row["phase"], row["images"]) for row in one
     ]
-    print(np.array([row["loss"] for row in two]) / np.array([row["loss"] for row in one]) - 1)
     np.testing.assert_allclose([row["loss"] for row in two], [row["loss"] for row in one], rtol=1e-5)
     assert len(list((tmp_path / "tensorboard").iterdir())) == 1  # one writer
+    ours = tiny.arrays(tmp_path / "checkpoints" / "20")
+    theirs = tiny.arrays(uninterrupted / "checkpoints" / "20")
+    assert ours.keys() == theirs.keys()
+    for name, array in theirs.items():
+        np.testing.assert_allclose(ours[name], array, rtol=1e-3, atol=1e-5, err_msg=name)
+
+
+def test_a_mistake_of_one_process_ends_both_with_a_sentence(start, tmp_path):
+    elsewhere = ["--config.data.name=folder", f"--config.data.dir={tmp_path / 'nothing'}"]
+    processes = two_processes(start, [tmp_path, tmp_path], [], elsewhere)
+    first, second = (tiny.finish(process, status=2) for process in processes)
+    assert "process 1 stopped with an error of its own" in first
+    assert "data set 'folder' (train split) was not found" in second
+    assert "Traceback" not in first + second
+
+
+def test_processes_must_share_the_workdir(start, tmp_path):
+    processes = two_processes(start, [tmp_path / "a", tmp_path / "b"], [], [])
+    first, second = (tiny.finish(process, status=2) for process in processes)
+    assert "process 1 stopped with an error of its own" in first
+    assert f"the workdir {tmp_path / 'b'} of process 1 is not that of process 0" in second
+    assert "Traceback" not in first + second
+    assert [path.name for path in (tmp_path / "a").iterdir()] == []

@@ -1,0 +1,159 @@
+"""Measures every algorithm for the convolutions of networks and writes the table that `conv_impl=auto` looks up.
+
+python -m resnext_jax.analysis.tune [--networks=resnet50,resnext50_32x4d] [--out=resnext_jax/ops/conv_table.py]
+
+Run it on an idle machine: the rows of this platform are replaced for the shapes that are measured, all others stay.
+"""
+
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import app, flags
+
+from resnext_jax.errors import UserError, raise_all, report_error, unknown
+from resnext_jax.models import zoo
+from resnext_jax.models.template import IMAGENET_STEM, ResNeXt
+from resnext_jax.ops import conv_table
+from resnext_jax.ops.grouped_conv import IMPLS, ConvShape, grouped_conv, key_of, rule
+
+SMALL = "resnext20_8x4d_small"
+NETWORKS = (*(name for name, arch in zoo.ARCHS.items() if arch.stem == IMAGENET_STEM), SMALL)
+REPEATS = 7
+HOPELESS = 4.0  # times the best after one run: measured no further
+WORTH = 0.95  # of the rule's time: a smaller gain may be noise, and the table would flicker
+
+Row = tuple[str, str]  # the algorithm, and the times of all as a comment
+
+
+def shapes_of(name: str) -> dict[ConvShape, int]:
+    """The distinct convolutions of a network at its usual image size, and the images of a batch to measure with."""
+    size_px, channels, batch = (28, 1, 128) if name == SMALL else (224, 3, 8)
+    shapes: dict[ConvShape, int] = {}
+
+    def note(shape: ConvShape) -> str:
+        shapes[shape] = batch
+        return "native"
+
+    model = ResNeXt(zoo.ARCHS[name], 10, note)
+    images = jax.ShapeDtypeStruct((1, size_px, size_px, channels), jnp.float32)
+    jax.eval_shape(lambda key, x: model.init(key, x, train=False), jax.random.key(0), images)
+    return shapes
+
+
+def step_of(shape: ConvShape, batch: int, dtype: Any, impl: str) -> Callable[[], Any]:
+    """Forward and the gradients that training needs of one convolution; of the stem, not that of the images."""
+    rng = np.random.default_rng(0)
+    out_px = [(size - 1) // shape.stride + 1 for size in (shape.height, shape.width)]
+    sizes = (
+        (batch, shape.height, shape.width, shape.in_channels),
+        (shape.kernel_px, shape.kernel_px, shape.in_channels // shape.groups, shape.out_channels),
+        (batch, *out_px, shape.out_channels),
+    )
+    arrays = [jnp.asarray(rng.normal(size=size), dtype) for size in sizes]
+
+    @jax.jit
+    def step(x: jax.Array, kernel: jax.Array, grad: jax.Array) -> Any:
+        out, vjp = jax.vjp(lambda x, kernel: grouped_conv(x, kernel, stride=shape.stride, impl=impl), x, kernel)
+        return out, vjp(grad)[1 if shape.in_channels <= 3 else 0 :]
+
+    return lambda: jax.block_until_ready(step(*arrays))
+
+
+def measure(shape: ConvShape, batch: int, dtype: Any, preferred: str) -> Row:
+    """The fastest algorithm of one convolution, by the least of several times taken in turns.
+
+    Args:
+      shape: of the convolution.
+      batch: images.
+      dtype: of all arrays.
+      preferred: taken unless another is clearly faster.
+    """
+    steps, best_s = {}, {}
+    # With one group there is nothing to merge: the others are the native one again.
+    candidates = IMPLS if shape.groups > 1 else ("native", "im2col")
+    for impl in (preferred, *(name for name in candidates if name != preferred)):
+        step = step_of(shape, batch, dtype, impl)
+        step()  # compiles
+        best_s[impl] = _seconds(step)
+        if best_s[impl] <= HOPELESS * min(best_s.values()):
+            steps[impl] = step
+    for _ in range(REPEATS - 1):
+        for impl, step in steps.items():
+            best_s[impl] = min(best_s[impl], _seconds(step))
+    fastest = min(best_s, key=lambda impl: best_s[impl])
+    winner = fastest if best_s[fastest] < WORTH * best_s[preferred] else preferred
+    times = sorted((seconds, impl) for impl, seconds in best_s.items())
+    return winner, "ms: " + ", ".join(f"{impl} {1e3 * seconds:.4g}" for seconds, impl in times)
+
+
+def _seconds(step: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    step()
+    return time.perf_counter() - start
+
+
+def text(table: dict[str, dict[conv_table.Key, Row]]) -> str:
+    """The file of the table."""
+    lines = [
+        '"""The fastest algorithm of every convolution that was measured, with the milliseconds of each beside it.',
+        "",
+        "Written by a command on an idle machine, not by hand: python -m resnext_jax.analysis.tune",
+        "Forward and the gradients that training needs; float32 and 8 images (128 of 28 px) on a CPU, else bfloat16.",
+        '"""',
+        "",
+        "Key = tuple[int, int, int, int, int, int]  # kernel_px, stride, groups, in_channels, out_channels, height",
+        "",
+        "TABLE: dict[str, dict[Key, tuple[str, str]]] = {",
+    ]
+    for platform, rows in sorted(table.items()):
+        lines.append(f'    "{platform}": {{')
+        lines += [f'        {key}: ("{winner}", "{times}"),' for key, (winner, times) in sorted(rows.items())]
+        lines.append("    },")
+    return "\n".join([*lines, "}", ""])
+
+
+def run(flag_values: flags.FlagValues) -> None:
+    """Measures what the flags ask for and writes the table."""
+    names = flag_values.networks or list(NETWORKS)
+    raise_all([unknown("network", name, NETWORKS) for name in names if name not in NETWORKS])
+    platform = jax.devices()[0].platform
+    dtype = jnp.float32 if platform == "cpu" else jnp.bfloat16
+    shapes = {shape: batch for name in names for shape, batch in shapes_of(name).items()}
+    table = {name: dict(rows) for name, rows in conv_table.TABLE.items()}
+    rows = table.setdefault(platform, {})
+    for number, (shape, batch) in enumerate(shapes.items(), start=1):
+        rows[key_of(shape)] = row = measure(shape, batch, dtype, rule(platform, shape))
+        print(f"{number}/{len(shapes)} {key_of(shape)}: {row[0]}   {row[1]}", flush=True)
+        # Every row: what is measured stays when the command is stopped.
+        Path(flag_values.out).write_text(text(table))
+
+
+def define_flags(to: flags.FlagValues) -> flags.FlagValues:
+    """Adds the command's flags to `to` and returns it."""
+    flags.DEFINE_list("networks", [], f"Whose convolutions; by default all of: {', '.join(NETWORKS)}.", flag_values=to)
+    flags.DEFINE_string("out", str(Path(conv_table.__file__)), "The file to write.", flag_values=to)
+    return to
+
+
+def main(argv: Sequence[str] = tuple(sys.argv)) -> None:
+    """Exits with 0 when the table is written, and with 2 for a mistake that the user can mend."""
+    flag_values = define_flags(flags.FLAGS)
+    try:
+        arguments = flag_values(list(argv))[1:]
+        raise_all([f"there are no arguments besides flags; remove {' '.join(arguments)!r}."] if arguments else [])
+        run(flag_values)
+    except flags.Error as error:
+        sys.exit(report_error(UserError(str(error))))
+    except UserError as error:
+        sys.exit(report_error(error))
+
+
+if __name__ == "__main__":
+    app.define_help_flags()
+    main()

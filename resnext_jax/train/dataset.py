@@ -1,0 +1,33 @@
+"""The data set of a config, checked against what the config and the checkpoint expect of it."""
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from resnext_jax.data.sources import Source, open_source
+from resnext_jax.errors import UserError
+
+
+def open_data(config: ConfigDict, split: str) -> Source:
+    """The split of the config's data set, checked against the channels that the config normalises."""
+    source = open_source(config.data.name, split, data_dir=config.data.dir, image_size_px=config.data.image_size_px)
+    # Images of many shapes are decoded to RGB.
+    found, channels = source.info.image_shape[2] if source.info.image_shape else 3, len(config.data.mean)
+    if found != channels:
+        raise UserError(
+            f"data.mean={tuple(config.data.mean)} is for {channels} channel(s), but the images of "
+            f"{config.data.name!r} have {found}: set data.mean and data.std to one entry per channel."
+        )
+    return source
+
+
+def same_classes(ours: dict[str, Any], saved: dict[str, Any], where: str) -> None:
+    """Raises UserError where a checkpoint was trained on other classes than those of the data set at hand."""
+    if ours["class_names"] != saved["class_names"]:
+        pairs = zip(ours["class_names"], saved["class_names"], strict=False)
+        differ = next((f"; the first that differs: {new!r}, there {old!r}" for new, old in pairs if new != old), "")
+        raise UserError(
+            f"the checkpoint in {where} knows the {len(saved['class_names'])} classes of {saved['name']!r}, but "
+            f"{ours['name']!r} has {len(ours['class_names'])}{differ}. Use data of the same classes, or another "
+            "--workdir."
+        )

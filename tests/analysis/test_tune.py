@@ -1,0 +1,63 @@
+"""The script that writes the table of algorithms: what it measures and what it writes."""
+
+import jax.numpy as jnp
+import pytest
+from absl import flags
+
+from resnext_jax.analysis import tune
+from resnext_jax.ops import conv_table
+from resnext_jax.ops.grouped_conv import IMPLS, ConvShape, choose, rule
+
+GROUPED = ConvShape(kernel_px=3, stride=2, groups=4, in_channels=8, out_channels=8, height=4, width=4)
+
+
+def test_shapes_of_a_network():
+    shapes = tune.shapes_of("resnext50_32x4d")
+    assert ConvShape(7, 2, 1, 3, 64, 224, 224) in shapes
+    assert ConvShape(3, 2, 32, 1024, 1024, 14, 14) in shapes
+    # Four grouped ones of stride 1 and three of stride 2.
+    assert sum(shape.groups == 32 for shape in shapes) == 7
+
+
+def test_the_fastest_wins_and_a_near_tie_does_not(monkeypatch):
+    seconds = dict.fromkeys(IMPLS, 1.0) | {"dense": 0.5, "im2col": 0.49}
+    monkeypatch.setattr(tune, "step_of", lambda shape, batch, dtype, impl: lambda: impl)
+    monkeypatch.setattr(tune, "_seconds", lambda step: seconds[step()])
+    assert tune.measure(GROUPED, 1, jnp.float32, "native")[0] == "im2col"
+    winner, times = tune.measure(GROUPED, 1, jnp.float32, "dense")
+    assert winner == "dense"
+    assert times.startswith("ms: im2col 490, dense 500, ")
+
+
+def test_the_written_table_is_read_again_and_rules(monkeypatch, tmp_path):
+    row = ("im2col", "ms: im2col 1, native 2")
+    file = tmp_path / "table.py"
+    monkeypatch.setattr(conv_table, "TABLE", {"gpu": {(1, 1, 1, 8, 8, 4): row}})
+    monkeypatch.setattr(tune, "shapes_of", lambda name: {GROUPED: 2})
+    monkeypatch.setattr(tune, "measure", lambda *arguments: row)
+    tune.run(_flags(f"--out={file}"))
+    namespace: dict = {}
+    exec(file.read_text(), namespace)  # a table of literals, just written
+    assert namespace["TABLE"] == {"cpu": {(3, 2, 4, 8, 8, 4): row}, "gpu": {(1, 1, 1, 8, 8, 4): row}}
+
+    monkeypatch.setattr(conv_table, "TABLE", namespace["TABLE"])
+    assert choose("cpu", GROUPED) == "im2col" != rule("cpu", GROUPED)
+    assert choose("tpu", GROUPED) == rule("tpu", GROUPED)
+
+
+def _flags(*arguments: str) -> flags.FlagValues:
+    values = tune.define_flags(flags.FlagValues())
+    values(["tune", *arguments])
+    return values
+
+
+def test_every_row_names_an_algorithm():
+    assert all(winner in IMPLS for rows in conv_table.TABLE.values() for winner, _ in rows.values())
+
+
+def test_an_unknown_network(monkeypatch, capsys):
+    monkeypatch.setattr(flags, "FLAGS", flags.FlagValues())
+    with pytest.raises(SystemExit) as exit_:
+        tune.main(["tune", "--networks=resnet5"])
+    assert exit_.value.code == 2
+    assert "unknown network 'resnet5'. Did you mean" in capsys.readouterr().err
