@@ -31,7 +31,7 @@ $(BASE): requirements.lock setup.py
 	@$(new_venv)
 	@echo "Installing the packages of requirements.lock into $(VENV) (about a minute with a fast network) ..."
 	@$(PIP_INSTALL) -r requirements.lock
-	@$(PIP_INSTALL) --no-deps --no-build-isolation -e .
+	@$(PIP_INSTALL) --no-deps --no-build-isolation --config-settings editable_mode=compat -e .
 	@touch $@
 
 $(DEV): requirements.lock requirements-dev.lock requirements-nodeps.lock setup.py
@@ -39,9 +39,10 @@ $(DEV): requirements.lock requirements-dev.lock requirements-nodeps.lock setup.p
 	@echo "Installing the packages of requirements-dev.lock into $(VENV) (two minutes or more: PyTorch is large) ..."
 	@$(PIP_INSTALL) -r requirements-dev.lock
 	@$(PIP_INSTALL) --no-deps -r requirements-nodeps.lock
-	@$(PIP_INSTALL) --no-deps --no-build-isolation -e .
+	@$(PIP_INSTALL) --no-deps --no-build-isolation --config-settings editable_mode=compat -e .
 	@touch $(BASE) $@
 
+# editable_mode=compat: Python finds the package also from a folder that holds the clone, which has the same name.
 define new_venv
 if [ -e $(BASE) ]; then rm -f $(BASE) $(DEV); exit; fi; \
 for python in python3.13 python3.12 python3.11 python3; do \

@@ -115,6 +115,10 @@ def locate(path: str) -> epath.Path:
       UserError: there is no complete checkpoint.
     """
     root = _absolute(path)
+    try:
+        root.exists()
+    except ImportError as error:
+        raise UserError(f"{path} cannot be read here: {error}. Copy the checkpoint to a local directory.") from error
     if (root / "variables").exists() and ocp.path.step.is_checkpoint_finalized(root):
         return root
     for directory in (root, root / DIRECTORY):

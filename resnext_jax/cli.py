@@ -115,7 +115,7 @@ def run_prediction(flag_values: flags.FlagValues, arguments: Sequence[str]) -> N
         for prediction in predictions:
             print(f"  {prediction['probability']:7.2%}  {prediction['class']}")
     if flag_values.json:
-        print(json.dumps(results))
+        print(json.dumps({"images": results}))
 
 
 MODES: dict[str, Callable[[flags.FlagValues, Sequence[str]], None]] = {

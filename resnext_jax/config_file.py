@@ -33,7 +33,12 @@ def parse(argv: list[str], flag_values: flags.FlagValues) -> list[str]:
     Raises:
       UserError: the config file does not exist, an override names no field, or a value has the wrong type.
     """
-    path = next((_value(argv, index) for index, arg in enumerate(argv) if re.fullmatch(r"--?config(=.*)?", arg)), None)
+    paths = [_value(argv, index) for index, arg in enumerate(argv) if re.fullmatch(r"--?config(=.*)?", arg)]
+    if len(paths) > 1:
+        raise UserError(
+            f"--config is given {len(paths)} times ({', '.join(paths)}): one file; fields by --config.FIELD=."
+        )
+    path = paths[0] if paths else None
     matches = [re.fullmatch(r"--?(?:no)?config\.([\w.]+)(?:=(.*))?", arg, re.DOTALL) for arg in argv]
     overrides = [(match[1], match[2]) for match in matches if match]
     if path is not None:
@@ -58,7 +63,7 @@ def _load(path: str) -> ConfigDict:
     """The config of a file, before any override. An error inside it keeps its traceback: it is the user's code."""
     file = Path(path)
     if not file.is_file():
-        directory = file.parent if file.parent.is_dir() else Path("configs")
+        directory = file.parent if file.parent != Path() and file.parent.is_dir() else Path("configs")
         known = [str(candidate) for candidate in directory.glob("*.py") if candidate.stem not in ("__init__", "common")]
         raise UserError(unknown("config file", path, known) if known else f"there is no config file {path}.")
     spec = importlib.util.spec_from_file_location("config", file)

@@ -39,7 +39,15 @@ def draw_curves(rows: list[dict[str, Any]], workdir: str, title: str) -> str | N
         return None
     figure = matplotlib.figure.Figure(figsize=(7, 4.4), dpi=150, layout="constrained")
     axes = figure.add_subplot()
-    axes.plot(epochs, train_errors, color="#4477aa", linestyle="--", linewidth=1.2, marker=".", label="training")
+    axes.plot(
+        epochs,
+        train_errors,
+        color="#4477aa",
+        linestyle="--",
+        linewidth=1.2,
+        marker=".",
+        label="training (running, augmented)",  # so it may well lie above the other
+    )
     axes.plot(epochs, errors, color="#cc3311", linewidth=1.8, marker="o", markersize=3.5, label="validation")
     best = min(range(len(errors)), key=errors.__getitem__)
     axes.annotate(

@@ -5,6 +5,7 @@ one input are gathered first and raised together; `cli` prints them without a tr
 """
 
 import difflib
+import re
 import shlex
 import sys
 from collections.abc import Iterable, Sequence
@@ -40,6 +41,8 @@ def report_error(error: UserError, argv: Sequence[str] = ()) -> int:
     """Prints the problems without a traceback, with the command that was typed, and returns the exit status."""
     text = "\n".join(error.problems)
     if argv:
-        text = text.replace(THIS_COMMAND, f"python {shlex.join(argv)}")
+        # Without what it is about to change: the data, and where the run lies.
+        kept = [arg for arg in argv if not re.match(r"--(config\.data\.(name|dir)|workdir)=", arg)]
+        text = text.replace(THIS_COMMAND, f"python {shlex.join(kept)}")
     print("error: " + "\n       ".join(text.splitlines()), file=sys.stderr)
     return USER_ERROR_STATUS

@@ -68,13 +68,14 @@ class Net:
         return center_crop(image, data["image_size_px"], resize_px)[None]
 
     def _checked(self, images: Array | np.ndarray) -> Array:
+        images = jnp.asarray(images)
         channels = len(self.config["data"]["mean"])
         if images.ndim != 4 or images.shape[-1] != channels:
             raise UserError(
                 f"images of shape {tuple(images.shape)}: this network takes (batch, height, width, {channels}) on the "
                 "scale 0..255. Add a batch dimension (images[None]), or bring the channels last."
             )
-        return jnp.asarray(images)
+        return images
 
 
 def load(path: str) -> Net:

@@ -70,7 +70,7 @@ def make_schedule(
         if warmup_steps >= total_steps:
             raise UserError(
                 f"schedule.warmup_epochs={warmup_epochs} is {warmup_steps} steps, but the run has only {total_steps}: "
-                "shorten the warm-up or lengthen the run (num_epochs, num_steps)."
+                "shorten the warm-up (--config.schedule.warmup_epochs=0) or lengthen the run (num_epochs, num_steps)."
             )
         return cosine_schedule(learning_rate, total_steps, warmup_steps)
     raise UserError(unknown("schedule.name", name, ("step", "cosine")))

@@ -1,6 +1,7 @@
 """What a run leaves to read: metrics.jsonl, TensorBoard events, and one live progress line per phase."""
 
 import json
+import shutil
 import sys
 import time
 from collections.abc import Mapping
@@ -82,8 +83,10 @@ class Progress:
         self._printed_s = now_s
         rate = (done - self._start) / max(now_s - self._started_s, 1e-9)
         eta = duration((self._total - done) / rate) if rate > 0 else "?"
-        line = f"{self._label}  {self._unit} {done:,}/{self._total:,}  {text}  ETA {eta}"
+        rest = f"ETA {eta}" if done < self._total else f"in {duration(now_s - self._started_s)}"
+        line = f"{self._label}  {self._unit} {done:,}/{self._total:,}  {rest}  {text}"
         if self._live:
+            line = line[: shutil.get_terminal_size().columns - 1]
             self._stream.write("\r" + line.ljust(self._width))
             self._width = len(line)
         else:

@@ -59,6 +59,8 @@ def refused(run_main):
         ([], ["wants a config", "python main.py --config=configs/quickstart.py"]),
         (["--config"], ["--config wants a file"]),
         (["--config=configs/quikstart.py"], ["config file 'configs/quikstart.py'", "'configs/quickstart.py'"]),
+        (["--config=quickstart"], ["Did you mean 'configs/quickstart.py'"]),
+        ([QUICKSTART, "--config", "batch_size=64"], ["--config is given 2 times"]),
         (["--config=nowhere/x.py"], ["'nowhere/x.py'", "configs/quickstart.py"]),
         (["--config=README.md"], ["README.md is no Python file", "configs/quickstart.py"]),
         (["--config=main.py"], ["main.py has no function get_config()"]),
@@ -245,7 +247,7 @@ def test_evaluate_and_predict_print_json_last(run_main, untrained, tmp_path):
     Image.fromarray(rng.integers(0, 256, (28, 28), np.uint8)).save(paths[1])
     status, output, error = run_main("--mode=predict", f"--workdir={untrained}", "--json", *paths)
     assert status == 0, error
-    results = json.loads(output.splitlines()[-1])
+    results = json.loads(output.splitlines()[-1])["images"]
     assert [result["image"] for result in results] == paths
     for result in results:
         probabilities = [prediction["probability"] for prediction in result["predictions"]]

@@ -2,6 +2,7 @@
 
 import doctest
 import io
+import os
 import json
 
 import pytest
@@ -77,7 +78,7 @@ def test_progress_prints_plain_lines_now_and_then_where_there_is_no_terminal(clo
     progress.update(210, "loss 1")
     progress.update(1000, "loss 0")
     progress.close()
-    assert stream.getvalue() == "train  step 200/1,000  loss 2  ETA 1:20\ntrain  step 1,000/1,000  loss 0  ETA 0:00\n"
+    assert stream.getvalue() == "train  step 200/1,000  ETA 1:20  loss 2\ntrain  step 1,000/1,000  in 0:11  loss 0\n"
 
 
 def test_progress_rewrites_one_line_on_a_terminal(clock):
@@ -88,8 +89,17 @@ def test_progress_rewrites_one_line_on_a_terminal(clock):
     clock[0] += 1
     progress.update(20, "short")
     progress.close()
-    first, second = "evaluate  image 10/30  a long text  ETA 0:02", "evaluate  image 20/30  short  ETA 0:01"
+    first, second = "evaluate  image 10/30  ETA 0:02  a long text", "evaluate  image 20/30  ETA 0:01  short"
     assert stream.getvalue() == f"\r{first}\r{second.ljust(len(first))}\n"
+
+
+def test_progress_keeps_to_the_width_of_the_terminal(clock, monkeypatch):
+    monkeypatch.setattr(writer.shutil, "get_terminal_size", lambda: os.terminal_size((30, 24)))
+    stream = Terminal()
+    progress = Progress("evaluate", 30, "image", stream=stream)
+    clock[0] += 1
+    progress.update(10, "a long text")
+    assert stream.getvalue() == "\revaluate  image 10/30  ETA 0:"  # 29 characters: the cursor stays on the line
 
 
 def test_silent_says_nothing(capsys):

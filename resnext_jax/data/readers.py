@@ -81,12 +81,12 @@ class SyntheticSource:
     a copy and an addition whatever its size. Both splits have the same patterns and different noise.
     """
 
-    def __init__(self, split: str, num_images: int, num_classes: int, image_size_px: int):
-        self.shape = (image_size_px, image_size_px, 3)
+    def __init__(self, split: str, num_images: int, num_classes: int, image_size_px: int, num_channels: int):
+        self.shape = (image_size_px, image_size_px, num_channels)
         self.info = DatasetInfo("synthetic", num_images, tuple(f"class {i}" for i in range(num_classes)), self.shape)
         rng = np.random.default_rng(0)
         self.cells = np.arange(image_size_px) * 4 // image_size_px
-        self.pattern_rows = rng.integers(0, 128, (num_classes, 4, 4, 3), np.uint8)[:, :, self.cells]
+        self.pattern_rows = rng.integers(0, 128, (num_classes, 4, 4, num_channels), np.uint8)[:, :, self.cells]
         pool = rng.integers(0, 128, math.prod(self.shape) + (1 << 20), np.uint8)
         self.windows = np.lib.stride_tricks.sliding_window_view(pool, math.prod(self.shape))
         self.first_image = {"train": 0, "validation": 500_009}[split]

@@ -101,7 +101,8 @@ def _open_builtin(name: str, split: str, **_) -> Source:
 
 
 def _open_fashion_mnist(name: str, split: str, data_dir: str | None, **_) -> Source:
-    directories = [directory for directory in (data_dir, DEBIAN_FASHION_MNIST_DIR) if directory]
+    # A directory that was named is meant: no other takes its place.
+    directories = [data_dir or DEBIAN_FASHION_MNIST_DIR]
     for directory in directories:
         if files := _find_idx(directory, split):
             return _open_idx(name, *files)
@@ -212,10 +213,12 @@ def _open_imagenet2012(name: str, split: str, data_dir: str | None, **_) -> Sour
 # ---- the table and the door
 
 
-def _open_synthetic(name: str, split: str, num_images: int, num_classes: int, image_size_px: int, **_) -> Source:
+def _open_synthetic(
+    name: str, split: str, num_images: int, num_classes: int, image_size_px: int, num_channels: int, **_
+) -> Source:
     sizes = {"num_images": num_images, "num_classes": num_classes, "image_size_px": image_size_px}
     raise_all([f"synthetic data: {key} is {n}; it must be 1 or more." for key, n in sizes.items() if n < 1])
-    return SyntheticSource(split, **sizes)
+    return SyntheticSource(split, **sizes, num_channels=num_channels)
 
 
 SOURCES: dict[str, Callable[..., Source]] = {
@@ -238,6 +241,7 @@ def open_source(
     num_images: int = 10_000,
     num_classes: int = 1000,
     image_size_px: int = 32,
+    num_channels: int = 3,
 ) -> Source:
     """Opens one split of a data set.
 
@@ -245,7 +249,7 @@ def open_source(
       name: a row of SOURCES.
       split: "train", or "validation" (which is the test split of a set that has no other).
       data_dir: where to look first; None looks in the default places only.
-      num_images, num_classes, image_size_px: of synthetic images; every other set has its own.
+      num_images, num_classes, image_size_px, num_channels: of synthetic images; every other set has its own.
 
     Raises:
       UserError: unknown name or split; data absent (with every place and the ways to prepare it) or inconsistent.
@@ -255,4 +259,4 @@ def open_source(
     raise_all(problems)
     data_dir = os.path.expanduser(data_dir) if data_dir else None
     sizes = {"num_images": num_images, "num_classes": num_classes, "image_size_px": image_size_px}
-    return SOURCES[name](name, split, data_dir=data_dir, **sizes)
+    return SOURCES[name](name, split, data_dir=data_dir, num_channels=num_channels, **sizes)

@@ -10,9 +10,16 @@ from resnext_jax.errors import UserError
 
 def open_data(config: ConfigDict, split: str) -> Source:
     """The split of the config's data set, checked against the channels that the config normalises."""
-    source = open_source(config.data.name, split, data_dir=config.data.dir, image_size_px=config.data.image_size_px)
+    channels = len(config.data.mean)
+    source = open_source(
+        config.data.name,
+        split,
+        data_dir=config.data.dir,
+        image_size_px=config.data.image_size_px,
+        num_channels=channels,
+    )
     # Images of many shapes are decoded to RGB.
-    found, channels = source.info.image_shape[2] if source.info.image_shape else 3, len(config.data.mean)
+    found = source.info.image_shape[2] if source.info.image_shape else 3
     if found != channels:
         raise UserError(
             f"data.mean={tuple(config.data.mean)} is for {channels} channel(s), but the images of "

@@ -119,7 +119,7 @@ def _train(
     stack.callback(progress.close)
     is_finite = jax.jit(all_finite)
     window: list[metrics.Sums] = []  # of the steps since the last row, still on the device
-    window_start_s, waited_s = time.monotonic(), 0.0
+    window_start_s, waited_s, line = time.monotonic(), 0.0, ""
     for step in range(start_step + 1, run.total_steps + 1):
         wait_start_s = time.monotonic()
         batch = to_global(place.mesh, next(batches))
@@ -132,6 +132,7 @@ def _train(
         evaluates = run.evaluates_after(step)
         saves = evaluates or step % config.checkpoint.every_steps == 0
         if not (saves or step % config.log.every_steps == 0):
+            progress.update(step, line)
             continue
 
         # ----------------------------------------------------------------------------------------- A row
@@ -145,7 +146,8 @@ def _train(
         }
         if writer:
             writer.write(step, epoch, "train", scalars)
-        progress.update(step, report.train_line(epoch, scalars))
+        line = report.train_line(epoch, scalars)
+        progress.update(step, line)
 
         # ----------------------------------------------------------------------- Evaluation and checkpoint
         evaluation = None
@@ -206,9 +208,9 @@ def flush(window: list[metrics.Sums], step: int, workdir: str) -> dict[str, floa
 def not_finite(what: str, step: int, workdir: str) -> UserError:
     """The instruction for a run that has diverged."""
     return UserError(
-        f"the {what} is not finite at step {step}: the run has diverged, and stops. Its last checkpoint in "
-        f"{workdir}/checkpoints is untouched. Lower learning_rate, lengthen schedule.warmup_epochs or try "
-        "compute_dtype=float32; in another --workdir, if the run shall start anew."
+        f"the {what} is not finite at step {step}: the run has diverged, and stops. What was saved in "
+        f"{workdir}/checkpoints before is untouched. Lower learning_rate, lengthen schedule.warmup_epochs or compute "
+        "in float32; in another --workdir, if the run shall start anew."
     )
 
 

@@ -120,7 +120,9 @@ def test_fashion_mnist_files(tmp_path, suffix):
 
 def test_fashion_mnist_of_the_system(tmp_path):
     write_idx(tmp_path / "debian", "train", np.zeros((2, 28, 28)), [1, 2])
-    assert len(open_source("fashion_mnist", "train", data_dir=str(tmp_path / "nowhere"))) == 2
+    assert len(open_source("fashion_mnist", "train")) == 2
+    # A directory that was named is meant: other images must not take its place.
+    assert str(tmp_path / "nowhere") in message("fashion_mnist", data_dir=str(tmp_path / "nowhere"))
 
 
 def test_idx_files_that_do_not_fit(tmp_path):
