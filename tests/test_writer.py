@@ -2,8 +2,8 @@
 
 import doctest
 import io
-import os
 import json
+import os
 
 import pytest
 
