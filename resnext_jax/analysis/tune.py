@@ -28,7 +28,7 @@ REPEATS = 7
 HOPELESS = 4.0  # times the best after one run: measured no further
 WORTH = 0.95  # of the rule's time: a smaller gain may be noise, and the table would flicker
 
-Row = tuple[str, str]  # the algorithm, and the times of all as a comment
+Row = tuple[str, str]  # the algorithm, and the milliseconds of all, fastest first
 
 
 def shapes_of(name: str) -> dict[ConvShape, int]:
@@ -89,7 +89,11 @@ def measure(shape: ConvShape, batch: int, dtype: Any, preferred: str) -> Row:
     fastest = min(best_s, key=lambda impl: best_s[impl])
     winner = fastest if best_s[fastest] < WORTH * best_s[preferred] else preferred
     times = sorted((seconds, impl) for impl, seconds in best_s.items())
-    return winner, "ms: " + ", ".join(f"{impl} {1e3 * seconds:.4g}" for seconds, impl in times)
+    return winner, ", ".join(f"{impl} {_milliseconds(seconds)}" for seconds, impl in times)
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{1e3 * seconds:.3g}" if seconds < 0.1 else f"{1e3 * seconds:.0f}"
 
 
 def _seconds(step: Callable[[], Any]) -> float:
@@ -103,7 +107,7 @@ def text(table: dict[str, dict[conv_table.Key, Row]]) -> str:
     lines = [
         '"""The fastest algorithm of every convolution that was measured, with the milliseconds of each beside it.',
         "",
-        "Written by a command on an idle machine, not by hand: python -m resnext_jax.analysis.tune",
+        "Written by a command, not by hand: python -m resnext_jax.analysis.tune",
         "Forward and the gradients that training needs; float32 and 8 images (128 of 28 px) on a CPU, else bfloat16.",
         '"""',
         "",

@@ -12,11 +12,9 @@ from jaxtyping import Array, Float
 from resnext_jax.models.blocks import Basic, Bottleneck
 from resnext_jax.models.layers import BatchNorm, Classifier, Conv
 from resnext_jax.ops.grouped_conv import ConvShape
+from resnext_jax.ops.pool import max_pool
 
 Block = Literal["basic", "bottleneck"]
-
-
-POOL_PADDING: Any = ((1, 1), (1, 1))  # symmetric, as the original; "SAME" would pad (0, 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,7 +109,7 @@ class ResNeXt(nn.Module):
         x = nn.relu(norm(name="stem_bn")(x, train=train))
         activations = {"stage1": x}
         if arch.stem.pool:
-            x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=POOL_PADDING)
+            x = max_pool(x)
 
         for index in range(len(arch.blocks)):
             name = f"stage{index + 2}"

@@ -31,14 +31,12 @@ def _by_taps(x: Images) -> Pooled:
 def _forward(x: Images) -> tuple[Pooled, tuple[Int8[Array, "batch out_height out_width channel"], tuple[int, ...]]]:
     height, width = (-(-size // 2) for size in x.shape[1:3])
     padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-jnp.inf)
-    best, winner = None, None
-    for tap, (row, column) in enumerate(TAPS):
-        values = padded[:, row : row + 2 * height - 1 : 2, column : column + 2 * width - 1 : 2]
-        if best is None:
-            best, winner = values, jnp.zeros(values.shape, jnp.int8)
-        else:
-            winner = jnp.where(values > best, jnp.int8(tap), winner)
-            best = jnp.maximum(best, values)
+    rows, columns = 2 * height - 1, 2 * width - 1
+    taps = [padded[:, row : row + rows : 2, column : column + columns : 2] for row, column in TAPS]
+    best, winner = taps[0], jnp.zeros(taps[0].shape, jnp.int8)
+    for index, values in enumerate(taps[1:], start=1):
+        winner = jnp.where(values > best, jnp.int8(index), winner)
+        best = jnp.maximum(best, values)
     return best, (winner, x.shape)
 
 
