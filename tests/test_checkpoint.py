@@ -138,7 +138,7 @@ def test_restore_into_another_model_names_both_shapes_and_changes_nothing(tmp_pa
     assert tiny.digests(tmp_path) == before
 
 
-@pytest.mark.parametrize("lost", ["variables/manifest.ocdbt", "config"])
+@pytest.mark.parametrize("lost", ["variables/_METADATA", "config"])
 def test_a_damaged_checkpoint_is_named(tmp_path, lost):
     state = state_at(7, weight=0.1)
     saved(tmp_path, state)

@@ -81,7 +81,13 @@ def _native(x: Images, kernel: Kernel, stride: int) -> Outputs:
         padding=((pad_px, pad_px), (pad_px, pad_px)),
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
         feature_group_count=x.shape[-1] // kernel.shape[2],
+        precision=_precision(x),
     )
+
+
+def _precision(x: Array) -> lax.Precision:
+    """float32 means float32: by default a TPU multiplies it as bfloat16 and a GPU as TF32."""
+    return lax.Precision.HIGHEST if x.dtype == jnp.float32 else lax.Precision.DEFAULT
 
 
 def _merged(x: Images, kernel: Kernel, stride: int, *, width: int | None = None) -> Outputs:
@@ -185,7 +191,7 @@ def _product(
 ) -> Float[Array, "groups _ _"]:
     """The matrix product of each group over dimensions `contract` of a and b, added up in float32."""
     dimensions = (((contract[0],), (contract[1],)), ((0,), (0,)))
-    return lax.dot_general(a, b, dimensions, preferred_element_type=jnp.float32)
+    return lax.dot_general(a, b, dimensions, precision=_precision(a), preferred_element_type=jnp.float32)
 
 
 def _out_px(in_px: int, stride: int) -> int:

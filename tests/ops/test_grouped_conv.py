@@ -143,3 +143,18 @@ def test_choice():
     assert lib.resolver("auto", "gpu")(conv3) == "native"
     # Native would cost 300 times its time in the filter gradient.
     assert lib.resolver("auto", "cpu")(conv3) != "native"
+
+
+@pytest.mark.parametrize("impl", sorted(lib.IMPLS))
+def test_float32_is_not_multiplied_in_less(impl):
+    def products(dtype):
+        x, kernel = jax.ShapeDtypeStruct((2, 6, 6, 8), dtype), jax.ShapeDtypeStruct((3, 3, 4, 8), dtype)
+        gradient = jax.grad(
+            lambda x, kernel: grouped_conv(x, kernel, impl=impl).astype("float32").sum(), argnums=(0, 1)
+        )
+        text = jax.jit(gradient).lower(x, kernel).as_text()
+        return [line for line in text.splitlines() if "dot_general" in line or "stablehlo.convolution" in line]
+
+    assert len(products("float32")) >= 2
+    assert all("HIGHEST" in line for line in products("float32"))
+    assert not any("HIGHEST" in line for line in products("bfloat16"))
