@@ -131,12 +131,12 @@ def _train(
 
         evaluates = run.evaluates_after(step)
         saves = evaluates or step % config.checkpoint.every_steps == 0
+        epoch = step / run.steps_per_epoch
         if not (saves or step % config.log.every_steps == 0):
-            progress.update(step, line)
+            progress.update(step, f"epoch {epoch:.2f}  {line}")
             continue
 
         # ----------------------------------------------------------------------------------------- A row
-        epoch = step / run.steps_per_epoch
         scalars = flush(window, step, workdir)
         elapsed_s = time.monotonic() - window_start_s
         scalars |= {
@@ -146,8 +146,8 @@ def _train(
         }
         if writer:
             writer.write(step, epoch, "train", scalars)
-        line = report.train_line(epoch, scalars)
-        progress.update(step, line)
+        line = report.train_line(scalars)
+        progress.update(step, f"epoch {epoch:.2f}  {line}")
 
         # ----------------------------------------------------------------------- Evaluation and checkpoint
         evaluation = None

@@ -100,16 +100,16 @@ def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return fields
 
 
-def train_line(epoch: float, row: Mapping[str, float]) -> str:
-    """The middle of the progress line of training."""
+def train_line(row: Mapping[str, float]) -> str:
+    """The end of the progress line of training."""
     return (
-        f"epoch {epoch:.2f}  {row['images_per_s']:,.0f} images/s  loss {row['loss']:.4f}  "
+        f"{row['images_per_s']:,.0f} images/s  loss {row['loss']:.4f}  "
         f"top-1 {row['top1']:.2%}  input wait {row['input_wait']:.0%}"
     )
 
 
 def evaluation_line(sums: metrics.Sums) -> str:
-    """The middle of the progress line of evaluation."""
+    """The end of the progress line of evaluation."""
     row = metrics.means(sums)
     return f"loss {row['loss']:.4f}  top-1 {row['top1']:.2%}  top-5 {row['top5']:.2%}"
 
