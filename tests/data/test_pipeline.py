@@ -270,6 +270,8 @@ def test_stopping_early_leaves_no_thread(photos):
 
 def test_ctrl_c_ends_the_process():
     code = (
+        "import signal\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a job in the background inherits SIG_IGN
         "from resnext_jax.data import pipeline, sources\n"
         "source = sources.open_source('synthetic', 'train', image_size_px=64)\n"
         "stream = pipeline.train_batches(source, batch_size=64, seed=0, start_step=0, num_steps=10**9,\n"
