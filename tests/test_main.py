@@ -322,6 +322,9 @@ def test_fields_that_do_not_fit_are_named_before_any_time_is_spent(refused, tmp_
     ):
         assert phrase in message
     assert not (tmp_path / "run").exists()
+    # Only the images themselves show this one; nothing of the run may be written yet.
+    assert "without a crop" in refused(*tiny.ARGUMENTS, f"--workdir={tmp_path}", "--config.data.image_size_px=32")
+    assert not (tmp_path / "config.json").exists()
     assert "data.resize_px=200 is smaller than the centre crop" in refused(
         QUICKSTART, "--config.data.name=synthetic", "--config.data.mean=1.0,2.0,3.0", "--config.data.std=1.0,2.0,3.0",
         "--config.data.crop=random_sized", "--config.data.image_size_px=224", "--config.data.resize_px=200",

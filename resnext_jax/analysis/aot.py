@@ -32,7 +32,7 @@ DATASETS = {
     "fashion_mnist": (60_000, 10),
     "imagenet2012": (1_281_167, 1000),
     "imagenet5k": (6_800_000, 5000),
-    "synthetic": (10_000, 10),
+    "synthetic": (10_000, 1000),
 }
 CONV_IMPLS = ("auto", *IMPLS)
 

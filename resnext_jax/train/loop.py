@@ -35,7 +35,7 @@ def train(config: ConfigDict, workdir: str, place: Place, environment: dict[str,
 
     Args:
       config: see configs/common.py.
-      workdir: created if need be; see design for what it holds.
+      workdir: created if need be; the README lists what it holds.
       place: the devices and this process.
       environment: versions and devices, written beside the config.
 
@@ -84,11 +84,6 @@ def _train(
         return
     if start_step:
         say(f"resuming {workdir} at step {start_step:,} of {run.total_steps:,}")
-    writer = None
-    if place.speaks:
-        report.write_facts(config, workdir, environment, state.params, say)
-        writer = MetricsWriter(workdir, start_step)
-        stack.callback(writer.close)
 
     # ------------------------------------------------------------------------------------------------- The input
     batches = train_batches(
@@ -104,6 +99,13 @@ def _train(
         process_count=place.process_count,
     )
     stack.callback(batches.close)
+
+    # From here on the workdir is this run's: everything about its config has been checked.
+    writer = None
+    if place.speaks:
+        report.write_facts(config, workdir, environment, state.params, say)
+        writer = MetricsWriter(workdir, start_step)
+        stack.callback(writer.close)
 
     # ------------------------------------------------------------------------------------------------ Compilation
     say(
