@@ -35,7 +35,7 @@ ONLY_HOME = {
     "PartitionSpec": {"sharding"},
 }
 # Beside the rooms, one file: the timings beside a peer.
-ALSO_IN = {"torch": "resnext_jax/analysis/bench.py", "torchvision": "resnext_jax/analysis/bench.py"}
+ALSO_IN = {"torch": "resnext_jax/analysis/peer.py", "torchvision": "resnext_jax/analysis/peer.py"}
 AXIS_FUNCTIONS = {
     *("Mesh", "make_mesh", "shard_map", "psum", "pmean", "pmax", "pmin", "psum_scatter", "ppermute"),
     *("all_gather", "all_to_all", "axis_index", "axis_size"),
@@ -147,7 +147,7 @@ def test_a_violation_is_found(path: str, source: str, problem: str):
         ("resnext_jax/__init__.py", "from resnext_jax.models import zoo"),
         ("configs/x.py", "from ml_collections import ConfigDict\nfrom configs import common"),
         ("configs/x.py", "from configs.common import imagenet"),
-        ("resnext_jax/analysis/bench.py", "import torch\nimport torchvision"),
+        ("resnext_jax/analysis/peer.py", "import torch\nimport torchvision"),
         ("resnext_jax/net.py", "description.get('data')"),
     ],
 )

@@ -7,34 +7,17 @@ Every figure is the compiler's estimate or is counted from its program (`analysi
 
 import copy
 import dataclasses
-import json
 import sys
-import time
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 from absl import app, flags
 
-from resnext_jax import config_file, sharding
-from resnext_jax.analysis import report
-from resnext_jax.analysis.chips import KNOWN, Chip, open_topology
-from resnext_jax.errors import UserError, raise_all, report_error, unknown
-from resnext_jax.ops.grouped_conv import IMPLS
-from resnext_jax.train.assemble import assemble
-from resnext_jax.types import DatasetInfo
-
-# Images of the training set (they set the length of an epoch) and classes: no data is needed.
-DATASETS = {
-    "builtin": (15_000, 10),
-    "cifar10": (50_000, 10),
-    "cifar100": (50_000, 100),
-    "fashion_mnist": (60_000, 10),
-    "imagenet2012": (1_281_167, 1000),
-    "imagenet5k": (6_800_000, 5000),
-    "synthetic": (10_000, 1000),
-}
-CONV_IMPLS = ("auto", *IMPLS)
+from resnext_jax.analysis import command, report
+from resnext_jax.analysis.chips import Chip, open_topology
+from resnext_jax.analysis.compiling import compile_for, lower
+from resnext_jax.errors import UserError, raise_all
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +28,7 @@ class Compiled:
       conv_impl: the algorithm of its convolutions.
       compile_s: on this machine.
       fits: whether the program fits the device's memory; the compiler refuses one that is far from it.
-      peak_hbm_bytes: arguments, results, temporaries and the program; None for one that was refused.
+      peak_hbm_bytes: arguments, results, temporaries and the program; of one that was refused what the compiler says.
       flops: that the program executes, multiplications by the zeros of merged groups included.
       costs: see `report.Costs`.
       refusal: the compiler's words.
@@ -58,21 +41,6 @@ class Compiled:
     flops: float | None = None
     costs: report.Costs | None = None
     refusal: str | None = None
-
-
-def dataset_info(name: str) -> DatasetInfo:
-    """The facts of a training set without the set.
-
-    Raises:
-      UserError: they are only known from the files.
-    """
-    if name not in DATASETS:
-        raise UserError(
-            f"the number of classes of data.name={name!r} is only known from its files; compile for a set of about its "
-            f"size, one of {', '.join(DATASETS)}: --config.data.name=imagenet2012"
-        )
-    num_images, num_classes = DATASETS[name]
-    return DatasetInfo(name, num_images, tuple(map(str, range(num_classes))), None)
 
 
 def compile_step(config: Any, chip: Chip, devices: Sequence[Any], conv_impl: str) -> Compiled:
@@ -89,23 +57,13 @@ def compile_step(config: Any, chip: Chip, devices: Sequence[Any], conv_impl: str
     """
     config = copy.deepcopy(config)
     config.conv_impl = conv_impl
-    mesh = sharding.make_mesh(devices)
-    run = assemble(config, dataset_info(config.data.name), sharding.Place(mesh, "tpu"))
-    lowered = run.train_step.lower(run.state_shapes(mesh), run.batch_shapes(mesh, config.batch_size))
-    start = time.perf_counter()
-    try:
-        compiled = lowered.compile()
-    except jax.errors.JaxRuntimeError as error:
-        if "Ran out of memory" not in str(error):
-            raise
-        return Compiled(conv_impl, time.perf_counter() - start, fits=False, refusal=str(error).splitlines()[0])
-    compile_s = time.perf_counter() - start
-    memory = compiled.memory_analysis()
-    peak_bytes = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
-    peak_bytes += memory.temp_size_in_bytes + memory.generated_code_size_in_bytes
-    costs = report.account(compiled.as_text(), chip, run.model.arch)
-    flops = compiled.cost_analysis()["flops"]
-    return Compiled(conv_impl, compile_s, peak_bytes <= chip.hbm_bytes, peak_bytes, flops, costs)
+    step, lowered = lower(config, devices)
+    program = compile_for(chip, lowered)
+    what = Compiled(conv_impl, program.compile_s, program.fits, program.peak_hbm_bytes, refusal=program.refusal)
+    if program.executable is None:
+        return what
+    costs = report.account(program.executable.as_text(), chip, step.model.arch)
+    return dataclasses.replace(what, flops=program.executable.cost_analysis()["flops"], costs=costs)
 
 
 def as_json(compiled: Compiled) -> dict[str, Any]:
@@ -139,13 +97,11 @@ def ratio(ours: Compiled, other: Compiled) -> float | None:
 
 def define_flags(to: flags.FlagValues) -> flags.FlagValues:
     """Adds the command's flags to `to` and returns it."""
-    config_file.define_config(to)
-    flags.declare_key_flag("config", flag_values=to)  # --help shows the flags of this module
-    flags.DEFINE_string("topology", "v5e:2x4", f"What to compile for: {', '.join(KNOWN)}, or alike.", flag_values=to)
-    allowed = ", ".join(CONV_IMPLS)
-    flags.DEFINE_string("conv_impl", None, f"Takes the place of the config's: {allowed}.", flag_values=to)
-    flags.DEFINE_string("compare", None, f"Compiles a second time, with this conv_impl: {allowed}.", flag_values=to)
-    flags.DEFINE_bool("json", False, "Print one JSON object as the last line.", flag_values=to)
+    command.define_config(to)
+    command.define_topology(to, "v5e:2x4")
+    command.define_conv_impl(to, "conv_impl", "Takes the place of the config's")
+    command.define_conv_impl(to, "compare", "Compiles a second time, with this conv_impl")
+    command.define_json(to)
     return to
 
 
@@ -155,10 +111,9 @@ def run(flag_values: flags.FlagValues) -> None:
     if config is None:
         raise UserError("the report wants a config: python -m resnext_jax.analysis.aot --config=configs/NAME.py")
     impls = [flag_values.conv_impl or config.conv_impl, *([flag_values.compare] if flag_values.compare else [])]
-    raise_all([unknown("conv_impl", name, CONV_IMPLS) for name in impls if name not in CONV_IMPLS])
+    raise_all(command.conv_impl_problems(impls))
     chip, devices = open_topology(topology)
-    config_flag: Any = flag_values["config"]
-    about = {"config": config_flag.config_filename, "topology": topology, "num_devices": len(devices)}
+    about = {"config": command.config_name(flag_values), "topology": topology, "num_devices": len(devices)}
     about |= {"batch_size": config.batch_size, "device": chip.device, "hbm_bytes": chip.hbm_bytes, "note": report.NOTE}
     size = f"{len(devices)} {chip.device}{'s' if len(devices) > 1 else ''}, batch {config.batch_size}"
     print(f"{about['config']} for {topology}: {size}   ({report.NOTE})")
@@ -173,20 +128,14 @@ def run(flag_values: flags.FlagValues) -> None:
         shown = "unknown, for one does not fit" if times is None else f"{times:.2f}"
         print(f"\n{impls[1]} / {impls[0]}: {shown}   ({report.NOTE}; with the lower bounds of what has no figure)")
         result |= {"ratio": times, "compare": as_json(compiles[1])}
-    if flag_values.json:
-        print(json.dumps(result))
+    command.print_json(flag_values, result)
 
 
 def main(argv: Sequence[str] = tuple(sys.argv)) -> None:
     """Exits with 0 when the report is made, fitting or not, and with 2 for a mistake that the user can mend."""
-    flag_values = define_flags(flags.FLAGS)
     jax.config.update("jax_platforms", "cpu")  # leave the accelerators of this machine alone
-    try:
-        arguments = config_file.parse(list(argv), flag_values)
-        raise_all([f"there are no arguments besides flags; remove {' '.join(arguments)!r}."] if arguments else [])
-        run(flag_values)
-    except UserError as error:
-        sys.exit(report_error(error))
+    with command.mistakes_reported():
+        run(command.parse(argv, define_flags(flags.FLAGS)))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 
-from resnext_jax.errors import UserError, raise_all, report_error, unknown
+from resnext_jax.analysis import command
+from resnext_jax.errors import raise_all, unknown
 from resnext_jax.models import zoo
 from resnext_jax.models.template import IMAGENET_STEM, ResNeXt
 from resnext_jax.ops import conv_table
@@ -147,15 +148,8 @@ def define_flags(to: flags.FlagValues) -> flags.FlagValues:
 
 def main(argv: Sequence[str] = tuple(sys.argv)) -> None:
     """Exits with 0 when the table is written, and with 2 for a mistake that the user can mend."""
-    flag_values = define_flags(flags.FLAGS)
-    try:
-        arguments = flag_values(list(argv))[1:]
-        raise_all([f"there are no arguments besides flags; remove {' '.join(arguments)!r}."] if arguments else [])
-        run(flag_values)
-    except flags.Error as error:
-        sys.exit(report_error(UserError(str(error))))
-    except UserError as error:
-        sys.exit(report_error(error))
+    with command.mistakes_reported():
+        run(command.parse(argv, define_flags(flags.FLAGS)))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,8 @@ import pytest
 import tiny
 from absl import flags
 
-from resnext_jax.analysis import aot, chips, report
+from resnext_jax.analysis import aot, chips, compiling, report
+from resnext_jax.errors import UserError
 
 CONFIG = "--config=configs/quickstart.py"
 TINY = (CONFIG, "--config.model.name=resnext11_4x2d_tiny", "--config.batch_size=32", "--config.bn_group_images=8")
@@ -67,13 +68,13 @@ def test_without_the_compiler_the_message_says_how_to_install_it(capsys, monkeyp
 
 def test_a_batch_that_does_not_divide_over_the_chips_is_refused():
     config = tiny.config("--config.batch_size=36", "--config.bn_group_images=0")
-    with pytest.raises(aot.UserError, match=r"batch_size=36 does not divide over 8 devices.*32 or 40"):
+    with pytest.raises(UserError, match=r"batch_size=36 does not divide over 8 devices.*32 or 40"):
         aot.compile_step(config, chips.CHIPS["v5e"], jax.devices()[:8], "auto")
 
 
 def test_classes_of_a_folder_are_unknown_without_its_files():
-    with pytest.raises(aot.UserError, match="imagenet2012"):
-        aot.dataset_info("folder")
+    with pytest.raises(UserError, match="imagenet2012"):
+        compiling.dataset_info("folder")
 
 
 @needs_libtpu

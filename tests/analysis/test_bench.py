@@ -1,4 +1,4 @@
-"""The timings beside a peer: what is compared, the arithmetic, wrong input; not the speed of this machine."""
+"""The command: what is compared, wrong input; not the speed of this machine."""
 
 import importlib.util
 import json
@@ -6,14 +6,11 @@ import sys
 import warnings
 from unittest import mock
 
-import jax
 import pytest
 import tiny
 from absl import flags
 
-from resnext_jax.analysis import bench
-from resnext_jax.errors import UserError
-from resnext_jax.models import zoo
+from resnext_jax.analysis import bench, timing
 
 CONFIG = "--config=configs/quickstart.py"
 TINY = (CONFIG, "--config.model.name=resnext11_4x2d_tiny", "--config.batch_size=4", "--config.bn_group_images=2")
@@ -60,13 +57,8 @@ def test_without_torch_the_message_says_how_to_install_it(capsys, monkeypatch):
     assert "pip install torch torchvision" in failure(capsys, *TINY)
 
 
-def test_no_peer_on_a_tpu():
-    with pytest.raises(UserError, match="--peer=none"):
-        bench.import_torch("tpu")
-
-
 def test_training_and_inference_of_a_tiny_network(capsys, torchvision, monkeypatch):
-    monkeypatch.setattr(bench, "REPEAT_S", 0.0)
+    monkeypatch.setattr(timing, "REPEAT_S", 0.0)
     torch = sys.modules["torch"]
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # on a busy machine its threads wait for each other, 30 ms at every layer
@@ -80,53 +72,6 @@ def test_training_and_inference_of_a_tiny_network(capsys, torchvision, monkeypat
         row = result[task]
         assert row["ratio"] == pytest.approx(row["ours"] / row["peer"])
         assert all(row["range"][name][0] <= row[name] <= row["range"][name][1] for name in ("ours", "peer"))
-
-
-def test_turns_and_rates(monkeypatch):
-    """By a clock that only the steps move: 0.1 s and 0.4 s of 8 images, and one repeat that is disturbed."""
-    now, calls = [0.0], []
-    monkeypatch.setattr(bench.time, "perf_counter", lambda: now[0])
-
-    def step(name: str, seconds: float):
-        def run() -> None:
-            calls.append(name)
-            now[0] += seconds + (2.0 if len(calls) == 12 else 0.0)
-
-        return run
-
-    steps, wait = {"ours": step("ours", 0.1), "peer": step("peer", 0.4)}, dict.fromkeys(("ours", "peer"), id)
-    rates = bench.images_per_s(steps, wait, batch_size=8, repeats=3)
-    # Three to warm up, then as many as fill half a second, in turns.
-    assert "".join(name[0] for name in calls) == "ooopppooooopooooopooooop"
-    assert rates["ours"] == pytest.approx([80, 80, 80])
-    assert rates["peer"] == pytest.approx([8 / 2.4, 20, 20])
-    result = bench.compare(rates)
-    assert (result["ours"], result["peer"], result["ratio"]) == pytest.approx((80, 20, 4))
-    assert result["range"]["peer"] == pytest.approx([8 / 2.4, 20])
-
-
-@pytest.mark.parametrize("name", ["resnet18", "resnet50", "resnext50_32x4d", "resnext101_64x4d"])
-def test_the_peer_is_torchvisions_network(name, torchvision):
-    torch = sys.modules["torch"]
-    with torch.device("meta"):
-        ours = bench.peer_network(zoo.ARCHS[name], 3, 1000, "cpu")
-        true = torchvision.models.get_model(name)
-    shapes = [[tuple(array.shape) for array in network.state_dict().values()] for network in (ours, true)]
-    assert shapes[0] == shapes[1]
-    convs = [[m for m in network.modules() if isinstance(m, torch.nn.Conv2d)] for network in (ours, true)]
-    assert [(c.stride, c.padding, c.groups) for c in convs[0]] == [(c.stride, c.padding, c.groups) for c in convs[1]]
-
-
-@pytest.mark.parametrize("name", ["resnext20_8x4d_small", "resnext29_8x64d", "resnext101_8x14d"])
-def test_the_peer_of_other_networks_has_as_many_parameters(name, torchvision):
-    model = zoo.build_model(
-        zoo.ARCHS[name], 10, platform="cpu", conv_impl="auto", compute_dtype="float32", bn_group_images=0
-    )
-    images = jax.ShapeDtypeStruct((1, 32, 32, 3), "float32")
-    shapes = jax.eval_shape(lambda key, x: model.init(key, x, train=False), jax.random.key(0), images)
-    with sys.modules["torch"].device("meta"):
-        peer = bench.peer_network(zoo.ARCHS[name], 3, 10, "cpu")
-    assert sum(p.numel() for p in peer.parameters()) == sum(leaf.size for leaf in jax.tree.leaves(shapes["params"]))
 
 
 def test_what_a_cpu_cannot_do_as_the_config_has_it_is_changed_and_said():

@@ -1,0 +1,95 @@
+"""What the commands of this room share: flags, the answer to a mistake, the JSON object on the last line."""
+
+import contextlib
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from absl import flags
+
+from resnext_jax import config_file
+from resnext_jax.analysis.chips import KNOWN
+from resnext_jax.errors import UserError, raise_all, report_error, unknown
+from resnext_jax.ops.grouped_conv import IMPLS
+
+CONV_IMPLS = ("auto", *IMPLS)
+
+flags.disclaim_key_flags()  # --help shows them as flags of the command
+
+# ------------------------------------------------------------------------------------------------------------ Flags
+
+
+def define_config(to: flags.FlagValues) -> None:
+    """Adds `--config` with its overrides."""
+    config_file.define_config(to)
+    flags.declare_key_flag("config", flag_values=to)
+
+
+def define_conv_impl(to: flags.FlagValues, name: str, what: str) -> None:
+    """Adds `--name=ALGORITHM`; `what` describes it."""
+    flags.DEFINE_string(name, None, f"{what}: {', '.join(CONV_IMPLS)}.", flag_values=to)
+
+
+def conv_impl_problems(names: Sequence[str]) -> list[str]:
+    """One sentence for every name that is no algorithm."""
+    return [unknown("conv_impl", name, CONV_IMPLS) for name in names if name not in CONV_IMPLS]
+
+
+def define_topology(to: flags.FlagValues, default: str) -> None:
+    """Adds `--topology`."""
+    flags.DEFINE_string("topology", default, f"What to compile for: {', '.join(KNOWN)}, or alike.", flag_values=to)
+
+
+def define_json(to: flags.FlagValues) -> None:
+    """Adds `--json`."""
+    flags.DEFINE_bool("json", False, "Print one JSON object as the last line.", flag_values=to)
+
+
+# ---------------------------------------------------------------------------------------------- From start to end
+
+
+def parse(argv: Sequence[str], flag_values: flags.FlagValues) -> flags.FlagValues:
+    """Parses a command line that has nothing but flags.
+
+    Raises:
+      UserError: an argument, or what `parse_arguments` refuses.
+    """
+    arguments = parse_arguments(argv, flag_values)
+    raise_all([f"there are no arguments besides flags; remove {' '.join(arguments)!r}."] if arguments else [])
+    return flag_values
+
+
+def parse_arguments(argv: Sequence[str], flag_values: flags.FlagValues) -> list[str]:
+    """Parses a command line into `flag_values` and returns the arguments that are no flags.
+
+    Raises:
+      UserError: an unknown flag, a value that it cannot have, or what `config_file.parse` refuses.
+    """
+    if "config" in flag_values:
+        return config_file.parse(list(argv), flag_values)
+    try:
+        return flag_values(list(argv))[1:]
+    except flags.Error as error:
+        raise UserError(str(error)) from error
+
+
+def config_name(flag_values: flags.FlagValues) -> str:
+    """The file that `--config` names."""
+    config_flag: Any = flag_values["config"]
+    return config_flag.config_filename
+
+
+@contextlib.contextmanager
+def mistakes_reported() -> Iterator[None]:
+    """Exits with status 2 and without a traceback for a mistake that the user can mend."""
+    try:
+        yield
+    except UserError as error:
+        sys.exit(report_error(error))
+
+
+def print_json(flag_values: flags.FlagValues, result: dict[str, Any]) -> None:
+    """The last line of the command, where `--json` asks for it."""
+    if flag_values.json:
+        print(json.dumps(result))

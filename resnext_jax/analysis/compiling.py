@@ -1,0 +1,110 @@
+"""The very training step of a config, lowered and compiled for chips that are not there."""
+
+import dataclasses
+import re
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+
+from resnext_jax import sharding
+from resnext_jax.analysis.chips import Chip
+from resnext_jax.errors import UserError
+from resnext_jax.train.assemble import Run, assemble
+from resnext_jax.types import DatasetInfo
+
+# Images of the training set (they set the length of an epoch) and classes: no data is needed.
+DATASETS = {
+    "builtin": (15_000, 10),
+    "cifar10": (50_000, 10),
+    "cifar100": (50_000, 100),
+    "fashion_mnist": (60_000, 10),
+    "imagenet2012": (1_281_167, 1000),
+    "imagenet5k": (6_800_000, 5000),
+    "synthetic": (10_000, 1000),
+}
+# How the compiler refuses a program that is far too large: "... Used 17.32G of 15.75G hbm. ..."
+TOO_LARGE = ("RESOURCE_EXHAUSTED", "Ran out of memory")
+USED_BYTES = re.compile(r"Used ([\d.]+)([KMGT]) of [\d.]+[KMGT] hbm")
+UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """One compile of a step; memory is per device and the compiler's estimate.
+
+    Attributes:
+      compile_s: on this machine.
+      fits: whether the program fits the device's memory; the compiler refuses one that is far from it.
+      peak_hbm_bytes: arguments, results, temporaries and the program; of one that was refused what the compiler says
+        that it used, None where it names no figure.
+      refusal: the compiler's words.
+      executable: None where it was refused.
+    """
+
+    compile_s: float
+    fits: bool
+    peak_hbm_bytes: int | None
+    refusal: str | None = None
+    executable: Any = None
+
+
+def dataset_info(name: str) -> DatasetInfo:
+    """The facts of a training set without the set.
+
+    Raises:
+      UserError: they are only known from the files.
+    """
+    if name not in DATASETS:
+        raise UserError(
+            f"the number of classes of data.name={name!r} is only known from its files; compile for a set of about its "
+            f"size, one of {', '.join(DATASETS)}: --config.data.name=imagenet2012"
+        )
+    num_images, num_classes = DATASETS[name]
+    return DatasetInfo(name, num_images, tuple(map(str, range(num_classes))), None)
+
+
+def lower(config: Any, devices: Sequence[Any]) -> tuple[Run, Any]:
+    """Lowers the very step that `train.loop` runs, for all devices of a topology (`chips.open_topology`).
+
+    Args:
+      config: see configs/common.py.
+      devices: they need not exist.
+
+    Returns:
+      The parts of the run, and its lowered training step.
+
+    Raises:
+      UserError: an unknown algorithm, or a config that cannot work on so many devices.
+    """
+    mesh = sharding.make_mesh(devices)
+    run = assemble(config, dataset_info(config.data.name), sharding.Place(mesh, "tpu"))
+    return run, run.train_step.lower(run.state_shapes(mesh), run.batch_shapes(mesh, config.batch_size))
+
+
+def compile_for(chip: Chip, lowered: Any) -> Program:
+    """Compiles a lowered step; one that the compiler refuses for its size is a result, not an error."""
+    start = time.perf_counter()
+    try:
+        executable = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if not any(words in str(error) for words in TOO_LARGE):
+            raise
+        return Program(time.perf_counter() - start, False, used_bytes(str(error)), str(error).splitlines()[0])
+    compile_s = time.perf_counter() - start
+    memory = executable.memory_analysis()
+    peak_bytes = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    peak_bytes += memory.temp_size_in_bytes + memory.generated_code_size_in_bytes
+    return Program(compile_s, peak_bytes <= chip.hbm_bytes, peak_bytes, executable=executable)
+
+
+def used_bytes(refusal: str) -> int | None:
+    """What the refused program would use, by the compiler's message.
+
+    Example:
+      >>> used_bytes("RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 1.50G of 1.00G hbm.")
+      1610612736
+    """
+    found = USED_BYTES.search(refusal)
+    return round(float(found[1]) * UNITS[found[2]]) if found else None

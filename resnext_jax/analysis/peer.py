@@ -1,0 +1,122 @@
+"""PyTorch as the peer: torchvision's network in the layout and precision in which PyTorch is fastest."""
+
+import importlib
+import importlib.util
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+from resnext_jax.analysis.compiling import dataset_info
+from resnext_jax.analysis.timing import Step
+from resnext_jax.errors import UserError
+from resnext_jax.models import zoo
+from resnext_jax.models.template import Arch
+from resnext_jax.types import Batch
+
+
+def import_torch(platform: str) -> tuple[ModuleType, ModuleType]:
+    """PyTorch and torchvision, for this platform.
+
+    Raises:
+      UserError: one is missing, or cannot use the device.
+    """
+    if platform not in ("cpu", "gpu"):
+        raise UserError(f"PyTorch has no {platform.upper()} backend to compare with; leave it out: --peer=none")
+    missing = [name for name in ("torch", "torchvision") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UserError(
+            f"the peer needs {' and '.join(missing)}: pip install torch torchvision, or leave the peer out: --peer=none"
+        )
+    torch: Any = importlib.import_module("torch")
+    if platform == "gpu" and not torch.cuda.is_available():
+        raise UserError(
+            f"JAX has a GPU, but PyTorch {torch.__version__} cannot use it: install a build for CUDA "
+            "(pip install --force-reinstall torch torchvision), or leave the peer out: --peer=none"
+        )
+    try:
+        torchvision = importlib.import_module("torchvision")
+    except RuntimeError:
+        # Built for another torch it lacks its compiled operators: none is used, but importing it looks these up.
+        operators = torch.library.Library("torchvision", "FRAGMENT")
+        for name in ("nms", "qnms"):
+            operators.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        torchvision = importlib.import_module("torchvision")
+        torchvision.declared_operators = operators  # pyright: ignore # they vanish with this object
+    return torch, torchvision
+
+
+def peer_network(arch: Arch, in_channels: int, num_classes: int, platform: str) -> Any:
+    """The network of torchvision for an `Arch`, or for one that it has not, the same template of its blocks.
+
+    Raises:
+      UserError: an `Arch` that its blocks cannot make.
+    """
+    torch, torchvision = import_torch(platform)
+    if not arch.shortcut:
+        raise UserError("torchvision has no blocks without shortcuts (model.shortcut=False): --peer=none")
+    nn, basic = torch.nn, arch.block == "basic"
+    block: Any = torchvision.models.resnet.BasicBlock if basic else torchvision.models.resnet.Bottleneck
+    # Its blocks count the width of a path for 64 channels.
+    paths = {} if basic else {"groups": arch.cardinality, "base_width": arch.bottleneck_width * 64 / arch.width}
+    stem, channels = arch.stem, arch.width
+    layers = [nn.Conv2d(in_channels, channels, stem.kernel_px, stem.stride, stem.kernel_px // 2, bias=False)]
+    layers += [nn.BatchNorm2d(channels), nn.ReLU(inplace=True)]
+    layers += [nn.MaxPool2d(3, 2, 1)] if stem.pool else []
+    for index, count in enumerate(arch.blocks):
+        planes = arch.width * 2**index
+        for number in range(count):
+            stride, out_channels = 2 if index and not number else 1, planes * block.expansion
+            shortcut = None
+            if stride != 1 or channels != out_channels:
+                projection = nn.Conv2d(channels, out_channels, 1, stride, bias=False)
+                shortcut = nn.Sequential(projection, nn.BatchNorm2d(out_channels))
+            layers.append(block(channels, planes, stride, shortcut, **paths))
+            channels = out_channels
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(1), nn.Linear(channels, num_classes))
+
+
+def peer_steps(config: Any, platform: str, batch: Batch) -> tuple[dict[str, Step], Callable, str]:
+    """PyTorch's steps for the same batch, what waits for them, and a line about how they run."""
+    torch, torchvision = import_torch(platform)
+    gpu, bfloat16 = platform == "gpu", config.compute_dtype == "bfloat16"
+    device = torch.device("cuda" if gpu else "cpu")
+    num_classes = dataset_info(config.data.name).num_classes
+    network = peer_network(zoo.select(**config.model), batch.image.shape[3], num_classes, platform)
+    network = network.to(device, memory_format=torch.channels_last)
+    optimizer = torch.optim.SGD(
+        network.parameters(),
+        lr=config.learning_rate,
+        momentum=config.momentum,
+        nesterov=config.momentum > 0,
+        weight_decay=config.weight_decay,
+        fused=True,
+    )
+    if gpu:
+        torch.backends.cudnn.benchmark = True
+        torch.set_float32_matmul_precision("high")  # TF32, as JAX multiplies by default
+        network = torch.compile(network)
+    images = torch.from_numpy(batch.image).permute(0, 3, 1, 2).to(device, torch.float32) / 255 - 0.5
+    images = images.contiguous(memory_format=torch.channels_last)
+    labels = torch.from_numpy(batch.label).long().to(device)
+    loss_fn = torch.nn.CrossEntropyLoss(label_smoothing=config.label_smoothing)
+
+    def autocast() -> Any:
+        return torch.autocast(device.type, torch.bfloat16, enabled=bfloat16)
+
+    def train() -> Any:
+        network.train()
+        with autocast():
+            loss = loss_fn(network(images), labels)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    def inference() -> Any:
+        network.eval()
+        with torch.inference_mode(), autocast():
+            return network(images)
+
+    how = f"PyTorch {torch.__version__}, torchvision {torchvision.__version__}, channels-last, "
+    how += f"{'bfloat16 autocast' if bfloat16 else 'float32'}{', torch.compile' if gpu else ''}"
+    return {"train": train, "inference": inference}, lambda _: torch.cuda.synchronize() if gpu else None, how
