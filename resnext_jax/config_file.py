@@ -42,7 +42,7 @@ def parse(argv: list[str], flag_values: flags.FlagValues) -> list[str]:
     matches = [re.fullmatch(r"--?(?:no)?config\.([\w.]+)(?:=(.*))?", arg, re.DOTALL) for arg in argv]
     overrides = [(match[1], match[2]) for match in matches if match]
     if path is not None:
-        raise_all(_field_problems(_load(path), overrides))
+        raise_all(_field_problems(load(path), overrides))
     elif overrides:
         raise UserError(f"--config.{overrides[0][0]} changes a field of a config: give --config=FILE as well.")
     try:
@@ -59,12 +59,21 @@ def _value(argv: list[str], index: int) -> str:
     raise UserError("--config wants a file: --config=configs/quickstart.py")
 
 
-def _load(path: str) -> ConfigDict:
-    """The config of a file, before any override. An error inside it keeps its traceback: it is the user's code."""
+def config_paths(directory: str | Path) -> list[str]:
+    """The config files of a directory, sorted."""
+    paths = Path(directory).glob("*.py")
+    return sorted(str(path) for path in paths if path.stem not in ("__init__", "common"))
+
+
+def load(path: str) -> ConfigDict:
+    """The config of a file, before any override. An error inside it keeps its traceback: it is the user's code.
+
+    Raises:
+      UserError: there is no such file, or it is no config.
+    """
     file = Path(path)
     if not file.is_file():
-        directory = file.parent if file.parent != Path() and file.parent.is_dir() else Path("configs")
-        known = [str(candidate) for candidate in directory.glob("*.py") if candidate.stem not in ("__init__", "common")]
+        known = config_paths(file.parent if file.parent != Path() and file.parent.is_dir() else "configs")
         raise UserError(unknown("config file", path, known) if known else f"there is no config file {path}.")
     spec = importlib.util.spec_from_file_location("config", file)
     if spec is None or spec.loader is None:

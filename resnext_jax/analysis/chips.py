@@ -38,6 +38,10 @@ class Chip:
     device: str = "chip"
     options: dict[str, str] = dataclasses.field(default_factory=dict)
 
+    @property
+    def devices_per_chip(self) -> int:
+        return 2 if self.device == "core" else 1
+
 
 CHIPS: dict[str, Chip] = {
     "v3": Chip(61.5e12, 450e9, int(15.48 * GIB), 0.94e9, ("2x2", "4x4", "8x8"), device="core"),

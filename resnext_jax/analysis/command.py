@@ -71,7 +71,7 @@ def parse_arguments(argv: Sequence[str], flag_values: flags.FlagValues) -> list[
     try:
         return flag_values(list(argv))[1:]
     except flags.Error as error:
-        raise UserError(str(error)) from error
+        raise UserError(f"{str(error).rstrip('.')}; --help shows what the command takes.") from error
 
 
 def config_name(flag_values: flags.FlagValues) -> str:

@@ -24,9 +24,10 @@ DATASETS = {
     "imagenet5k": (6_800_000, 5000),
     "synthetic": (10_000, 1000),
 }
-# How the compiler refuses a program that is far too large: "... Used 17.32G of 15.75G hbm. ..."
+# How the compiler refuses a program that is too large: "Used 17.32G of 15.75G hbm", or early, where it is far too
+# large, "memory required for HLO temporaries (589.45G) exceeds available HBM (15.75G)".
 TOO_LARGE = ("RESOURCE_EXHAUSTED", "Ran out of memory")
-USED_BYTES = re.compile(r"Used ([\d.]+)([KMGT]) of [\d.]+[KMGT] hbm")
+USED_BYTES = re.compile(r"(?:Used |temporaries \()([\d.]+)([KMGT])")
 UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
@@ -65,6 +66,15 @@ def dataset_info(name: str) -> DatasetInfo:
     return DatasetInfo(name, num_images, tuple(map(str, range(num_classes))), None)
 
 
+def assemble_for(config: Any, devices: Sequence[Any]) -> Run:
+    """The parts of the run that a config names, on all devices of a topology; takes no time and no memory.
+
+    Raises:
+      UserError: an unknown network or algorithm, or a config that cannot work on so many devices.
+    """
+    return assemble(config, dataset_info(config.data.name), sharding.Place(sharding.make_mesh(devices), "tpu"))
+
+
 def lower(config: Any, devices: Sequence[Any]) -> tuple[Run, Any]:
     """Lowers the very step that `train.loop` runs, for all devices of a topology (`chips.open_topology`).
 
@@ -76,10 +86,9 @@ def lower(config: Any, devices: Sequence[Any]) -> tuple[Run, Any]:
       The parts of the run, and its lowered training step.
 
     Raises:
-      UserError: an unknown algorithm, or a config that cannot work on so many devices.
+      UserError: see `assemble_for`.
     """
-    mesh = sharding.make_mesh(devices)
-    run = assemble(config, dataset_info(config.data.name), sharding.Place(mesh, "tpu"))
+    run, mesh = assemble_for(config, devices), sharding.make_mesh(devices)
     return run, run.train_step.lower(run.state_shapes(mesh), run.batch_shapes(mesh, config.batch_size))
 
 
