@@ -1,6 +1,7 @@
 """Real timings on the device at hand: the training step and inference, beside PyTorch's in the same run.
 
-python -m resnext_jax.analysis.bench --config=configs/resnext50_32x4d.py [--config.batch_size=N] [--peer=torch] [--json]
+    python -m resnext_jax.analysis.bench --config=configs/resnext50_32x4d.py [--config.batch_size=N]
+      [--networks=resnext50_32x4d,resnext101_32x4d] [--peer=torch] [--compare=native] [--json]
 
 Ours is the very step that `train.loop` runs, from uint8 images, augmentation included. The peer is the network of
 torchvision and starts from normalised images in its own layout. Neither has an input pipeline. One device.
@@ -8,7 +9,7 @@ torchvision and starts from normalised images in its own layout. Neither has an 
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
@@ -16,13 +17,15 @@ from absl import app, flags
 
 from resnext_jax.analysis import command
 from resnext_jax.analysis.compiling import dataset_info
-from resnext_jax.analysis.peer import import_torch, peer_steps
-from resnext_jax.analysis.timing import compare, images_per_s, our_steps, synthetic_batch
+from resnext_jax.analysis.peer import import_torch, release_torch, torch_peer
+from resnext_jax.analysis.timing import SLOW_REPEATS, SLOW_S, images_per_s, ours, summary, synthetic_batch
 from resnext_jax.errors import UserError, raise_all, unknown
+from resnext_jax.models import zoo
 
 PEERS = ("torch", "none")
 TASKS = ("train", "inference")
 CPU_PIXELS = 16 * 224 * 224  # a config's batch of 256 ImageNet images would take a CPU minutes and 40 GiB
+OUT_OF_MEMORY = ("RESOURCE_EXHAUSTED", "out of memory")  # of JAX, of PyTorch
 BUSY = 1.0  # load average of the last minute
 
 
@@ -61,12 +64,72 @@ def fit(config: Any, platform: str, peer: str, given: set[str]) -> list[str]:
     return notes
 
 
+# -------------------------------------------------------------------------------------------------------- One network
+
+
+def time_network(config: Any, device: Any, peer: str, impls: Sequence[str], repeats: int) -> dict[str, Any]:
+    """Times one network, and prints it.
+
+    Args:
+      config: see configs/common.py.
+      device: that all run on.
+      peer: one of `PEERS`.
+      impls: our algorithm, and another one to compare with or none.
+      repeats: turns.
+
+    Returns:
+      How it was timed, and by task what `timing.summary` gives.
+
+    Raises:
+      UserError: the device has too little memory.
+    """
+    size_px, batch_size = config.data.image_size_px, config.batch_size
+    num_classes = dataset_info(config.data.name).num_classes
+    batch = synthetic_batch(batch_size, (size_px, size_px, len(config.data.mean)), num_classes)
+    result: dict[str, Any] = {"batch_size": batch_size, "image_size_px": size_px}
+    result |= {"compute_dtype": config.compute_dtype, "conv_impl": impls[0], "peer": "none"}
+    try:
+        contenders = {"ours": ours(config, device, batch, impls[0])}
+        if peer == "torch":
+            contenders["peer"], result["peer"] = torch_peer(config, device.platform, batch)
+        if len(impls) > 1:
+            contenders["compare"] = ours(config, device, batch, impls[1])
+            result["compare"] = impls[1]
+        print(f"  ours: JAX {jax.__version__}, {config.compute_dtype}, conv_impl={impls[0]}\n  peer: {result['peer']}")
+        few = f"in {SLOW_REPEATS} repeats where a step takes more than {SLOW_S:g} s"
+        print(f"  compare: ours, conv_impl={impls[1]}, {few}\n" if len(impls) > 1 else "", end="")
+        print("  images per second, median of the repeats (slowest to fastest)")
+        print(header(contenders), flush=True)
+        for task in TASKS:
+            result[task] = summary(images_per_s(contenders, task, batch_size, repeats))
+            print(show(task, result[task]), flush=True)
+    except RuntimeError as error:  # the kind of both frameworks
+        if not any(words in str(error) for words in OUT_OF_MEMORY):
+            raise
+        raise UserError(
+            f"batch_size={batch_size} is too large for the memory of this device, which all that are timed share: "
+            f"--config.batch_size={max(1, batch_size // 2)}"
+        ) from error
+    return result
+
+
+def header(names: Iterable[str]) -> str:
+    """The first line of the table."""
+    cells = "".join(f"{name:>9} {'':20}" for name in names)
+    return f"  {'':10}{cells}" + "".join(f"{f'ours / {name}':>16}" for name in names if name != "ours")
+
+
 def show(task: str, result: dict[str, Any]) -> str:
     """One line of the table."""
     cells = [f"  {task:10}"]
     for name, (low, high) in result["range"].items():
-        cells.append(f"{result[name]:9.1f} {f'({low:.1f} to {high:.1f})':20}")
-    return "".join(cells) + ("" if result["ratio"] is None else f"{result['ratio']:8.3f}")
+        cells.append(f"{_rate(result[name]):>9} {f'({_rate(low)} to {_rate(high)})':20}")
+    ratios = (result["ours"] / result[name] for name in result["range"] if name != "ours")
+    return "".join(cells) + "".join(f"{ratio:16.3f}" for ratio in ratios)
+
+
+def _rate(images_per_s: float) -> str:
+    return f"{images_per_s:.1f}" if images_per_s >= 1 else f"{images_per_s:.3g}"
 
 
 # ------------------------------------------------------------------------------------------------------ The command
@@ -75,8 +138,12 @@ def show(task: str, result: dict[str, Any]) -> str:
 def define_flags(to: flags.FlagValues) -> flags.FlagValues:
     """Adds the command's flags to `to` and returns it."""
     command.define_config(to)
+    flags.DEFINE_list(
+        "networks", [], "Rows of models.zoo in the place of the config's; one after another.", flag_values=to
+    )
     flags.DEFINE_string("peer", "torch", f"Whom to compare with: {', '.join(PEERS)}.", flag_values=to)
     command.define_conv_impl(to, "conv_impl", "Takes the place of the config's")
+    command.define_conv_impl(to, "compare", "Times our own step with this conv_impl as well")
     flags.DEFINE_integer("repeats", 7, "Timings of each; the median counts.", lower_bound=1, flag_values=to)
     command.define_json(to)
     return to
@@ -84,37 +151,31 @@ def define_flags(to: flags.FlagValues) -> flags.FlagValues:
 
 def run(flag_values: flags.FlagValues, given: set[str]) -> None:
     """Times what the flags ask for and prints it."""
-    config, peer = flag_values.config, flag_values.peer
+    config, peer, networks = flag_values.config, flag_values.peer, flag_values.networks
     if config is None:
         raise UserError("timing wants a config: python -m resnext_jax.analysis.bench --config=configs/NAME.py")
-    config.conv_impl = flag_values.conv_impl or config.conv_impl
-    problems = command.conv_impl_problems([config.conv_impl])
-    raise_all(problems + ([unknown("peer", peer, PEERS)] if peer not in PEERS else []))
+    impls = [flag_values.conv_impl or config.conv_impl, *([flag_values.compare] if flag_values.compare else [])]
+    problems = command.conv_impl_problems(impls) + ([unknown("peer", peer, PEERS)] if peer not in PEERS else [])
+    raise_all(problems + [unknown("network", name, zoo.ARCHS) for name in networks if name not in zoo.ARCHS])
     device = jax.devices()[0]
     notes = fit(config, device.platform, peer, given)
     if peer == "torch":
         import_torch(device.platform)  # what it lacks should not come up after our compile
-    size_px = config.data.image_size_px
-    num_classes = dataset_info(config.data.name).num_classes
-    batch = synthetic_batch(config.batch_size, (size_px, size_px, len(config.data.mean)), num_classes)
-
-    steps, wait, how = {"ours": our_steps(config, device, batch)}, {"ours": jax.block_until_ready}, "none"
-    if peer == "torch":
-        steps["peer"], wait["peer"], how = peer_steps(config, device.platform, batch)
     kind = f"CPU, {os.cpu_count()} cores" if device.platform == "cpu" else device.device_kind
-    name = command.config_name(flag_values)
-    print(f"{name} on {kind}: batch {config.batch_size}, {size_px} px")
+    about: dict[str, Any] = {"device": kind, "config": command.config_name(flag_values), "notes": notes}
+    print(f"{about['config']} on {kind}: batch {config.batch_size}, {config.data.image_size_px} px")
     print("".join(f"  ({note})\n" for note in notes), end="")
-    print(f"  ours: JAX {jax.__version__}, {config.compute_dtype}, conv_impl={config.conv_impl}\n  peer: {how}")
-    print("  images per second, median of the repeats (slowest to fastest)")
-    print(f"  {'':10}{'ours':>9} {'':20}" + (f"{'peer':>9} {'':20}{'ours / peer':>8}" if peer != "none" else ""))
-    about = {"config": name, "batch_size": config.batch_size, "image_size_px": size_px}
-    about |= {"compute_dtype": config.compute_dtype, "conv_impl": config.conv_impl, "peer": how}
-    result: dict[str, Any] = {"device": kind, **about}
-    for task in TASKS:
-        of_task = {name: by_task[task] for name, by_task in steps.items()}
-        result[task] = compare(images_per_s(of_task, wait, config.batch_size, flag_values.repeats))
-        print(show(task, result[task]), flush=True)
+    if not networks:
+        result = about | time_network(config, device, peer, impls, flag_values.repeats)
+    else:
+        result = about | {"networks": {}}
+        for name in networks:
+            print(f"{name}:")
+            config.model.name = name
+            result["networks"][name] = time_network(config, device, peer, impls, flag_values.repeats)
+            jax.clear_caches()
+            if peer == "torch":
+                release_torch(device.platform)
     command.print_json(flag_values, result)
 
 

@@ -1,17 +1,21 @@
 """PyTorch as the peer: torchvision's network in the layout and precision in which PyTorch is fastest."""
 
+import gc
 import importlib
 import importlib.util
-from collections.abc import Callable
+import os
+import shutil
 from types import ModuleType
 from typing import Any
 
 from resnext_jax.analysis.compiling import dataset_info
-from resnext_jax.analysis.timing import Step
+from resnext_jax.analysis.timing import Contender
 from resnext_jax.errors import UserError
 from resnext_jax.models import zoo
 from resnext_jax.models.template import Arch
 from resnext_jax.types import Batch
+
+DEVICES = {"cpu": "cpu", "gpu": "cuda"}  # JAX's platforms, PyTorch's names
 
 
 def import_torch(platform: str) -> tuple[ModuleType, ModuleType]:
@@ -20,7 +24,7 @@ def import_torch(platform: str) -> tuple[ModuleType, ModuleType]:
     Raises:
       UserError: one is missing, or cannot use the device.
     """
-    if platform not in ("cpu", "gpu"):
+    if platform not in DEVICES:
         raise UserError(f"PyTorch has no {platform.upper()} backend to compare with; leave it out: --peer=none")
     missing = [name for name in ("torch", "torchvision") if importlib.util.find_spec(name) is None]
     if missing:
@@ -33,6 +37,8 @@ def import_torch(platform: str) -> tuple[ModuleType, ModuleType]:
             f"JAX has a GPU, but PyTorch {torch.__version__} cannot use it: install a build for CUDA "
             "(pip install --force-reinstall torch torchvision), or leave the peer out: --peer=none"
         )
+    if platform == "gpu" and not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
+        raise UserError("torch.compile needs a C compiler: sudo apt install gcc, or leave the peer out: --peer=none")
     try:
         torchvision = importlib.import_module("torchvision")
     except RuntimeError:
@@ -75,11 +81,11 @@ def peer_network(arch: Arch, in_channels: int, num_classes: int, platform: str) 
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(1), nn.Linear(channels, num_classes))
 
 
-def peer_steps(config: Any, platform: str, batch: Batch) -> tuple[dict[str, Step], Callable, str]:
-    """PyTorch's steps for the same batch, what waits for them, and a line about how they run."""
+def torch_peer(config: Any, platform: str, batch: Batch) -> tuple[Contender, str]:
+    """PyTorch's steps for the same batch, and a line about how they run."""
     torch, torchvision = import_torch(platform)
     gpu, bfloat16 = platform == "gpu", config.compute_dtype == "bfloat16"
-    device = torch.device("cuda" if gpu else "cpu")
+    device = torch.device(DEVICES[platform])
     num_classes = dataset_info(config.data.name).num_classes
     network = peer_network(zoo.select(**config.model), batch.image.shape[3], num_classes, platform)
     network = network.to(device, memory_format=torch.channels_last)
@@ -119,4 +125,19 @@ def peer_steps(config: Any, platform: str, batch: Batch) -> tuple[dict[str, Step
 
     how = f"PyTorch {torch.__version__}, torchvision {torchvision.__version__}, channels-last, "
     how += f"{'bfloat16 autocast' if bfloat16 else 'float32'}{', torch.compile' if gpu else ''}"
-    return {"train": train, "inference": inference}, lambda _: torch.cuda.synchronize() if gpu else None, how
+    # It compiles once more for gradients that are there already.
+    contender = Contender(
+        {"train": train, "inference": inference},
+        wait=lambda _: torch.cuda.synchronize() if gpu else None,
+        num_compiles=2,
+    )
+    return contender, how
+
+
+def release_torch(platform: str) -> None:
+    """Gives back the memory and forgets the programs of networks that are no longer there."""
+    torch, _ = import_torch(platform)
+    gc.collect()
+    torch.compiler.reset()
+    if platform == "gpu":
+        torch.cuda.empty_cache()

@@ -43,6 +43,8 @@ def failure(capsys, *arguments: str) -> str:
         ((), "--config=configs/NAME.py"),
         ((CONFIG, "--peer=tensorflow"), "unknown peer 'tensorflow'"),
         ((CONFIG, "--conv_impl=nativ"), "unknown conv_impl 'nativ'. Did you mean 'native'"),
+        ((CONFIG, "--compare=fast"), "unknown conv_impl 'fast'"),
+        ((CONFIG, "--networks=resnet50,resnet5"), "unknown network 'resnet5'. Did you mean"),
         ((CONFIG, "torch"), "remove 'torch'"),
         ((CONFIG, "--config.compute_dtype=bfloat16"), "--config.compute_dtype=float32"),
     ],
@@ -72,6 +74,45 @@ def test_training_and_inference_of_a_tiny_network(capsys, torchvision, monkeypat
         row = result[task]
         assert row["ratio"] == pytest.approx(row["ours"] / row["peer"])
         assert all(row["range"][name][0] <= row[name] <= row["range"][name][1] for name in ("ours", "peer"))
+
+
+def test_several_networks_and_our_own_native_beside_the_peer(capsys, monkeypatch):
+    """Steps that are fakes of 0.1, 0.2 and 2 s a batch of 4, by a clock that only they move."""
+    now, released = [0.0], []
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: now[0])
+
+    def contender(seconds: float) -> timing.Contender:
+        def step() -> None:
+            now[0] += seconds
+
+        return timing.Contender(dict.fromkeys(bench.TASKS, step), wait=id)
+
+    seconds = {"auto": 0.1, "native": 2.0}
+    monkeypatch.setattr(bench, "ours", lambda config, device, batch, conv_impl: contender(seconds[conv_impl]))
+    monkeypatch.setattr(bench, "torch_peer", lambda *arguments: (contender(0.2), "a fake"))
+    monkeypatch.setattr(bench, "import_torch", lambda platform: None)
+    monkeypatch.setattr(bench, "release_torch", released.append)
+    networks = ["resnext20_8x4d_small", "resnext11_4x2d_tiny"]
+    command(*TINY, f"--networks={','.join(networks)}", "--compare=native", "--json")
+    shown, last = capsys.readouterr().out.rstrip().rsplit("\n", 1)
+    result = json.loads(last)
+    assert list(result["networks"]) == networks
+    assert released == ["cpu", "cpu"]
+    row = result["networks"]["resnext11_4x2d_tiny"]["train"]
+    rates = [row[name] for name in ("ours", "peer", "ratio", "compare", "ratio_compare")]
+    assert rates == pytest.approx([40, 20, 2, 2, 20])
+    ratios = shown.splitlines()[-1].split()
+    assert [float(number) for number in ratios[-2:]] == [2, 20]
+
+
+@pytest.mark.parametrize("words", ["RESOURCE_EXHAUSTED: Out of memory while trying", "CUDA out of memory. Tried"])
+def test_too_little_memory_is_one_line_with_a_smaller_batch(words, capsys, monkeypatch):
+    def fail(*arguments):
+        raise RuntimeError(words)
+
+    monkeypatch.setattr(bench, "ours", fail)
+    assert "batch_size=4 is too large" in (error := failure(capsys, *TINY, "--peer=none"))
+    assert "--config.batch_size=2" in error
 
 
 def test_what_a_cpu_cannot_do_as_the_config_has_it_is_changed_and_said():

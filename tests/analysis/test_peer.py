@@ -4,8 +4,9 @@ import sys
 
 import jax
 import pytest
+import tiny
 
-from resnext_jax.analysis import peer
+from resnext_jax.analysis import peer, timing
 from resnext_jax.errors import UserError
 from resnext_jax.models import zoo
 
@@ -13,6 +14,43 @@ from resnext_jax.models import zoo
 def test_no_peer_on_a_tpu():
     with pytest.raises(UserError, match="--peer=none"):
         peer.import_torch("tpu")
+
+
+def test_what_a_gpu_runs_is_compiled_whole_in_bfloat16_and_channels_last(torchvision, monkeypatch):
+    """On a CPU that stands in for the GPU; the graph is captured as for one, but no code is generated."""
+    torch = sys.modules["torch"]
+    compile_, compiled = torch.compile, []
+    monkeypatch.setattr(peer, "import_torch", lambda platform: (torch, torchvision))
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setitem(peer.DEVICES, "gpu", "cpu")
+
+    def compile_whole(network):
+        compiled.append(network)
+        return compile_(network, backend="eager", fullgraph=True)
+
+    monkeypatch.setattr(torch, "compile", compile_whole)
+    config = tiny.config("--config.batch_size=4")
+    config.compute_dtype = "bfloat16"
+    contender, how = peer.torch_peer(config, "gpu", timing.synthetic_batch(4, (28, 28, 1), 10))
+    assert "bfloat16 autocast, torch.compile" in how
+    weights = [weight.detach().clone() for weight in compiled[0].parameters()]
+    loss = contender.steps["train"]()
+    contender.wait(loss)
+    assert torch.isfinite(loss)
+    assert not any(torch.equal(*pair) for pair in zip(weights, compiled[0].parameters(), strict=True))
+    logits = contender.steps["inference"]()
+    assert (logits.dtype, tuple(logits.shape)) == (torch.bfloat16, (4, 10))
+    conv = next(m for m in compiled[0].modules() if isinstance(m, torch.nn.Conv2d) and m.kernel_size == (3, 3))
+    assert conv.weight.is_contiguous(memory_format=torch.channels_last)
+    torch.compiler.reset()
+
+
+def test_a_gpu_without_a_c_compiler(torchvision, monkeypatch):
+    monkeypatch.setattr(sys.modules["torch"].cuda, "is_available", lambda: True)
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(UserError, match=r"torch\.compile needs a C compiler"):
+        peer.import_torch("gpu")
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50", "resnext50_32x4d", "resnext101_64x4d"])
