@@ -142,7 +142,8 @@ def run(flag_values: flags.FlagValues, arguments: Sequence[str]) -> bool:
     batch_size = images_per_chip * num_chips
     set_batch(configs, devices, batch_size)
     batch = f"batch {batch_size}, {images_per_chip} images per chip"
-    print(f"training steps of {len(configs)} configs for {topology}, {batch}   ({report.NOTE})")
+    steps = "training step of 1 config" if len(configs) == 1 else f"training steps of {len(configs)} configs"
+    print(f"{steps} for {topology}, {batch}   ({report.NOTE})")
     width = max(len(path) for path in configs)
     print(header(width, chip), flush=True)
     results = []
