@@ -8,21 +8,27 @@ import io
 import math
 import os
 import pathlib
-import struct
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageChops, UnidentifiedImageError
 
 from resnext_jax.errors import UserError
 
 MIN_AREA_FRACTION = 0.08
 MIN_ASPECT, MAX_ASPECT = 3 / 4, 4 / 3
 NUM_TRIES = 10
+MAX_PIXELS = 89_478_485  # 256 MB of RGB, from where on Pillow warns of decompression bombs
+# What has been met in ImageNet under the name of JPEG, and no format that runs a program (as EPS does).
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF")
 
 
 def decode(data: bytes, name: str, *, num_channels: int = 3) -> UInt8[np.ndarray, "height width channel"]:
-    """The pixels of a JPEG, PNG or any other file that Pillow reads; grey, palette, CMYK and alpha become RGB.
+    """The pixels of an image file, whatever its name says that it is; as Torch's `image` package read them.
+
+    Grey becomes RGB; transparency is dropped; of 16 bits the upper 8 are kept; of a CMYK JPEG the first three channels,
+    as they are stored (Adobe's programs store them inverted, so that they look like RGB without the black); the
+    orientation in EXIF is not applied.
 
     Args:
       data: the file's content.
@@ -30,24 +36,53 @@ def decode(data: bytes, name: str, *, num_channels: int = 3) -> UInt8[np.ndarray
       num_channels: 3, or 1 for a data set of grey images.
 
     Raises:
-      UserError: truncated, broken or not an image.
+      UserError: truncated, broken, of more than MAX_PIXELS, or not an image.
     """
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with _open(data) as image:
             image.load()
             if image.mode.startswith("I"):  # 16 bits, which Pillow would clip at 255
                 image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
             elif image.mode == "P":
                 image = image.convert("RGBA")  # its transparency may be a table, which RGB cannot take
+            elif image.mode == "CMYK" and image.format == "JPEG" and num_channels == 3:
+                image = _first_three(image)
             image = image.convert("RGB" if num_channels == 3 else "L")
             return np.asarray(image).reshape(image.height, image.width, num_channels)
-    except (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError) as error:
-        # Pillow would name the buffer in memory.
-        reason = f"it begins with {data[:8]!r}" if isinstance(error, UnidentifiedImageError) else error
-        raise UserError(
-            f"{name} is not a readable image ({len(data)} bytes: {reason}). "
-            "Images are JPEG or PNG files; replace or remove this one."
-        ) from None
+    except Exception as error:  # for broken files Pillow raises whatever its parsers stumble over
+        raise _unreadable(data, name, error) from None
+
+
+def check(data: bytes, name: str) -> None:
+    """Raises what `decode` would raise, in less time: a JPEG is decoded at an eighth of its size."""
+    try:
+        with _open(data) as image:
+            image.draft("L", (1, 1))
+            image.load()
+    except Exception as error:
+        raise _unreadable(data, name, error) from None
+
+
+def _open(data: bytes) -> Image.Image:
+    image = Image.open(io.BytesIO(data), formats=FORMATS)
+    if image.width * image.height > MAX_PIXELS:
+        raise ValueError(f"{image.width} x {image.height} pixels, more than {MAX_PIXELS:,}")
+    return image
+
+
+def _first_three(image: Image.Image) -> Image.Image:
+    cyan, magenta, yellow, _ = image.split()
+    # Pillow takes every CMYK JPEG for one of Adobe's, and has turned its channels round.
+    return ImageChops.invert(Image.merge("RGB", (cyan, magenta, yellow)))
+
+
+def _unreadable(data: bytes, name: str, error: Exception) -> UserError:
+    # Pillow would name the buffer in memory.
+    reason = f"it begins with {data[:8]!r}" if isinstance(error, UnidentifiedImageError) else error or type(error)
+    return UserError(
+        f"{name} is not a readable image ({len(data):,} bytes: {reason}). "
+        "Images are JPEG or PNG files; replace or remove this one."
+    )
 
 
 def read_image(path: str | os.PathLike) -> UInt8[np.ndarray, "height width 3"]:

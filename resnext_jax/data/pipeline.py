@@ -15,7 +15,8 @@ from jaxtyping import Int, UInt8
 
 from resnext_jax.data import decode
 from resnext_jax.data.readers import GatherSource, Source
-from resnext_jax.errors import raise_all, unknown
+from resnext_jax.data.subset import ReplacingSource
+from resnext_jax.errors import UserError, raise_all, unknown
 from resnext_jax.types import Batch
 
 CROPS = ("none", "random_sized")
@@ -78,11 +79,24 @@ def _images(
         return source.gather(indices)
     images, labels = [], []
     for index, crop in zip(indices.tolist(), crops, strict=True):
-        record = source[index]
-        image = decode.decode(record.image, record.name) if isinstance(record.image, bytes) else record.image
+        image, label = _image(source, index)
         images.append(crop(image))
-        labels.append(record.label)
+        labels.append(label)
     return np.stack(images), np.array(labels, np.int32)
+
+
+def _image(source: Source, index: int) -> tuple[UInt8[np.ndarray, "height width channel"], int]:
+    """The pixels and the label at `index`, or of its stand-in where the source has one."""
+    while True:
+        try:
+            record = source[index]
+            if not isinstance(record.image, bytes):
+                return record.image, record.label
+            return decode.decode(record.image, record.name), record.label
+        except UserError as error:
+            if not isinstance(source, ReplacingSource):
+                raise
+            index = source.stand_in(index, error)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,7 +15,8 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from resnext_jax.data import decode, pipeline
-from resnext_jax.data.readers import ArraySource, FolderSource
+from resnext_jax.data.folder import FolderSource
+from resnext_jax.data.readers import ArraySource
 from resnext_jax.data.sources import open_source
 from resnext_jax.errors import UserError
 
