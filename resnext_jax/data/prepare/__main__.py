@@ -5,13 +5,15 @@ import os
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 
 from etils import epath
 
 from resnext_jax.data.folder import SPLITS, class_folders, split_folders
 from resnext_jax.data.prepare import imagenet
 from resnext_jax.data.prepare.images import Images, folder_images
-from resnext_jax.data.prepare.job import Job, prepare, worker_pool
+from resnext_jax.data.prepare.job import Job, prepare
+from resnext_jax.data.prepare.pool import worker_pool
 from resnext_jax.data.records import MANIFEST, Manifest, check_files, read_manifest
 from resnext_jax.errors import UserError, raise_all, report_error
 from resnext_jax.progress import Progress, duration
@@ -85,6 +87,7 @@ def make_job(arguments: argparse.Namespace, pool: ProcessPoolExecutor) -> Job:
             notes["validation_images_of_absent_classes"] = absent
         line.close()
         splits = {"train": train, "validation": validation}
+    splits = {key: images for key, images in splits.items() if len(images)}
     return Job(arguments.name, tuple(class_names), splits, notes, arguments.images_per_shard, arguments.short_side_px)
 
 
@@ -183,6 +186,13 @@ def main(argv: list[str]) -> int:
         return 0
     except UserError as error:
         return report_error(error)
+    except BrokenProcessPool:
+        return report_error(
+            UserError(
+                "a worker process ended all at once (killed, or out of memory). Run the same command again: finished "
+                "shards are not written again; --num_processes=N takes less memory."
+            )
+        )
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here", file=sys.stderr, flush=True)
         os._exit(130)  # the workers end with this process

@@ -1,17 +1,11 @@
 """A whole preparation: what is written already stays, the rest is written in parallel, the manifest comes last."""
 
-import contextlib
 import dataclasses
 import hashlib
 import json
-import multiprocessing
 import os
-import signal
-import threading
 from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import connection
+from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -19,6 +13,7 @@ from etils import epath
 
 from resnext_jax.data.prepare import shards
 from resnext_jax.data.prepare.images import Images
+from resnext_jax.data.prepare.pool import run_tasks
 from resnext_jax.data.prepare.shards import ShardDone, ShardTask
 from resnext_jax.data.records import (
     MANIFEST,
@@ -73,7 +68,7 @@ def prepare(job: Job, out: str, pool: ProcessPoolExecutor, num_processes: int, *
     Args:
       job: what to write.
       out: the directory; it is empty, new, or from an earlier run of the same job.
-      pool: of `worker_pool`.
+      pool: of `pool.worker_pool`.
       num_processes: its size.
       skip_bad: leaves out images that cannot be read, instead of stopping.
 
@@ -91,7 +86,7 @@ def prepare(job: Job, out: str, pool: ProcessPoolExecutor, num_processes: int, *
         ]
         if not damaged:
             return finished
-        done = {file.file: ShardDone(file, (), 0, None) for split in finished.splits.values() for file in split.shards}
+        done = {file.file: ShardDone(file, (), 0, ()) for split in finished.splits.values() for file in split.shards}
     else:
         done = _read_unfinished(out, job.name, settings)
     _make_directory(out, done, finished)
@@ -120,7 +115,7 @@ def prepare(job: Job, out: str, pool: ProcessPoolExecutor, num_processes: int, *
         progress.update(images_done, f"shard {len(kept):,}/{sum(counts.values()):,}")
 
     try:
-        _run(_tasks(job, out, files, kept, skip_bad), pool, num_processes, on_done)
+        run_tasks(shards.write_shard, _tasks(job, out, files, kept, skip_bad), pool, num_processes, on_done)
     finally:
         progress.close()
     splits = {}
@@ -161,7 +156,7 @@ def _read_unfinished(out: str, name: str, settings: dict[str, Any]) -> dict[str,
                 File(**shard["file"]),
                 tuple((position, reason) for position, reason in shard["skipped"]),
                 shard["source_bytes"],
-                tuple(shard["fidelity"]) if shard["fidelity"] else None,
+                tuple((levels, decibel) for levels, decibel in shard["fidelity"]),
             )
             for shard in content["shards"]
         ]
@@ -207,63 +202,6 @@ def _tasks(job: Job, out: str, files: dict[str, list[str]], kept: dict, skip_bad
                 yield ShardTask(out, name, entries, job.short_side_px, skip_bad)
 
 
-def _run(tasks: Iterator[ShardTask], pool: ProcessPoolExecutor, num_processes: int, on_done) -> None:
-    """No more tasks wait than processes work: the list of a shard's images is some megabytes."""
-    running: set[Future[ShardDone]] = set()
-    error: UserError | None = None
-    for task in tasks:
-        running.add(pool.submit(shards.write_shard, task))
-        if len(running) > num_processes:
-            error = _collect(running, on_done)
-        if error:
-            break
-    while running:
-        error = _collect(running, on_done) or error
-    if error:
-        raise error
-
-
-def _collect(running: set[Future[ShardDone]], on_done) -> UserError | None:
-    """Takes what is finished out of `running`: shards that were under way beside a failed one count too."""
-    finished, error = wait(running, return_when=FIRST_COMPLETED).done, None
-    running -= finished
-    for future in finished:
-        try:
-            on_done(future.result())
-        except UserError as problem:
-            error = problem
-        except BrokenProcessPool:
-            return UserError(
-                "a worker process ended all at once (killed, or out of memory). Run the same command again: finished "
-                "shards are not written again; --num_processes=N takes less memory."
-            )
-    return error
-
-
-@contextlib.contextmanager
-def worker_pool(num_processes: int) -> Iterator[ProcessPoolExecutor]:
-    """Processes that end when this one does, however it does."""
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(num_processes, mp_context=context, initializer=_end_with_parent) as pool:
-        try:
-            yield pool
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None  # only workers come here
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's
-
-    def watch() -> None:
-        connection.wait([parent.sentinel])
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
 # ---- the end
 
 
@@ -278,7 +216,7 @@ def _write_labels(directory: epath.Path, split: str, images: Images, done: Seque
 
 
 def _fidelity(done: Sequence[ShardDone]) -> dict[str, Any]:
-    found = np.array([shard.fidelity for shard in done if shard.fidelity])
+    found = np.array([pair for shard in done for pair in shard.fidelity])
     if not len(found):
         return {}
     return {

@@ -20,6 +20,7 @@ from resnext_jax.errors import UserError
 SEED = 0
 MAX_SHARDS = 1024
 JPEG_QUALITY = 95
+NUM_COMPARED = 16  # of each shard
 CHECK_PX = (256, 224)  # evaluation's resize and crop, by which re-encoding is judged
 
 
@@ -69,13 +70,13 @@ class ShardDone:
       file: as in the manifest.
       skipped: position in the task and reason, of each image that was left out.
       source_bytes: of the images before re-encoding.
-      fidelity: (mean absolute difference, peak signal-to-noise ratio in dB) of one image; None if none was re-encoded.
+      fidelity: (mean absolute difference, peak signal-to-noise ratio in dB) of some images that were re-encoded.
     """
 
     file: File
     skipped: tuple[tuple[int, str], ...]
     source_bytes: int
-    fidelity: tuple[float, float] | None
+    fidelity: tuple[tuple[float, float], ...]
 
 
 def write_shard(task: ShardTask) -> ShardDone:
@@ -112,7 +113,7 @@ def _write(task: ShardTask, path: str) -> ShardDone:
     from array_record.python.array_record_module import ArrayRecordWriter
 
     writer = ArrayRecordWriter(path, WRITER_OPTIONS)
-    skipped, source_bytes, fidelity = [], 0, None
+    skipped, source_bytes, fidelity = [], 0, []
     try:
         for position, (entry, data) in enumerate(_read(task.entries)):
             try:
@@ -124,8 +125,8 @@ def _write(task: ShardTask, path: str) -> ShardDone:
                 skipped.append((position, str(error)))
                 continue
             source_bytes += len(data)
-            if fidelity is None and image is not data:
-                fidelity = difference(data, image, entry.name)
+            if len(fidelity) < NUM_COMPARED and image is not data:
+                fidelity.append(difference(data, image, entry.name))
             writer.write(pack(image, entry.label, entry.name))
     finally:
         writer.close()
@@ -133,7 +134,7 @@ def _write(task: ShardTask, path: str) -> ShardDone:
         os.fsync(file.fileno())
     count = len(task.entries) - len(skipped)
     found = File(task.file, count, os.path.getsize(path), sha256_of(path))
-    return ShardDone(found, tuple(skipped), source_bytes, fidelity)
+    return ShardDone(found, tuple(skipped), source_bytes, tuple(fidelity))
 
 
 def _read(entries: Sequence[Entry]) -> Iterator[tuple[Entry, bytes]]:
