@@ -42,8 +42,12 @@ def _shuffled(num_images: int, key: int, offsets: Int[np.ndarray, " batch"]) -> 
     # below SMALL_NUM_IMAGES a table of 0.5 MB is quicker.
     if num_images <= SMALL_NUM_IMAGES:
         return _small_permutation(num_images, key)[offsets]
-    shuffle = functools.partial(index_shuffle, max_index=num_images - 1, seed=key & 0xFFFFFFFF, rounds=SHUFFLE_ROUNDS)
-    return np.array([shuffle(offset) for offset in offsets.tolist()], np.int64)
+    # Where the largest index is a power of two (65,537 images, 262,145, ...), index_shuffle takes a block that is one
+    # bit too short, and maps two indices to one. So there it shuffles one number more, which is passed over.
+    largest = num_images - 1 + ((num_images - 1) & (num_images - 2) == 0)
+    shuffle = functools.partial(index_shuffle, max_index=largest, seed=key & 0xFFFFFFFF, rounds=SHUFFLE_ROUNDS)
+    indices = [shuffle(offset) for offset in offsets.tolist()]
+    return np.array([index if index < num_images else shuffle(index) for index in indices], np.int64)
 
 
 def train_indices(num_images: int, seed: int, positions: Int[np.ndarray, " batch"]) -> Int[np.ndarray, " batch"]:
