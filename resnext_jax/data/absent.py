@@ -1,5 +1,6 @@
 """What to say where a data set is not found: where it was looked for, and the ways to prepare it."""
 
+import importlib.util
 from collections.abc import Sequence
 
 from resnext_jax.errors import THIS_COMMAND, UserError
@@ -45,6 +46,14 @@ PREPARE: dict[str, tuple[tuple[str, ...], ...]] = {
     ),
     "records": (_OF_OWN,),
 }
+
+
+def bucket_problems(*paths: str | None) -> list[str]:
+    """What to install where one of `paths` is in a bucket and nothing is there that opens it."""
+    found = next((path for path in paths if path and path.startswith("gs://")), None)
+    if found is None or any(importlib.util.find_spec(package) for package in ("gcsfs", "tensorflow")):
+        return []
+    return [f"{found} is in a bucket, which gcsfs reads and writes, and it is not installed: pip install gcsfs"]
 
 
 def absent(name: str, split: str, places: Sequence[str]) -> UserError:

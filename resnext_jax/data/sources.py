@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from etils import epath
 
-from resnext_jax.data.absent import absent
+from resnext_jax.data.absent import absent, bucket_problems
 from resnext_jax.data.folder import SPLITS, open_folder, split_folders
 from resnext_jax.data.readers import ArraySource, GatherSource, Source, SyntheticSource, read_idx
 from resnext_jax.data.records import MANIFEST, UNFINISHED, RecordSource, read_manifest
@@ -161,7 +161,7 @@ def open_source(
     problems = [unknown("data set", name, SOURCES)] if name not in SOURCES else []
     problems += [unknown("split", split, SPLITS)] if split not in SPLITS else []
     problems += [unknown("on_bad_image", on_bad_image, ON_BAD_IMAGE)] if on_bad_image not in ON_BAD_IMAGE else []
-    raise_all(problems)
+    raise_all(problems + bucket_problems(data_dir, class_list))
     data_dir = os.path.expanduser(data_dir) if data_dir else None
     sizes = {"num_images": num_images, "num_classes": num_classes, "image_size_px": image_size_px}
     source = SOURCES[name](name, split, data_dir=data_dir, num_channels=num_channels, **sizes)

@@ -4,11 +4,12 @@ import argparse
 import os
 import sys
 import time
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Executor
 from concurrent.futures.process import BrokenProcessPool
 
 from etils import epath
 
+from resnext_jax.data.absent import bucket_problems
 from resnext_jax.data.folder import SPLITS, class_folders, split_folders
 from resnext_jax.data.prepare import imagenet
 from resnext_jax.data.prepare.images import Images, folder_images
@@ -53,7 +54,7 @@ def flags() -> argparse.ArgumentParser:
     return parser
 
 
-def make_job(arguments: argparse.Namespace, pool: ProcessPoolExecutor) -> Job:
+def make_job(arguments: argparse.Namespace, pool: Executor) -> Job:
     """Lists the images of the archives or the folder.
 
     Raises:
@@ -164,6 +165,7 @@ def main(argv: list[str]) -> int:
     arguments = parser.parse_args(argv)
     started_s = time.monotonic()
     try:
+        raise_all(bucket_problems(*(value for value in vars(arguments).values() if isinstance(value, str))))
         if arguments.verify:
             verify(arguments.verify)
             return 0

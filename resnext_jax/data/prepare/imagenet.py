@@ -4,7 +4,7 @@ import dataclasses
 import importlib.util
 import os
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Executor
 
 import numpy as np
 
@@ -50,7 +50,7 @@ def choose_classes(num_images: Mapping[str, int], imagenet1k: Sequence[str], num
     return sorted([*imagenet1k, *others[: max(0, num_classes - len(imagenet1k))]])
 
 
-def list_class_tars(tars: Sequence[ClassTar], pool: ProcessPoolExecutor, progress: Progress) -> dict[str, Images]:
+def list_class_tars(tars: Sequence[ClassTar], pool: Executor, progress: Progress) -> dict[str, Images]:
     """The images of every class tar, found in parallel, with label 0."""
     listed = {}
     for tar, images in zip(tars, map_in_order(pool, ClassTar.images, tars), strict=True):
@@ -70,9 +70,7 @@ def labelled(listed: dict[str, Images], class_names: Sequence[str]) -> Images:
     )
 
 
-def train_2012(
-    train_tar: str, pool: ProcessPoolExecutor, progress: Progress, *, partial: bool
-) -> tuple[list[str], Images]:
+def train_2012(train_tar: str, pool: Executor, progress: Progress, *, partial: bool) -> tuple[list[str], Images]:
     """The class names and the training images of ILSVRC2012_img_train.tar.
 
     Raises:
@@ -134,7 +132,7 @@ def _validation_number(name: str) -> int:
 
 
 def train_5k(
-    full: str, class_list: str | None, pool: ProcessPoolExecutor, progress: Progress, *, partial: bool
+    full: str, class_list: str | None, pool: Executor, progress: Progress, *, partial: bool
 ) -> tuple[list[str], Images, dict]:
     """The class names, the training images and the notes of ImageNet-5K.
 

@@ -4,8 +4,9 @@ import dataclasses
 import hashlib
 import json
 import os
+import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Executor
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,8 @@ from resnext_jax.data.records import (
 )
 from resnext_jax.errors import UserError
 from resnext_jax.progress import Progress
+
+BUCKET_EVERY_S = 10.0  # a bucket takes one version of an object per second
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +65,7 @@ class Job:
         }
 
 
-def prepare(job: Job, out: str, pool: ProcessPoolExecutor, num_processes: int, *, skip_bad: bool) -> Manifest:
+def prepare(job: Job, out: str, pool: Executor, num_processes: int, *, skip_bad: bool) -> Manifest:
     """Writes a job's shards and manifest, and returns at once where that has been done.
 
     Args:
@@ -104,20 +107,29 @@ def prepare(job: Job, out: str, pool: ProcessPoolExecutor, num_processes: int, *
     progress = Progress("prepare", total, "images", sum(shard.file.num_images for shard in kept.values()))
     if kept:
         print(f"{len(kept):,} of {sum(counts.values()):,} shards are finished already; going on with the rest")
-    state = {"name": job.name, "settings": settings}
+    saved_s = 0.0
+
+    def save(*, every_s: float = 0) -> None:
+        nonlocal saved_s
+        if time.monotonic() - saved_s >= every_s:
+            state = {"name": job.name, "settings": settings, "shards": [_as_json(shard) for shard in kept.values()]}
+            _write_text(directory / UNFINISHED, json.dumps(state))
+            saved_s = time.monotonic()
 
     def on_done(shard: ShardDone) -> None:
         kept[shard.file.file] = shard
+        save(every_s=BUCKET_EVERY_S if "://" in out else 0)
         for _, reason in shard.skipped:
             print(f"left out: {reason}", flush=True)
-        _write_text(directory / UNFINISHED, json.dumps({**state, "shards": [_as_json(s) for s in kept.values()]}))
         images_done = sum(shard.file.num_images + len(shard.skipped) for shard in kept.values())
         progress.update(images_done, f"shard {len(kept):,}/{sum(counts.values()):,}")
 
     try:
+        save()  # before the first shard: without it nobody knows whose the shards are
         run_tasks(shards.write_shard, _tasks(job, out, files, kept, skip_bad), pool, num_processes, on_done)
     finally:
         progress.close()
+        save()
     splits = {}
     for split, images in job.splits.items():
         records = tuple(kept[name].file for name in files[split])

@@ -8,7 +8,7 @@ import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
 from multiprocessing import connection
 from typing import TypeVar
 
@@ -19,9 +19,7 @@ Result = TypeVar("Result")
 _AHEAD = 256
 
 
-def map_in_order(
-    pool: ProcessPoolExecutor, function: Callable[[Task], Result], tasks: Sequence[Task]
-) -> Iterator[Result]:
+def map_in_order(pool: Executor, function: Callable[[Task], Result], tasks: Sequence[Task]) -> Iterator[Result]:
     """`pool.map`, which is not told all of the tasks at once."""
     rest = iter(tasks)
     waiting = deque(pool.submit(function, task) for task in itertools.islice(rest, _AHEAD))
@@ -33,7 +31,7 @@ def map_in_order(
 def run_tasks(
     function: Callable[[Task], Result],
     tasks: Iterator[Task],
-    pool: ProcessPoolExecutor,
+    pool: Executor,
     num_processes: int,
     on_done: Callable[[Result], None],
 ) -> None:
