@@ -36,7 +36,7 @@ setup(
     extras_require={
         "tpu": [f"jax[tpu]{JAX}"],  # brings the libtpu that belongs to it
         "cuda": [f"jax[cuda12]{JAX}"],
-        "gcs": ["gcsfs"],  # data in a bucket; records are read without it, all else needs it
+        "gcs": ["gcsfs"],  # data in a bucket
         "convert": [TORCH, "safetensors>=0.6,<1"],
         "dev": [
             TORCH,  # torchvision and timm: requirements-nodeps.lock

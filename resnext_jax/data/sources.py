@@ -128,6 +128,7 @@ SOURCES: dict[str, Callable[..., Source]] = {
     "folder": _open_folder,
     "imagenet2012": _open_imagenet2012,
     "imagenet5k": _open_folder,
+    "imagenet_v2": open_tfds,
     "records": _open_records,
     "synthetic": _open_synthetic,
 }

@@ -56,7 +56,12 @@ def open_tfds(name: str, split: str, data_dir: str | None, places: Sequence[str]
 
     default_dir = os.environ.get("TFDS_DATA_DIR") or os.path.expanduser("~/tensorflow_datasets")
     roots = [epath.Path(root) for root in (data_dir, default_dir) if root]
-    patterns = ("dataset_info.json", "[0-9]*/dataset_info.json", f"{name}/[0-9]*/dataset_info.json")
+    patterns = (
+        "dataset_info.json",
+        "[0-9]*/dataset_info.json",
+        f"{name}/[0-9]*/dataset_info.json",
+        f"{name}/*/[0-9]*/dataset_info.json",
+    )
     found = (path.parent for root in roots for pattern in patterns for path in _newest_first(root.glob(pattern)))
     directory = next(found, None)
     if directory is None:

@@ -371,8 +371,30 @@ def test_imagenet_of_tfds_in_the_default_place(tmp_path):
     assert len(source) == 3
     assert [(source[i].image, source[i].label) for i in range(3)] == list(zip(jpegs, [1, 0, 1], strict=True))
     assert "splits validation; wanted is 'imagenet2012', train" in message("imagenet2012")
+    assert source.all_labels().tolist() == [1, 0, 1]
+    (tmp_path / "list").write_text("n02\n")
+    part = open_source("imagenet2012", "validation", class_list=str(tmp_path / "list"))
+    assert part.info.class_names == ("n02",)
+    assert [(part[i].image, part[i].label) for i in range(2)] == [(jpegs[0], 0), (jpegs[2], 0)]
     info = directory / "dataset_info.json"
     info.write_text(info.read_text().replace('"array_record"', '"tfrecord"'))
     text = message("imagenet2012", "validation")
     assert "is in the format 'tfrecord'" in text
     assert f"tfds convert_format --dataset_version_dir={directory} --out_file_format=array_record" in text
+
+
+def test_imagenet_v2_of_tfds_is_for_validation(tmp_path):
+    """TFDS keeps it in a folder per way of sampling: imagenet_v2/matched-frequency/3.0.0."""
+    jpegs = [encoded(np.full((20, 30, 3), 50 * i, np.uint8), "JPEG") for i in range(3)]
+    arguments = {"class_names": ["n01", "n02"], "image_shape": (None, None, 3)}
+    directory = write_tfds(tmp_path, "imagenet_v2", "3.0.0", {"test": jpegs}, [1, 0, 1], **arguments)
+    configured = tmp_path / "imagenet_v2" / "matched-frequency" / "3.0.0"
+    configured.parent.mkdir()
+    directory.rename(configured)
+    info = json.loads((configured / "dataset_info.json").read_text())
+    (configured / "dataset_info.json").write_text(json.dumps({**info, "configName": "matched-frequency"}))
+    source = open_source("imagenet_v2", "validation", data_dir=str(tmp_path))
+    assert [(source[i].image, source[i].label) for i in range(3)] == list(zip(jpegs, [1, 0, 1], strict=True))
+    assert "holds 'imagenet_v2' with the splits test; wanted is 'imagenet_v2', train" in message(
+        "imagenet_v2", data_dir=str(tmp_path)
+    )

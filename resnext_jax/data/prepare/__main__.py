@@ -19,6 +19,7 @@ from resnext_jax.data.records import MANIFEST, Manifest, check_files, read_manif
 from resnext_jax.errors import UserError, raise_all, report_error
 from resnext_jax.progress import Progress, duration
 
+MAX_PROCESSES = 32  # by default: each takes 0.2 GB, and so many outrun any disk
 IMAGES_PER_SHARD = 700  # some 75 MB at ImageNet's size
 
 
@@ -50,7 +51,8 @@ def flags() -> argparse.ArgumentParser:
         command.add_argument(
             "--images_per_shard", type=int, default=IMAGES_PER_SHARD, help="at least; at most 1024 shards"
         )
-        command.add_argument("--num_processes", type=int, default=os.cpu_count(), help="default: %(default)s")
+        processes = min(os.cpu_count() or 1, MAX_PROCESSES)
+        command.add_argument("--num_processes", type=int, default=processes, help="default: %(default)s")
     return parser
 
 

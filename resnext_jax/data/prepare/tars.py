@@ -158,4 +158,8 @@ def class_tars(members_of: str) -> list[ClassTar]:
             f"{path} is not what was expected: a tar (or a folder) with one tar per class, n01440764.tar and so on; "
             f"{found}. Give the right archive."
         )
+    names = [tar.class_name for tar in tars]
+    twice = next((name for name in names if names.count(name) > 1), None) if len(set(names)) < len(names) else None
+    if twice:
+        raise UserError(f"{path} has {twice}.tar more than once. Give an archive with one tar per class.")
     return sorted(tars)
