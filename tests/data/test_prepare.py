@@ -218,13 +218,16 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path):
 def test_a_finished_directory_is_mended_not_written_anew(tmp_path, capsys):
     write_folders(tmp_path, "train", {"a": 20, "b": 20})
     flags = ["folder", f"--dir={tmp_path}", f"--out={tmp_path / 'out'}", "--images_per_shard=10", "--num_processes=1"]
+    flags += ["--short_side_px=40"]
     assert main(flags) == 0
     before = contents(tmp_path / "out")
     first, second = sorted((tmp_path / "out").glob("*.array_record"))[:2]
     stamp = second.stat().st_mtime_ns
     os.truncate(first, 1000)
+    (tmp_path / "out" / "unfinished.json").write_text("{}")  # as if it had been killed when all was done
     assert main(flags) == 0
     assert contents(tmp_path / "out") == before
+    assert main(flags) == 0
     assert second.stat().st_mtime_ns == stamp
     content = bytearray(first.read_bytes())
     content[len(content) // 3] ^= 1

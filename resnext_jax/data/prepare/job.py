@@ -82,12 +82,8 @@ def prepare(job: Job, out: str, pool: Executor, num_processes: int, *, skip_bad:
     finished = read_manifest(out)
     if finished is not None:
         _same(out, (finished.name, finished.settings), (job.name, settings))
-        damaged = [
-            split.labels.file if text is None else text
-            for split in finished.splits.values()
-            for text in check_files(out, (*split.shards, split.labels))
-        ]
-        if not damaged:
+        if not any(check_files(out, (*split.shards, split.labels)) for split in finished.splits.values()):
+            (directory / UNFINISHED).unlink(missing_ok=True)  # of a run that was killed just before it did so
             return finished
         done = {file.file: ShardDone(file, (), 0, ()) for split in finished.splits.values() for file in split.shards}
     else:
@@ -134,8 +130,11 @@ def prepare(job: Job, out: str, pool: Executor, num_processes: int, *, skip_bad:
     for split, images in job.splits.items():
         records = tuple(kept[name].file for name in files[split])
         splits[split] = Split(records, _write_labels(directory, split, images, [kept[name] for name in files[split]]))
-    skipped = [reason for names in files.values() for name in names for _, reason in kept[name].skipped]
-    notes = {**job.notes, "left_out": skipped, **_fidelity(list(kept.values()))}
+    if finished is None:
+        skipped = [reason for names in files.values() for name in names for _, reason in kept[name].skipped]
+        notes = {**job.notes, "left_out": skipped, **_fidelity(list(kept.values()))}
+    else:
+        notes = finished.notes
     manifest = Manifest(job.name, job.class_names, splits, settings, notes)
     _write_text(directory / MANIFEST, manifest_json(manifest))
     (directory / UNFINISHED).unlink(missing_ok=True)
@@ -147,11 +146,9 @@ def prepare(job: Job, out: str, pool: Executor, num_processes: int, *, skip_bad:
 
 def _same(out: str, found: tuple[str, dict], wanted: tuple[str, dict]) -> None:
     if found != wanted:
-        differ = [f"{key} {found[1].get(key)!r} there, {value!r} now" for key, value in wanted[1].items()]
-        differ = [
-            text for text, (key, value) in zip(differ, wanted[1].items(), strict=True) if found[1].get(key) != value
-        ]
-        differ = [f"{found[0]!r} there, {wanted[0]!r} now"] * (found[0] != wanted[0]) + differ
+        pairs = {"name": (found[0], wanted[0])}
+        pairs |= {key: (found[1].get(key), value) for key, value in wanted[1].items()}
+        differ = [f"{key} {there!r} there, {now!r} now" for key, (there, now) in pairs.items() if there != now]
         raise UserError(
             f"{out} holds another preparation ({'; '.join(differ)}). Give another --out, or remove that directory."
         )

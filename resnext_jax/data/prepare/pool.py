@@ -8,7 +8,7 @@ import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from multiprocessing import connection
 from typing import TypeVar
 
@@ -69,10 +69,13 @@ def _collect(running: set[Future[Result]], on_done: Callable[[Result], None]) ->
 
 
 @contextlib.contextmanager
-def worker_pool(num_processes: int) -> Iterator[ProcessPoolExecutor]:
-    """Processes that end when this one does, however it does."""
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(num_processes, mp_context=context, initializer=_end_with_parent)
+def worker_pool(num_processes: int) -> Iterator[Executor]:
+    """Processes that end when this one does, however it does; for one, a thread of this one."""
+    if num_processes == 1:
+        pool = ThreadPoolExecutor(1)
+    else:
+        context = multiprocessing.get_context("spawn")
+        pool = ProcessPoolExecutor(num_processes, mp_context=context, initializer=_end_with_parent)
     try:
         yield pool
     except BaseException:
