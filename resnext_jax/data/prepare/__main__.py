@@ -1,6 +1,7 @@
 """The command line: `python -m resnext_jax.data.prepare imagenet2012|imagenet5k|folder ... --out=DIR`."""
 
 import argparse
+import multiprocessing
 import os
 import sys
 import time
@@ -199,7 +200,12 @@ def main(argv: list[str]) -> int:
         )
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here", file=sys.stderr, flush=True)
-        os._exit(130)  # the workers end with this process
+        workers = multiprocessing.active_children()
+        for worker in workers:
+            worker.kill()
+        if not workers:
+            os._exit(130)  # a thread would write its shard to the end
+        return 130
 
 
 if __name__ == "__main__":
