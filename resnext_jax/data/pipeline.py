@@ -200,7 +200,12 @@ def train_batches(
                 functools.partial(decode.random_sized_crop, size_px=image_size_px, rng=crop_rng(seed, step, row))
                 for row in rows
             ]
-        images, labels = _images(source, indices, crops)
+        try:
+            images, labels = _images(source, indices, crops)
+        except UserError as error:
+            if isinstance(source, ReplacingSource):
+                raise
+            raise UserError(f"{error} Or train on without it: --config.data.on_bad_image=replace.") from None
         return Batch(images, labels, np.ones(len(rows), np.float32))
 
     return _stream(_Steps(num_steps, batch_at), start_step, num_threads)
