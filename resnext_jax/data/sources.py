@@ -167,6 +167,7 @@ def open_source(
     sizes = {"num_images": num_images, "num_classes": num_classes, "image_size_px": image_size_px}
     source = SOURCES[name](name, split, data_dir=data_dir, num_channels=num_channels, **sizes)
     if class_list is not None:
+        class_list = os.path.expanduser(class_list)
         source = subset(source, read_class_list(class_list, source.info.class_names), class_list)
     if on_bad_image == "replace" and not isinstance(source, GatherSource):  # images in memory are whole
         source = ReplacingSource(source)

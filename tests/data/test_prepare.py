@@ -347,8 +347,9 @@ def test_an_image_that_cannot_be_read_is_named(tmp_path, capsys):
     assert source.all_labels().tolist() == [0, 0, 1, 1, 1]
 
 
-def test_folders_that_do_not_fit(tmp_path, capsys):
-    flags = ["folder", f"--dir={tmp_path}", f"--out={tmp_path / 'out'}", "--num_processes=1"]
+def test_folders_that_do_not_fit(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    flags = ["folder", "--dir=~", f"--out={tmp_path / 'out'}", "--num_processes=1"]
     assert f"{tmp_path} has neither {tmp_path}/train nor" in failure(capsys, *flags)
     write_folders(tmp_path, "train", {"a": 1})
     write_folders(tmp_path, "val", {"b": 1})

@@ -166,6 +166,9 @@ def main(argv: list[str]) -> int:
     """Runs one command and returns the exit status."""
     parser = flags()
     arguments = parser.parse_args(argv)
+    for name, value in vars(arguments).items():
+        if isinstance(value, str):
+            setattr(arguments, name, os.path.expanduser(value))  # no shell does so behind "="
     started_s = time.monotonic()
     try:
         raise_all(bucket_problems(*(value for value in vars(arguments).values() if isinstance(value, str))))
@@ -181,7 +184,7 @@ def main(argv: list[str]) -> int:
                 if (value := getattr(arguments, field)) is not None and value < 1
             ]
         )
-        out = os.path.expanduser(arguments.out)
+        out = arguments.out
         with worker_pool(arguments.num_processes) as pool:
             job = make_job(arguments, pool)
             skip_bad = arguments.on_bad_image == "skip"
