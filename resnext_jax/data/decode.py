@@ -2,6 +2,8 @@
 
 The crops are those of the original Torch code (fb.resnet.torch, datasets/transforms.lua), with its rounding. Scaling is
 Pillow's bicubic, which filters before it shrinks, as every later reproduction does; Torch's sampled four points.
+Whole JPEGs in colour or grey are read by libjpeg-turbo directly (simplejpeg), all others by Pillow: the pixels are the
+same, and what is broken is for Pillow to judge.
 """
 
 import io
@@ -10,9 +12,11 @@ import os
 import pathlib
 
 import numpy as np
+import simplejpeg
 from jaxtyping import UInt8
 from PIL import Image, ImageChops, UnidentifiedImageError
 
+from resnext_jax.data import resize
 from resnext_jax.errors import UserError
 
 MIN_AREA_FRACTION = 0.08
@@ -38,6 +42,9 @@ def decode(data: bytes, name: str, *, num_channels: int = 3) -> UInt8[np.ndarray
     Raises:
       UserError: truncated, broken, of more than MAX_PIXELS, or not an image.
     """
+    pixels = _plain_jpeg(data) if num_channels == 3 else None
+    if pixels is not None:
+        return pixels
     try:
         with _open(data) as image:
             image.load()
@@ -51,6 +58,19 @@ def decode(data: bytes, name: str, *, num_channels: int = 3) -> UInt8[np.ndarray
             return np.asarray(image).reshape(image.height, image.width, num_channels)
     except Exception as error:  # for broken files Pillow raises whatever its parsers stumble over
         raise _unreadable(data, name, error) from None
+
+
+def _plain_jpeg(data: bytes) -> np.ndarray | None:
+    """The pixels of a flawless JPEG in colour or grey, in three quarters of Pillow's time; None for anything else."""
+    if not data.startswith(b"\xff\xd8"):
+        return None
+    try:
+        height, width, color_space, _ = simplejpeg.decode_jpeg_header(data)
+        if color_space not in ("YCbCr", "RGB", "Gray") or height * width > MAX_PIXELS:
+            return None
+        return simplejpeg.decode_jpeg(data)
+    except ValueError:  # also for what libjpeg only warns of
+        return None
 
 
 def check(data: bytes, name: str) -> None:
@@ -98,14 +118,6 @@ def read_image(path: str | os.PathLike) -> UInt8[np.ndarray, "height width 3"]:
     return decode(data, str(path))
 
 
-def _resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    if image.shape[:2] == (height, width):
-        return image
-    channels = image.shape[2]
-    pixels = Image.fromarray(image[..., 0] if channels == 1 else image)
-    return np.asarray(pixels.resize((width, height), Image.Resampling.BICUBIC)).reshape(height, width, channels)
-
-
 def sample_crop_box(height: int, width: int, rng: np.random.Generator) -> tuple[int, int, int, int] | None:
     """Draws (top, left, height, width) inside an image, or None when ten draws did not fit.
 
@@ -135,7 +147,7 @@ def random_sized_crop(
     if box is None:
         return center_crop(image, size_px, size_px)
     top, left, height, width = box
-    return _resize(np.ascontiguousarray(image[top : top + height, left : left + width]), size_px, size_px)
+    return resize.bicubic(image[top : top + height, left : left + width], size_px, size_px)
 
 
 def center_crop(
@@ -150,6 +162,6 @@ def center_crop(
         height, width = int(height / width * resize_px), resize_px
     else:
         height, width = resize_px, int(width / height * resize_px)
-    image = _resize(image, height, width)
+    image = resize.bicubic(image, height, width)
     top, left = math.ceil((height - size_px) / 2), math.ceil((width - size_px) / 2)
     return image[top : top + size_px, left : left + size_px]

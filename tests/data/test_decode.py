@@ -131,6 +131,53 @@ def test_16_bits_of_colour_and_of_grey_keep_the_upper_8():
         assert found.ravel().tolist() == [0, 0, 1, 1, 1, 255]
 
 
+JPEG_KINDS = {
+    "colour": ("RGB", {}),
+    "grey": ("L", {}),
+    "without subsampling": ("RGB", {"subsampling": "4:4:4"}),
+    "subsampled across": ("RGB", {"subsampling": "4:2:2"}),
+    "progressive": ("RGB", {"progressive": True}),
+    "stored as RGB": ("RGB", {"keep_rgb": True}),
+    "stored as CMYK": ("CMYK", {}),
+}
+
+
+@pytest.mark.parametrize("kind", JPEG_KINDS)
+def test_jpegs_have_the_same_pixels_read_directly_and_by_pillow(kind):
+    mode, options = JPEG_KINDS[kind]
+    for photo in (PHOTOS[0], PHOTOS[1][:33, :47]):
+        data = encoded(Image.fromarray(photo).convert(mode), "JPEG", **options)
+        ours = decode.decode(data, "photo")
+        assert (decode._plain_jpeg(data) is None) == (mode == "CMYK")
+        if mode != "CMYK":
+            np.testing.assert_array_equal(ours, np.asarray(Image.open(io.BytesIO(data)).convert("RGB")))
+
+
+def test_what_is_not_flawless_is_for_pillow_to_judge(monkeypatch):
+    """Bits flipped and ends cut: the same pixels, or the same refusal, as without the direct way."""
+    rng, refused = np.random.default_rng(1), 0
+    whole = [
+        encoded(Image.fromarray(photo[:60, :80]).convert(mode), "JPEG") for photo in PHOTOS for mode in ("L", "RGB")
+    ]
+    direct = decode._plain_jpeg
+    for case in range(120):
+        data = bytearray(whole[case % len(whole)])
+        if case % 3:
+            data[rng.integers(len(data))] ^= 1 << rng.integers(8)
+        else:
+            data = data[: rng.integers(len(data) // 2, len(data) + 1)]
+        found = []
+        for way in (direct, lambda data: None):
+            monkeypatch.setattr(decode, "_plain_jpeg", way)
+            try:
+                found.append(decode.decode(bytes(data), "photo"))
+            except UserError as error:
+                found.append(str(error))
+        np.testing.assert_equal(*found)
+        refused += isinstance(found[0], str)
+    assert 20 < refused < 100
+
+
 def _png_header(width: int, height: int) -> bytes:
     chunk = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk))

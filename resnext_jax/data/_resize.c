@@ -1,0 +1,131 @@
+/* Bicubic scaling of 8-bit RGB with the arithmetic of Pillow's Resample.c (Keys' cubic with a = -1/2, widened when an
+ * image shrinks; weights with 22 fractional bits, 8 bits between the passes), in a form that compilers vectorize.
+ * All pixel arithmetic is on integers: the result is the same on every processor. Called by resize.py, which also has
+ * the same without a compiler.
+ */
+#include <math.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define BITS 22
+#define HALF (1 << (BITS - 1))
+
+/* One function, compiled for several generations of processors; the best one is taken at run time. */
+#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__)
+#define FOR_EACH_PROCESSOR __attribute__((target_clones("avx512f", "avx2", "default")))
+#else
+#define FOR_EACH_PROCESSOR
+#endif
+#define INLINE static inline __attribute__((always_inline))
+
+typedef int32_t four __attribute__((vector_size(16)));
+
+typedef struct {
+    int most;       /* weights per output, at most */
+    int *first;     /* per output: the first input, */
+    int *count;     /* how many, */
+    int32_t *value; /* and `most` places for their weights */
+} weights;
+
+static double cubic(double x) {
+    const double a = -0.5;
+    x = fabs(x);
+    if (x < 1.0) return ((a + 2.0) * x - (a + 3.0)) * x * x + 1;
+    if (x < 2.0) return (((x - 5) * x + 8) * x - 4) * a;
+    return 0.0;
+}
+
+/* The weights that scale `in` places to `out`; 0 where memory ran out. */
+static int make_weights(weights *w, int in, int out) {
+    const double scale = (double)in / out, widening = scale < 1.0 ? 1.0 : scale;
+    const double support = 2.0 * widening, inverse = 1.0 / widening;
+    w->most = (int)ceil(support) * 2 + 1;
+    w->first = malloc(sizeof(int) * out);
+    w->count = malloc(sizeof(int) * out);
+    w->value = malloc(sizeof(int32_t) * out * w->most);
+    double *exact = malloc(sizeof(double) * w->most);
+    const int ok = w->first && w->count && w->value && exact;
+    for (int place = 0; ok && place < out; place++) {
+        const double center = (place + 0.5) * scale;
+        int first = (int)(center - support + 0.5), last = (int)(center + support + 0.5);
+        double total = 0.0;
+        first = first < 0 ? 0 : first;
+        last = last > in ? in : last;
+        for (int i = first; i < last; i++) total += exact[i - first] = cubic((i - center + 0.5) * inverse);
+        for (int i = 0; i < last - first; i++) {
+            const double value = exact[i] / total * (1 << BITS);
+            w->value[place * w->most + i] = (int32_t)(value < 0 ? value - 0.5 : value + 0.5);
+        }
+        w->first[place] = first;
+        w->count[place] = last - first;
+    }
+    free(exact);
+    return ok;
+}
+
+static void free_weights(weights *w) {
+    free(w->first);
+    free(w->count);
+    free(w->value);
+}
+
+/* Sums of weighted bytes to bytes. */
+INLINE void to_bytes(const int32_t *sums, uint8_t *to, int count) {
+    for (int i = 0; i < count; i++) {
+        const int32_t sum = sums[i] >> BITS;
+        to[i] = sum < 0 ? 0 : sum > 255 ? 255 : sum;
+    }
+}
+
+/* One row of `in` pixels to `out` pixels; `spread` and `sums` have room for one number more than a row has. */
+FOR_EACH_PROCESSOR
+static void scale_row(const uint8_t *row, int in, int32_t *spread, int32_t *sums, uint8_t *to, int out,
+                      const weights *w) {
+    for (int i = 0; i < 3 * in; i++) spread[i] = row[i];
+    for (int place = 0; place < out; place++) {
+        const int32_t *from = spread + 3 * w->first[place], *value = w->value + place * w->most;
+        four sum = {HALF, HALF, HALF, HALF};
+        for (int i = 0; i < w->count[place]; i++) {
+            four rgb_and_next;
+            memcpy(&rgb_and_next, from + 3 * i, sizeof(four));
+            sum += value[i] * rgb_and_next;
+        }
+        memcpy(sums + 3 * place, &sum, sizeof(four)); /* the next pixel overwrites the fourth */
+    }
+    to_bytes(sums, to, 3 * out);
+}
+
+/* `count` rows of `bytes` bytes each, one after the other, to one row. */
+FOR_EACH_PROCESSOR
+static void scale_column(const uint8_t *rows, int32_t *sums, uint8_t *to, int bytes, const int32_t *value, int count) {
+    for (int i = 0; i < bytes; i++) sums[i] = HALF;
+    for (int row = 0; row < count; row++, rows += bytes)
+        for (int i = 0; i < bytes; i++) sums[i] += value[row] * rows[i];
+    to_bytes(sums, to, bytes);
+}
+
+/* Scales the box of `height` x `width` RGB pixels at `image`, whose rows are `stride` bytes apart, to `out_height` x
+ * `out_width` pixels at `to`, without gaps. Returns 0 where memory ran out, and 1 otherwise.
+ */
+int resnext_jax_resize(const uint8_t *image, int64_t stride, int height, int width, uint8_t *to, int out_height,
+                       int out_width) {
+    weights across = {0}, down = {0};
+    const int bytes = 3 * out_width;
+    uint8_t *scaled = malloc((size_t)height * bytes);
+    int32_t *spread = calloc(3 * (size_t)width + 1, sizeof(int32_t));
+    int32_t *sums = malloc(((size_t)bytes + 1) * sizeof(int32_t));
+    const int ok =
+        scaled && spread && sums && make_weights(&across, width, out_width) && make_weights(&down, height, out_height);
+    for (int y = 0; ok && y < height; y++)
+        scale_row(image + y * stride, width, spread, sums, scaled + (size_t)y * bytes, out_width, &across);
+    for (int y = 0; ok && y < out_height; y++)
+        scale_column(scaled + (size_t)down.first[y] * bytes, sums, to + (size_t)y * bytes, bytes,
+                     down.value + y * down.most, down.count[y]);
+    free(scaled);
+    free(spread);
+    free(sums);
+    free_weights(&across);
+    free_weights(&down);
+    return ok;
+}
