@@ -43,14 +43,16 @@ class FolderSource:
         return len(self.labels)
 
     def __getitem__(self, index: int) -> Record:
-        label = int(self.labels[index])
-        file = self.names[self.ends[index - 1] if index else 0 : self.ends[index]]
-        path = os.path.join(self.root, self.info.class_names[label], os.fsdecode(file))
+        path = self.locate(index)
         try:
-            return Record(epath.Path(path).read_bytes(), label, path)
+            return Record(epath.Path(path).read_bytes(), int(self.labels[index]), path)
         except OSError as error:
             reason = error.strerror or error
             raise UserError(f"{path} could not be read: {reason}. Put it back, then start again.") from None
+
+    def locate(self, index: int) -> str:
+        file = self.names[self.ends[index - 1] if index else 0 : self.ends[index]]
+        return os.path.join(self.root, self.info.class_names[self.labels[index]], os.fsdecode(file))
 
     def all_labels(self) -> Labels:
         return self.labels

@@ -36,6 +36,10 @@ class Source(Protocol):
 
     def __getitem__(self, index: int) -> Record: ...
 
+    def locate(self, index: int) -> str:
+        """Where an example lies, for messages; reads nothing."""
+        ...
+
     def all_labels(self) -> Labels:
         """int32, one per image; may read the whole data set (only TFDS's images, once)."""
         ...
@@ -71,7 +75,10 @@ class ArraySource:
         return len(self.images)
 
     def __getitem__(self, index: int) -> Record:
-        return Record(self.images[index], int(self.labels[index]), f"{self.where}[{index}]")
+        return Record(self.images[index], int(self.labels[index]), self.locate(index))
+
+    def locate(self, index: int) -> str:
+        return f"{self.where}[{index}]"
 
     def all_labels(self) -> Labels:
         return self.labels
@@ -102,7 +109,10 @@ class SyntheticSource:
 
     def __getitem__(self, index: int) -> Record:
         images, labels = self.gather(np.array([index]))
-        return Record(images[0], int(labels[0]), f"synthetic[{index}]")
+        return Record(images[0], int(labels[0]), self.locate(index))
+
+    def locate(self, index: int) -> str:
+        return f"synthetic[{index}]"
 
     def all_labels(self) -> Labels:
         return (np.arange(len(self)) % self.info.num_classes).astype(np.int32)

@@ -205,13 +205,17 @@ class RecordSource:
         try:
             return unpack(self.records[index])
         except (RuntimeError, ValueError, struct.error) as error:
-            shard = bisect.bisect_right(self.ends, index)
-            number = index - (self.ends[shard - 1] if shard else 0)
-            path = epath.Path(self.directory) / self.split.shards[min(shard, len(self.ends) - 1)].file
             raise UserError(
-                f"record {number} of {path} could not be read ({str(error).split(';')[0]}). Find every damaged file "
+                f"{self.locate(index)} could not be read ({str(error).split(';')[0]}). Find every damaged file "
                 f"with python -m resnext_jax.data.prepare --verify={self.directory}, and copy or prepare those again."
             ) from None
+
+    def locate(self, index: int) -> str:
+        shard = bisect.bisect_right(self.ends, index)
+        number = index - (self.ends[shard - 1] if shard else 0)
+        return (
+            f"record {number} of {epath.Path(self.directory) / self.split.shards[min(shard, len(self.ends) - 1)].file}"
+        )
 
     def all_labels(self) -> Labels:
         path = epath.Path(self.directory) / self.split.labels.file

@@ -69,6 +69,9 @@ class SubsetSource:
     def __getitem__(self, index: int) -> Record:
         return self.source[int(self.indices[index])]._replace(label=int(self.labels[index]))
 
+    def locate(self, index: int) -> str:
+        return self.source.locate(int(self.indices[index]))
+
     def all_labels(self) -> Labels:
         return self.labels
 
@@ -111,6 +114,9 @@ class ReplacingSource:
 
     def __getitem__(self, index: int) -> Record:
         return self.source[index]
+
+    def locate(self, index: int) -> str:
+        return self.source.locate(index)
 
     def all_labels(self) -> Labels:
         return self.source.all_labels()

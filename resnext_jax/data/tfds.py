@@ -41,7 +41,10 @@ class TfdsSource:
 
     def __getitem__(self, index: int) -> Record:
         example = self.records[index]
-        return Record(bytes(example["image"]), int(example["label"]), f"{self.where}[{index}]")
+        return Record(bytes(example["image"]), int(example["label"]), self.locate(index))
+
+    def locate(self, index: int) -> str:
+        return f"{self.where}[{index}]"
 
     def all_labels(self) -> Labels:
         # TFDS keeps labels inside the records, so that each image is read for its label.

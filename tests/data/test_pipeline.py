@@ -17,6 +17,7 @@ from sklearn.datasets import load_sample_images
 
 from resnext_jax.data import decode, pipeline
 from resnext_jax.data.folder import FolderSource
+from resnext_jax.data.order import SMALL_NUM_IMAGES, train_indices
 from resnext_jax.data.readers import ArraySource
 from resnext_jax.data.sources import open_source
 from resnext_jax.errors import UserError
@@ -92,7 +93,7 @@ def chi_square(counts: np.ndarray) -> float:
 
 def test_the_shuffle_of_a_small_set_is_uniform():
     """Over many epochs each image stands at each place equally often, and so does each successor."""
-    order = pipeline.train_indices(10, 0, np.arange(10 * 2000)).reshape(2000, 10)
+    order = train_indices(10, 0, np.arange(10 * 2000)).reshape(2000, 10)
     places, successors = np.zeros((10, 10)), np.zeros((10, 10))
     for place in range(10):
         np.add.at(places, (place, order[:, place]), 1)
@@ -105,8 +106,8 @@ def test_the_shuffle_of_a_small_set_is_uniform():
 def test_the_shuffle_of_a_large_set_is_uniform():
     """Where images go, what follows them, and where they go in the next epoch, in tenths of the set."""
     num_images = 70_000
-    assert num_images > pipeline.SMALL_NUM_IMAGES
-    first, second = pipeline.train_indices(num_images, 0, np.arange(2 * num_images)).reshape(2, num_images)
+    assert num_images > SMALL_NUM_IMAGES
+    first, second = train_indices(num_images, 0, np.arange(2 * num_images)).reshape(2, num_images)
     for order in (first, second):
         np.testing.assert_array_equal(np.sort(order), np.arange(num_images))
     tenths = num_images // 10
@@ -167,7 +168,7 @@ def test_the_order_by_its_definition(num_images, bits, step):
         while (index := simon(index, bits, keys)) >= num_images:
             pass
         expected.append(index)
-    found = pipeline.train_indices(num_images, 5, step * 256 + np.arange(256))
+    found = train_indices(num_images, 5, step * 256 + np.arange(256))
     assert found.tolist() == expected
     assert len(set(expected)) == 256
 
@@ -175,7 +176,7 @@ def test_the_order_by_its_definition(num_images, bits, step):
 def test_the_order_needs_no_memory():
     tracemalloc.start()
     try:
-        pipeline.train_indices(14_000_000, 1, 400_000 * 256 + np.arange(256))
+        train_indices(14_000_000, 1, 400_000 * 256 + np.arange(256))
         assert tracemalloc.get_traced_memory()[1] < 300_000
     finally:
         tracemalloc.stop()
@@ -184,7 +185,7 @@ def test_the_order_needs_no_memory():
 @pytest.mark.parametrize("num_images", [65_536, 65_537, 65_538])
 def test_no_image_is_left_out_at_powers_of_two(num_images):
     for epoch in range(2):
-        order = pipeline.train_indices(num_images, 3, epoch * num_images + np.arange(num_images))
+        order = train_indices(num_images, 3, epoch * num_images + np.arange(num_images))
         np.testing.assert_array_equal(np.sort(order), np.arange(num_images))
 
 
@@ -231,7 +232,7 @@ def test_dtypes_and_shapes():
 def test_each_image_has_crop_numbers_of_its_own(photos):
     """The crop of (seed, step, row) is the one that its key gives, and no two images share a key."""
     batch = train(photos, num_steps=3, crop="random_sized", image_size_px=32)[2]
-    for row, index in enumerate(pipeline.train_indices(20, 3, 2 * 8 + np.arange(8)).tolist()):
+    for row, index in enumerate(train_indices(20, 3, 2 * 8 + np.arange(8)).tolist()):
         image = decode.decode(photos[index].image, "photo")
         rng = np.random.Generator(np.random.Philox(key=3, counter=[0, 0, row, 2]))
         np.testing.assert_array_equal(batch.image[row], decode.random_sized_crop(image, 32, rng))
