@@ -48,6 +48,7 @@ setup(
         "tpu": [f"jax[tpu]{JAX}"],  # brings the libtpu that belongs to it
         "cuda": [f"jax[cuda12]{JAX}"],
         "gcs": ["gcsfs"],  # data in a bucket
+        "bench": [TORCH, "tensorflow>=2.21", "scikit-learn>=1.7,<2"],  # whom data.bench compares with
         "convert": [TORCH, "safetensors>=0.6,<1"],
         "dev": [
             TORCH,  # torchvision and timm: requirements-nodeps.lock

@@ -6,9 +6,9 @@
 #include <math.h>
 #include <stdint.h>
 #include <stdlib.h>
-#include <string.h>
 
 #define BITS 22
+#define ROWS 4
 #define HALF (1 << (BITS - 1))
 
 /* One function, compiled for several generations of processors; the best one is taken at run time. */
@@ -19,7 +19,7 @@
 #endif
 #define INLINE static inline __attribute__((always_inline))
 
-typedef int32_t four __attribute__((vector_size(16)));
+typedef int32_t four __attribute__((vector_size(16), aligned(4), may_alias)); /* at any place */
 
 typedef struct {
     int most;       /* weights per output, at most */
@@ -78,22 +78,27 @@ INLINE void to_bytes(const int32_t *sums, uint8_t *to, int count) {
     }
 }
 
-/* One row of `in` pixels to `out` pixels; `spread` and `sums` have room for one number more than a row has. */
+/* ROWS rows of `in` pixels to as many of `out` pixels, one after the other at `to`. A row has 3 * in + 1
+ * numbers of `spread` and 3 * out + 1 of `sums`: one more than its own, for what is read and written beside its end.
+ */
 FOR_EACH_PROCESSOR
-static void scale_row(const uint8_t *row, int in, int32_t *spread, int32_t *sums, uint8_t *to, int out,
-                      const weights *w) {
-    for (int i = 0; i < 3 * in; i++) spread[i] = row[i];
+static void scale_rows(const uint8_t *rows[ROWS], int in, int32_t *spread, int32_t *sums, uint8_t *to, int out,
+                       const weights *w) {
+    const int spread_length = 3 * in + 1, sums_length = 3 * out + 1;
+    for (int row = 0; row < ROWS; row++)
+        for (int i = 0; i < 3 * in; i++) spread[row * spread_length + i] = rows[row][i];
     for (int place = 0; place < out; place++) {
         const int32_t *from = spread + 3 * w->first[place], *value = w->value + place * w->most;
-        four sum = {HALF, HALF, HALF, HALF};
-        for (int i = 0; i < w->count[place]; i++) {
-            four rgb_and_next;
-            memcpy(&rgb_and_next, from + 3 * i, sizeof(four));
-            sum += value[i] * rgb_and_next;
-        }
-        memcpy(sums + 3 * place, &sum, sizeof(four)); /* the next pixel overwrites the fourth */
+        const four half = {HALF, HALF, HALF, HALF};
+        four sum[ROWS];
+        for (int row = 0; row < ROWS; row++) sum[row] = half;
+        for (int i = 0; i < w->count[place]; i++)
+            for (int row = 0; row < ROWS; row++)
+                sum[row] += value[i] * *(const four *)(from + row * spread_length + 3 * i); /* a pixel and the next */
+        for (int row = 0; row < ROWS; row++) /* the next pixel overwrites the fourth number */
+            *(four *)(sums + row * sums_length + 3 * place) = sum[row];
     }
-    to_bytes(sums, to, 3 * out);
+    for (int row = 0; row < ROWS; row++) to_bytes(sums + row * sums_length, to + 3 * (size_t)out * row, 3 * out);
 }
 
 /* `count` rows of `bytes` bytes each, one after the other, to one row. */
@@ -112,13 +117,16 @@ int resnext_jax_resize(const uint8_t *image, int64_t stride, int height, int wid
                        int out_width) {
     weights across = {0}, down = {0};
     const int bytes = 3 * out_width;
-    uint8_t *scaled = malloc((size_t)height * bytes);
-    int32_t *spread = calloc(3 * (size_t)width + 1, sizeof(int32_t));
-    int32_t *sums = malloc(((size_t)bytes + 1) * sizeof(int32_t));
+    uint8_t *scaled = malloc(((size_t)height + ROWS) * bytes);
+    int32_t *spread = calloc(ROWS * (3 * (size_t)width + 1), sizeof(int32_t));
+    int32_t *sums = malloc(ROWS * ((size_t)bytes + 1) * sizeof(int32_t));
     const int ok =
         scaled && spread && sums && make_weights(&across, width, out_width) && make_weights(&down, height, out_height);
-    for (int y = 0; ok && y < height; y++)
-        scale_row(image + y * stride, width, spread, sums, scaled + (size_t)y * bytes, out_width, &across);
+    for (int y = 0; ok && y < height; y += ROWS) {
+        const uint8_t *rows[ROWS]; /* behind the last row the last one again */
+        for (int row = 0; row < ROWS; row++) rows[row] = image + (y + row < height ? y + row : height - 1) * stride;
+        scale_rows(rows, width, spread, sums, scaled + (size_t)y * bytes, out_width, &across);
+    }
     for (int y = 0; ok && y < out_height; y++)
         scale_column(scaled + (size_t)down.first[y] * bytes, sums, to + (size_t)y * bytes, bytes,
                      down.value + y * down.most, down.count[y]);
