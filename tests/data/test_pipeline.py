@@ -261,6 +261,25 @@ def test_evaluation_counts_every_image_once_in_order():
     assert not last.label[2:].any()
 
 
+@pytest.mark.parametrize("process_count", [1, 2, 4, 8])
+def test_evaluation_counts_every_image_once_on_any_number_of_hosts(process_count):
+    for num_images in (1, 7, 8, 9, 50):
+        hosts = [
+            evaluate(numbered(num_images), process_index=index, process_count=process_count)
+            for index in range(process_count)
+        ]
+        # -(-n // 8) global batches on every host, or one would wait for another that has none left
+        assert [len(host) for host in hosts] == [-(-num_images // 8)] * process_count
+        counted = [
+            (label, int(image[0, 0, 0]))
+            for batches in zip(*hosts, strict=True)
+            for batch in batches
+            for label, image, mask in zip(batch.label.tolist(), batch.image, batch.mask, strict=True)
+            if mask
+        ]
+        assert counted == [(number, number) for number in range(num_images)]
+
+
 def test_a_process_with_nothing_left_yields_padding():
     batches = evaluate(numbered(), process_index=3, process_count=4)
     assert len(batches) == 7
