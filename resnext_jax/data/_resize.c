@@ -21,11 +21,11 @@
 
 typedef int32_t four __attribute__((vector_size(16), aligned(4), may_alias)); /* at any place */
 
+/* Every output is a sum of as many inputs, so that loops are of one length, which processors foresee. */
 typedef struct {
-    int most;       /* weights per output, at most */
-    int *first;     /* per output: the first input, */
-    int *count;     /* how many, */
-    int32_t *value; /* and `most` places for their weights */
+    int count;      /* inputs per output */
+    int *first;     /* per output: the first of them, */
+    int32_t *value; /* and their weights, some of them 0 */
 } weights;
 
 static double cubic(double x) {
@@ -36,29 +36,40 @@ static double cubic(double x) {
     return 0.0;
 }
 
+static int first_input(int place, double scale, double support) {
+    const int first = (int)((place + 0.5) * scale - support + 0.5);
+    return first < 0 ? 0 : first;
+}
+
+static int last_input(int place, int in, double scale, double support) {
+    const int last = (int)((place + 0.5) * scale + support + 0.5);
+    return last > in ? in : last;
+}
+
 /* The weights that scale `in` places to `out`; 0 where memory ran out. */
 static int make_weights(weights *w, int in, int out) {
     const double scale = (double)in / out, widening = scale < 1.0 ? 1.0 : scale;
     const double support = 2.0 * widening, inverse = 1.0 / widening;
-    w->most = (int)ceil(support) * 2 + 1;
+    w->count = 0;
+    for (int place = 0; place < out; place++) {
+        const int count = last_input(place, in, scale, support) - first_input(place, scale, support);
+        w->count = count > w->count ? count : w->count;
+    }
     w->first = malloc(sizeof(int) * out);
-    w->count = malloc(sizeof(int) * out);
-    w->value = malloc(sizeof(int32_t) * out * w->most);
-    double *exact = malloc(sizeof(double) * w->most);
-    const int ok = w->first && w->count && w->value && exact;
+    w->value = calloc((size_t)out * w->count, sizeof(int32_t));
+    double *exact = malloc(sizeof(double) * w->count);
+    const int ok = w->first && w->value && exact;
     for (int place = 0; ok && place < out; place++) {
         const double center = (place + 0.5) * scale;
-        int first = (int)(center - support + 0.5), last = (int)(center + support + 0.5);
+        const int first = first_input(place, scale, support), last = last_input(place, in, scale, support);
         double total = 0.0;
-        first = first < 0 ? 0 : first;
-        last = last > in ? in : last;
         for (int i = first; i < last; i++) total += exact[i - first] = cubic((i - center + 0.5) * inverse);
+        w->first[place] = first < in - w->count ? first : in - w->count;
+        int32_t *to = w->value + (size_t)place * w->count + (first - w->first[place]);
         for (int i = 0; i < last - first; i++) {
             const double value = exact[i] / total * (1 << BITS);
-            w->value[place * w->most + i] = (int32_t)(value < 0 ? value - 0.5 : value + 0.5);
+            to[i] = (int32_t)(value < 0 ? value - 0.5 : value + 0.5);
         }
-        w->first[place] = first;
-        w->count[place] = last - first;
     }
     free(exact);
     return ok;
@@ -66,7 +77,6 @@ static int make_weights(weights *w, int in, int out) {
 
 static void free_weights(weights *w) {
     free(w->first);
-    free(w->count);
     free(w->value);
 }
 
@@ -88,11 +98,11 @@ static void scale_rows(const uint8_t *rows[ROWS], int in, int32_t *spread, int32
     for (int row = 0; row < ROWS; row++)
         for (int i = 0; i < 3 * in; i++) spread[row * spread_length + i] = rows[row][i];
     for (int place = 0; place < out; place++) {
-        const int32_t *from = spread + 3 * w->first[place], *value = w->value + place * w->most;
+        const int32_t *from = spread + 3 * w->first[place], *value = w->value + place * w->count;
         const four half = {HALF, HALF, HALF, HALF};
         four sum[ROWS];
         for (int row = 0; row < ROWS; row++) sum[row] = half;
-        for (int i = 0; i < w->count[place]; i++)
+        for (int i = 0; i < w->count; i++)
             for (int row = 0; row < ROWS; row++)
                 sum[row] += value[i] * *(const four *)(from + row * spread_length + 3 * i); /* a pixel and the next */
         for (int row = 0; row < ROWS; row++) /* the next pixel overwrites the fourth number */
@@ -129,7 +139,7 @@ int resnext_jax_resize(const uint8_t *image, int64_t stride, int height, int wid
     }
     for (int y = 0; ok && y < out_height; y++)
         scale_column(scaled + (size_t)down.first[y] * bytes, sums, to + (size_t)y * bytes, bytes,
-                     down.value + y * down.most, down.count[y]);
+                     down.value + y * down.count, down.count);
     free(scaled);
     free(spread);
     free(sums);
