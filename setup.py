@@ -4,6 +4,8 @@ from setuptools import Extension, find_packages, setup
 
 JAX = ">=0.10.2,<0.12"  # 0.11 needs Python 3.12 or later
 TORCH = "torch==2.13.0"
+# A library in a wheel: libturbojpeg 3, which decodes the part of a JPEG that a crop needs.
+TURBOJPEG = 'turbojpeg==0.0.2; sys_platform == "linux" and platform_machine == "x86_64"'
 
 setup(
     name="resnext_jax",
@@ -48,7 +50,8 @@ setup(
         "tpu": [f"jax[tpu]{JAX}"],  # brings the libtpu that belongs to it
         "cuda": [f"jax[cuda12]{JAX}"],
         "gcs": ["gcsfs"],  # data in a bucket
-        "bench": [TORCH, "tensorflow>=2.21", "scikit-learn>=1.7,<2"],  # whom data.bench compares with
+        "fast": [TURBOJPEG],
+        "bench": [TORCH, TURBOJPEG, "tensorflow>=2.21", "scikit-learn>=1.7,<2"],  # whom data.bench compares with
         "convert": [TORCH, "safetensors>=0.6,<1"],
         "dev": [
             TORCH,  # torchvision and timm: requirements-nodeps.lock
@@ -59,6 +62,7 @@ setup(
             "pytest-xdist>=3.8,<4",
             "ruff>=0.17.6,<0.18",
             "scikit-learn>=1.7,<2",
+            TURBOJPEG,
         ],
     },
 )

@@ -16,7 +16,7 @@ import simplejpeg
 from jaxtyping import UInt8
 from PIL import Image, ImageChops, UnidentifiedImageError
 
-from resnext_jax.data import resize
+from resnext_jax.data import partial, resize
 from resnext_jax.errors import UserError
 
 MIN_AREA_FRACTION = 0.08
@@ -62,15 +62,22 @@ def decode(data: bytes, name: str, *, num_channels: int = 3) -> UInt8[np.ndarray
 
 def _plain_jpeg(data: bytes) -> np.ndarray | None:
     """The pixels of a flawless JPEG in colour or grey, in three quarters of Pillow's time; None for anything else."""
+    try:
+        return None if _plain_shape(data) is None else simplejpeg.decode_jpeg(data)
+    except ValueError:  # also for what libjpeg only warns of
+        return None
+
+
+def _plain_shape(data: bytes) -> tuple[int, int] | None:
+    """Height and width of a JPEG in colour or grey of at most MAX_PIXELS; None for anything else."""
     if not data.startswith(b"\xff\xd8"):
         return None
     try:
         height, width, color_space, _ = simplejpeg.decode_jpeg_header(data)
-        if color_space not in ("YCbCr", "RGB", "Gray") or height * width > MAX_PIXELS:
-            return None
-        return simplejpeg.decode_jpeg(data)
-    except ValueError:  # also for what libjpeg only warns of
+    except ValueError:
         return None
+    plain = color_space in ("YCbCr", "RGB", "Gray") and height * width <= MAX_PIXELS
+    return (height, width) if plain else None
 
 
 def check(data: bytes, name: str) -> None:
@@ -148,6 +155,27 @@ def random_sized_crop(
         return center_crop(image, size_px, size_px)
     top, left, height, width = box
     return resize.bicubic(image[top : top + height, left : left + width], size_px, size_px)
+
+
+def read_random_sized_crop(
+    data: bytes, name: str, size_px: int, rng: np.random.Generator
+) -> UInt8[np.ndarray, "size_px size_px 3"]:
+    """`random_sized_crop(decode(data, name), size_px, rng)`, without decoding what the crop leaves out, if it can be.
+
+    Raises:
+      UserError: as `decode`, but of a JPEG that is broken below the crop, only if its end is missing.
+    """
+    shape = _plain_shape(data)
+    box = sample_crop_box(*shape, rng) if shape else None
+    if shape is None:
+        return random_sized_crop(decode(data, name), size_px, rng)
+    if box is None:
+        return center_crop(decode(data, name), size_px, size_px)
+    pixels = partial.box_of_jpeg(data, shape, box)
+    if pixels is None:
+        top, left, height, width = box
+        pixels = decode(data, name)[top : top + height, left : left + width]
+    return resize.bicubic(pixels, size_px, size_px)
 
 
 def center_crop(

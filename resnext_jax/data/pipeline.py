@@ -12,7 +12,7 @@ from jaxtyping import Int, UInt8
 
 from resnext_jax.data import decode
 from resnext_jax.data.order import train_indices
-from resnext_jax.data.readers import GatherSource, Source
+from resnext_jax.data.readers import GatherSource, Record, Source
 from resnext_jax.data.subset import ReplacingSource
 from resnext_jax.data.workers import Watch, batches
 from resnext_jax.errors import UserError, raise_all, unknown
@@ -34,35 +34,46 @@ def _fill(
     rows: slice,
     source: Source,
     indices: Int[np.ndarray, " rows"],
-    crops: Sequence[Callable] | None,
+    crops: Sequence[Callable[[Record], np.ndarray]] | None,
     watch: Watch,
 ) -> None:
-    """Puts images and labels of `indices` into `rows`, each image through its own crop (None: as it is)."""
+    """Puts images and labels of `indices` into `rows`, each record through its own crop (None: as it is)."""
     if crops is None:
         assert isinstance(source, GatherSource)  # as _check made sure
         batch.image[rows], batch.label[rows] = source.gather(indices)
         return
     with watch.reading() as begin:
         for row, index, crop in zip(range(rows.start, rows.stop), indices.tolist(), crops, strict=True):
-            image, batch.label[row] = _image(source, index, begin)
-            batch.image[row] = crop(image)
+            batch.image[row], batch.label[row] = _example(source, index, crop, begin)
 
 
-def _image(
-    source: Source, index: int, begin: Callable[[int], None]
-) -> tuple[UInt8[np.ndarray, "height width channel"], int]:
-    """The pixels and the label at `index`, or of its stand-in where the source has one."""
+def _example(
+    source: Source, index: int, crop: Callable[[Record], np.ndarray], begin: Callable[[int], None]
+) -> tuple[UInt8[np.ndarray, "size_px size_px channel"], int]:
+    """The crop and the label at `index`, or of its stand-in where the source has one."""
     while True:
         begin(index)
         try:
             record = source[index]
-            if not isinstance(record.image, bytes):
-                return record.image, record.label
-            return decode.decode(record.image, record.name), record.label
+            return crop(record), record.label
         except UserError as error:
             if not isinstance(source, ReplacingSource):
                 raise
             index = source.stand_in(index, error)
+
+
+def _random_crop(
+    record: Record, *, size_px: int, seed: int, step: int, row: int
+) -> UInt8[np.ndarray, "size_px size_px channel"]:
+    rng = crop_rng(seed, step, row)  # anew for each record: a stand-in is cropped as the one that it stands in for
+    if isinstance(record.image, bytes):
+        return decode.read_random_sized_crop(record.image, record.name, size_px, rng)
+    return decode.random_sized_crop(record.image, size_px, rng)
+
+
+def _center_crop(record: Record, *, size_px: int, resize_px: int) -> UInt8[np.ndarray, "size_px size_px channel"]:
+    image = decode.decode(record.image, record.name) if isinstance(record.image, bytes) else record.image
+    return decode.center_crop(image, size_px, resize_px)
 
 
 def _stream(
@@ -163,7 +174,7 @@ def train_batches(
         crops = None
         if crop == "random_sized":
             crops = [
-                functools.partial(decode.random_sized_crop, size_px=image_size_px, rng=crop_rng(seed, step, row))
+                functools.partial(_random_crop, size_px=image_size_px, seed=seed, step=step, row=row)
                 for row in global_rows.tolist()
             ]
         try:
@@ -216,7 +227,7 @@ def evaluation_batches(
             ]
         )
     rows = _local_rows(batch_size, process_index, process_count)
-    center_crop = functools.partial(decode.center_crop, size_px=image_size_px, resize_px=resize_px)
+    center_crop = functools.partial(_center_crop, size_px=image_size_px, resize_px=resize_px)
 
     def fill(batch: Batch, step: int, part: slice, watch: Watch) -> None:
         first = step * batch_size + rows.start + part.start

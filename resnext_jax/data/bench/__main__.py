@@ -20,7 +20,8 @@ def flags() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m resnext_jax.data.bench",
         description="Images per second per core: JPEG files -> random-sized crops of 224 px -> uint8 batches, beside "
-        "tf.data and PyTorch's DataLoader where they are installed, in turns, on the same photographs.",
+        "tf.data and PyTorch's DataLoader where they are installed, in turns, on the same photographs. Per core means "
+        "per second of processor time, so that other work on the machine does not count.",
     )
     parser.add_argument("--num_cores", type=int, default=1, help="for each, in its turn; default: %(default)s")
     parser.add_argument("--batch_size", type=int, help="default: 64, or 256 with --memory")
@@ -63,7 +64,7 @@ def speed(arguments: argparse.Namespace) -> dict[str, float | None]:
     )
     busy = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     if busy > BUSY:
-        print(f"(this machine is busy, load {busy:.1f}: compare the ratios, not the rates)")
+        print(f"(this machine is busy, load {busy:.1f}: other work takes the caches too: the ratios say more)")
     with tempfile.TemporaryDirectory() as folder:
         (pathlib.Path(folder) / "photographs").mkdir()
         for number, file in enumerate(files):
@@ -76,24 +77,24 @@ def speed(arguments: argparse.Namespace) -> dict[str, float | None]:
             repeats=arguments.repeats,
             turn_s=arguments.turn_s,
         )
-    result = summary(rates, arguments.num_cores)
+    result = summary(rates)
     print(f"{'images per second per core':18}{'median':>10}  {'(slowest to fastest)':22}{'ours / it':>9}")
     for name in contenders.CONTENDERS:
         if name in missing:
             print(f"{name:26}  not installed: {missing[name]}")
             continue
-        low, high = (bound / arguments.num_cores for bound in (min(rates[name]), max(rates[name])))
+        low, high = min(rates[name]), max(rates[name])
         ratio = "" if name == "ours" else f"{result[f'ratio_{name}']:9.2f}"
         print(f"{name:26}{result[name]:10.0f}  {f'({low:.0f} to {high:.0f})':22}{ratio}")
     print("".join(f"  {name}: {how[name]}\n" for name in names), end="", flush=True)
     return result
 
 
-def summary(rates: dict[str, list[float]], num_cores: int) -> dict[str, float | None]:
-    """Medians per core, and the median over the turns of ours / theirs; None for one that did not take part."""
+def summary(rates: dict[str, list[float]]) -> dict[str, float | None]:
+    """Medians, and the median over the turns of ours / theirs; None for one that did not take part."""
     result: dict[str, float | None] = {}
     for name in contenders.CONTENDERS:
-        result[name] = statistics.median(rates[name]) / num_cores if name in rates else None
+        result[name] = statistics.median(rates[name]) if name in rates else None
     for name in contenders.CONTENDERS:
         if name != "ours":
             turns = zip(rates["ours"], rates.get(name, ()), strict=False)
