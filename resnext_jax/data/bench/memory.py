@@ -33,18 +33,21 @@ PHOTOGRAPH_EVERY, THUMBNAIL_PX = 16, (96, 72)
 NUM_CLASSES = 1000
 
 
+def _thumbnail(photo: bytes) -> bytes:
+    stream = io.BytesIO()
+    Image.open(io.BytesIO(photo)).resize(THUMBNAIL_PX).save(stream, "JPEG", quality=95)
+    return stream.getvalue()
+
+
 def linked_shards(directory: pathlib.Path, num_records: int) -> RecordSource:
     """`num_records` (rounded up to whole shards) in `directory`, as `prepare` would have laid them."""
     photos = photographs(RECORDS_PER_SHARD // PHOTOGRAPH_EVERY + 1)
+    thumbnails = [_thumbnail(photo) for photo in photos]
     first = directory / "first"
     writer = ArrayRecordWriter(str(first), WRITER_OPTIONS)
     for number in range(RECORDS_PER_SHARD):
         photo, rest = divmod(number, PHOTOGRAPH_EVERY)
-        image = photos[photo]
-        if rest:
-            stream = io.BytesIO()
-            Image.open(io.BytesIO(image)).resize(THUMBNAIL_PX).save(stream, "JPEG", quality=90 + rest % 8)
-            image = stream.getvalue()
+        image = thumbnails[photo] if rest else photos[photo]
         writer.write(pack(image, number % NUM_CLASSES, f"class/{number}.jpg"))
     writer.close()
     num_shards = math.ceil(num_records / RECORDS_PER_SHARD)
