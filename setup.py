@@ -1,9 +1,11 @@
 """How to install `resnext_jax`; the exact versions that are tested stand in requirements.lock."""
 
-from setuptools import find_packages, setup
+from setuptools import Extension, find_packages, setup
 
 JAX = ">=0.10.2,<0.12"  # 0.11 needs Python 3.12 or later
 TORCH = "torch==2.13.0"
+# A library in a wheel: libturbojpeg 3, which decodes the part of a JPEG that a crop needs.
+TURBOJPEG = 'turbojpeg==0.0.2; sys_platform == "linux" and platform_machine == "x86_64"'
 
 setup(
     name="resnext_jax",
@@ -14,6 +16,16 @@ setup(
     python_requires=">=3.11,<3.14",
     # configs/ and main.py are used from the checkout: `configs` is too common a name to install for everybody.
     packages=find_packages(include=["resnext_jax", "resnext_jax.*"]),
+    # Without a C compiler the package works all the same: data/resize.py then scales images by Pillow.
+    ext_modules=[
+        Extension(
+            "resnext_jax.data._resize",
+            ["resnext_jax/data/_resize.c"],
+            extra_compile_args=["-O3", "-ffp-contract=off"],
+            libraries=["m"],
+            optional=True,
+        )
+    ],
     package_data={"resnext_jax.data": ["builtin/*.gz", "builtin/LICENSE*"]},
     install_requires=[
         f"jax{JAX}",
@@ -29,6 +41,7 @@ setup(
         "tensorboardX>=2.6.5,<3",
         "matplotlib>=3.10,<4",
         "pillow>=12",
+        "simplejpeg>=1.9,<2",
         "numpy>=2.2,<3",
         "jaxtyping>=0.3.11,<0.4",
         "absl-py>=2.3,<3",
@@ -36,6 +49,9 @@ setup(
     extras_require={
         "tpu": [f"jax[tpu]{JAX}"],  # brings the libtpu that belongs to it
         "cuda": [f"jax[cuda12]{JAX}"],
+        "gcs": ["gcsfs"],  # data in a bucket
+        "fast": [TURBOJPEG],
+        "bench": [TORCH, TURBOJPEG, "tensorflow>=2.21", "scikit-learn>=1.7,<2"],  # whom data.bench compares with
         "convert": [TORCH, "safetensors>=0.6,<1"],
         "dev": [
             TORCH,  # torchvision and timm: requirements-nodeps.lock
@@ -46,6 +62,7 @@ setup(
             "pytest-xdist>=3.8,<4",
             "ruff>=0.17.6,<0.18",
             "scikit-learn>=1.7,<2",
+            TURBOJPEG,
         ],
     },
 )

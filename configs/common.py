@@ -38,6 +38,8 @@ def base() -> ConfigDict:
     config.data = ConfigDict()
     config.data.name = "imagenet2012"  # a row of data.sources.SOURCES
     config.data.dir = config_dict.placeholder(str)  # where it lies; by default the source's usual places
+    config.data.class_list = config_dict.placeholder(str)  # a file of class names, one per line; by default all
+    config.data.on_bad_image = "error"  # error | replace: training goes on with the next image
     config.data.image_size_px = 224
     config.data.resize_px = 256  # evaluation: short side before the centre crop
     config.data.crop = "random_sized"  # random_sized | none (images are of image_size_px already)

@@ -1,66 +1,26 @@
 """Batches by step: what the global batch holds is computed from (seed, step), never from what came before.
 
 So a run that starts at step 400,000 costs no more than one that starts at 0, several processes agree without a word,
-and no generator state needs saving. Grain's threads work ahead of the training step.
+and no generator state needs saving. Threads work ahead of the training step.
 """
 
-import dataclasses
 import functools
 from collections.abc import Callable, Generator, Sequence
 
-import grain
 import numpy as np
-from grain.experimental import index_shuffle
 from jaxtyping import Int, UInt8
 
 from resnext_jax.data import decode
-from resnext_jax.data.readers import GatherSource, Source
-from resnext_jax.errors import raise_all, unknown
+from resnext_jax.data.order import train_indices
+from resnext_jax.data.readers import GatherSource, Record, Source
+from resnext_jax.data.subset import ReplacingSource
+from resnext_jax.data.workers import Watch, batches
+from resnext_jax.errors import UserError, raise_all, unknown
 from resnext_jax.types import Batch
 
 CROPS = ("none", "random_sized")
-SMALL_NUM_IMAGES = 1 << 16
-# Of the cipher behind index_shuffle. Grain's own shuffle uses 4, with which an image's successor is far from random
-# (chi-square of tenths 31,000 at 262,000 images, where 81 is expected); from 8 on none of that shows.
-SHUFFLE_ROUNDS = 16
-
-
-@functools.lru_cache(maxsize=8)
-def _epoch_key(seed: int, epoch: int) -> int:
-    """64 well mixed bits: neighbouring seeds and epochs must not give related orders."""
-    return int(np.random.SeedSequence((seed, epoch)).generate_state(1, np.uint64)[0])
-
-
-@functools.lru_cache(maxsize=2)
-def _small_permutation(num_images: int, key: int) -> Int[np.ndarray, " num_images"]:
-    return np.argsort(np.random.Philox(key=key).random_raw(num_images), kind="stable")
-
-
-def _shuffled(num_images: int, key: int, offsets: Int[np.ndarray, " batch"]) -> Int[np.ndarray, " batch"]:
-    # index_shuffle needs no memory, but its cost grows as the set shrinks (5 us at 10^6 images, 700 us at 100);
-    # below SMALL_NUM_IMAGES a table of 0.5 MB is quicker.
-    if num_images <= SMALL_NUM_IMAGES:
-        return _small_permutation(num_images, key)[offsets]
-    shuffle = functools.partial(index_shuffle, max_index=num_images - 1, seed=key & 0xFFFFFFFF, rounds=SHUFFLE_ROUNDS)
-    return np.array([shuffle(offset) for offset in offsets.tolist()], np.int64)
-
-
-def train_indices(num_images: int, seed: int, positions: Int[np.ndarray, " batch"]) -> Int[np.ndarray, " batch"]:
-    """Which image stands at each position of the endless stream of epochs, every epoch a permutation of its own.
-
-    Constant memory, and the same cost at any position.
-
-    Args:
-      num_images: images in the data set.
-      seed: the run's seed, 0 or more.
-      positions: step * batch_size + row in the global batch.
-    """
-    epochs, offsets = np.divmod(positions, num_images)
-    indices = np.empty(len(positions), np.int64)
-    for epoch in np.unique(epochs).tolist():
-        rows = epochs == epoch
-        indices[rows] = _shuffled(num_images, _epoch_key(seed, epoch), offsets[rows])
-    return indices
+# Images in memory are copied, not decoded: more threads would only hold more batches.
+GATHER_THREADS = 2
 
 
 def crop_rng(seed: int, step: int, row: int) -> np.random.Generator:
@@ -69,44 +29,77 @@ def crop_rng(seed: int, step: int, row: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, row, step]))
 
 
-def _images(
-    source: Source, indices: Int[np.ndarray, " batch"], crops: Sequence[Callable] | None
-) -> tuple[UInt8[np.ndarray, "batch height width channel"], Int[np.ndarray, " batch"]]:
-    """Images and labels of `indices`, each image through its own crop; None leaves them as they are."""
+def _fill(
+    batch: Batch,
+    rows: slice,
+    source: Source,
+    indices: Int[np.ndarray, " rows"],
+    crops: Sequence[Callable[[Record], np.ndarray]] | None,
+    watch: Watch,
+) -> None:
+    """Puts images and labels of `indices` into `rows`, each record through its own crop (None: as it is)."""
     if crops is None:
         assert isinstance(source, GatherSource)  # as _check made sure
-        return source.gather(indices)
-    images, labels = [], []
-    for index, crop in zip(indices.tolist(), crops, strict=True):
-        record = source[index]
-        image = decode.decode(record.image, record.name) if isinstance(record.image, bytes) else record.image
-        images.append(crop(image))
-        labels.append(record.label)
-    return np.stack(images), np.array(labels, np.int32)
+        batch.image[rows], batch.label[rows] = source.gather(indices)
+        return
+    with watch.reading() as begin:
+        for row, index, crop in zip(range(rows.start, rows.stop), indices.tolist(), crops, strict=True):
+            batch.image[row], batch.label[row] = _example(source, index, crop, begin)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Steps:
-    """`batch_at` as the indexable object that Grain reads from."""
+def _example(
+    source: Source, index: int, crop: Callable[[Record], np.ndarray], begin: Callable[[int], None]
+) -> tuple[UInt8[np.ndarray, "size_px size_px channel"], int]:
+    """The crop and the label at `index`, or of its stand-in where the source has one."""
+    while True:
+        begin(index)
+        try:
+            record = source[index]
+            return crop(record), record.label
+        except UserError as error:
+            if not isinstance(source, ReplacingSource):
+                raise
+            index = source.stand_in(index, error)
 
-    num_steps: int
-    batch_at: Callable[[int], Batch]
 
-    def __len__(self) -> int:
-        return self.num_steps
+def _random_crop(
+    record: Record, *, size_px: int, seed: int, step: int, row: int
+) -> UInt8[np.ndarray, "size_px size_px channel"]:
+    rng = crop_rng(seed, step, row)  # anew for each record: a stand-in is cropped as the one that it stands in for
+    if isinstance(record.image, bytes):
+        return decode.read_random_sized_crop(record.image, record.name, size_px, rng)
+    return decode.random_sized_crop(record.image, size_px, rng)
 
-    def __getitem__(self, index: int) -> Batch:
-        return self.batch_at(index)
+
+def _center_crop(record: Record, *, size_px: int, resize_px: int) -> UInt8[np.ndarray, "size_px size_px channel"]:
+    image = decode.decode(record.image, record.name) if isinstance(record.image, bytes) else record.image
+    return decode.center_crop(image, size_px, resize_px)
 
 
-def _stream(steps: _Steps, start_step: int, num_threads: int) -> Generator[Batch]:
-    # Every waiting batch is memory, and one per thread and one more keeps the threads busy.
-    options = grain.ReadOptions(num_threads, prefetch_buffer_size=num_threads + 1 if num_threads else 0)
-    iterator = iter(grain.MapDataset.source(steps)[start_step:].to_iter_dataset(options))
-    try:
-        yield from iterator
-    finally:
-        iterator.close()  # drops the batches in waiting; the threads end with the one at hand
+def _stream(
+    source: Source,
+    num_steps: int,
+    start_step: int,
+    *,
+    num_rows: int,
+    image_size_px: int,
+    gathers: bool,
+    fill: Callable[[Batch, int, slice, Watch], None],
+    num_threads: int,
+) -> Generator[Batch]:
+    """`fill` in the threads of `workers.batches`, on batches of zeros whose mask is 0."""
+    watch = Watch(source.locate)
+    shape = (num_rows, image_size_px, image_size_px, source.info.image_shape[2] if source.info.image_shape else 3)
+    return batches(
+        num_steps,
+        start_step,
+        num_rows,
+        empty=lambda: Batch(np.zeros(shape, np.uint8), np.zeros(num_rows, np.int32), np.zeros(num_rows, np.float32)),
+        fill=lambda batch, step, rows: fill(batch, step, rows, watch),
+        watch=watch,
+        num_threads=min(num_threads, GATHER_THREADS) if gathers else num_threads,
+        num_parts=1 if gathers else max(1, num_threads),
+    )
 
 
 def _check(
@@ -161,31 +154,47 @@ def train_batches(
       image_size_px: height and width of every image in the batch.
       crop: "none" (the images have that size already) or "random_sized" (`decode.random_sized_crop`).
       process_index, process_count: process p of P holds rows [p * batch_size / P, (p + 1) * batch_size / P).
-      num_threads: batches prepared ahead, at once; 0 prepares each when asked for.
+      num_threads: that fill the coming batches; 0 fills each when asked for.
 
     Yields:
       numpy `Batch`es: uint8 (batch_size / process_count, image_size_px, image_size_px, channel), the mask all 1.
 
     Raises:
-      UserError: at the call, for arguments that do not fit; while iterating, for an image that cannot be read.
+      UserError: at the call, for arguments that do not fit; while iterating, for an image that cannot be read,
+        or whose reading hangs.
     """
     _check(source, batch_size, image_size_px, crop, process_index, process_count)
     if seed < 0:
         raise_all([f"seed {seed} is negative; it must be 0 or more. Change --config.seed."])
     rows = _local_rows(batch_size, process_index, process_count)
 
-    def batch_at(step: int) -> Batch:
-        indices = train_indices(len(source), seed, step * batch_size + np.arange(rows.start, rows.stop))
+    def fill(batch: Batch, step: int, part: slice, watch: Watch) -> None:
+        global_rows = np.arange(rows.start + part.start, rows.start + part.stop)
+        indices = train_indices(len(source), seed, step * batch_size + global_rows)
         crops = None
         if crop == "random_sized":
             crops = [
-                functools.partial(decode.random_sized_crop, size_px=image_size_px, rng=crop_rng(seed, step, row))
-                for row in rows
+                functools.partial(_random_crop, size_px=image_size_px, seed=seed, step=step, row=row)
+                for row in global_rows.tolist()
             ]
-        images, labels = _images(source, indices, crops)
-        return Batch(images, labels, np.ones(len(rows), np.float32))
+        try:
+            _fill(batch, part, source, indices, crops, watch)
+        except UserError as error:
+            if isinstance(source, ReplacingSource):
+                raise
+            raise UserError(f"{error} Or train on without it: --config.data.on_bad_image=replace.") from None
+        batch.mask[part] = 1
 
-    return _stream(_Steps(num_steps, batch_at), start_step, num_threads)
+    return _stream(
+        source,
+        num_steps,
+        start_step,
+        num_rows=len(rows),
+        image_size_px=image_size_px,
+        gathers=crop == "none",
+        fill=fill,
+        num_threads=num_threads,
+    )
 
 
 def evaluation_batches(
@@ -218,17 +227,23 @@ def evaluation_batches(
             ]
         )
     rows = _local_rows(batch_size, process_index, process_count)
-    channels = source.info.image_shape[2] if source.info.image_shape else 3
-    center_crop = functools.partial(decode.center_crop, size_px=image_size_px, resize_px=resize_px)
+    center_crop = functools.partial(_center_crop, size_px=image_size_px, resize_px=resize_px)
 
-    def batch_at(step: int) -> Batch:
-        images = np.zeros((len(rows), image_size_px, image_size_px, channels), np.uint8)
-        labels, mask = np.zeros(len(rows), np.int32), np.zeros(len(rows), np.float32)
-        first = step * batch_size + rows.start
-        indices = np.arange(first, min(first + len(rows), len(source)))
+    def fill(batch: Batch, step: int, part: slice, watch: Watch) -> None:
+        first = step * batch_size + rows.start + part.start
+        indices = np.arange(first, min(first + part.stop - part.start, len(source)))
         if n := len(indices):
-            images[:n], labels[:n] = _images(source, indices, None if crop == "none" else [center_crop] * n)
-            mask[:n] = 1
-        return Batch(images, labels, mask)
+            filled = slice(part.start, part.start + n)
+            _fill(batch, filled, source, indices, None if crop == "none" else [center_crop] * n, watch)
+            batch.mask[filled] = 1
 
-    return _stream(_Steps(-(-len(source) // batch_size), batch_at), 0, num_threads)
+    return _stream(
+        source,
+        -(-len(source) // batch_size),
+        0,
+        num_rows=len(rows),
+        image_size_px=image_size_px,
+        gathers=crop == "none",
+        fill=fill,
+        num_threads=num_threads,
+    )

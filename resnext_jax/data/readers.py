@@ -6,7 +6,7 @@ import os
 import pathlib
 import zlib
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Integer, UInt8
@@ -14,7 +14,6 @@ from jaxtyping import Integer, UInt8
 from resnext_jax.errors import UserError
 from resnext_jax.types import DatasetInfo
 
-IMAGE_SUFFIXES = (".jpeg", ".jpg", ".png")
 Images = UInt8[np.ndarray, "batch height width channel"]
 Labels = Integer[np.ndarray, " batch"]
 
@@ -36,6 +35,14 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Record: ...
+
+    def locate(self, index: int) -> str:
+        """Where an example lies, for messages; reads nothing."""
+        ...
+
+    def all_labels(self) -> Labels:
+        """int32, one per image; may read the whole data set (only TFDS's images, once)."""
+        ...
 
 
 @runtime_checkable
@@ -68,7 +75,13 @@ class ArraySource:
         return len(self.images)
 
     def __getitem__(self, index: int) -> Record:
-        return Record(self.images[index], int(self.labels[index]), f"{self.where}[{index}]")
+        return Record(self.images[index], int(self.labels[index]), self.locate(index))
+
+    def locate(self, index: int) -> str:
+        return f"{self.where}[{index}]"
+
+    def all_labels(self) -> Labels:
+        return self.labels
 
     def gather(self, indices: Labels) -> tuple[Images, Labels]:
         return self.images[indices], self.labels[indices]
@@ -96,7 +109,13 @@ class SyntheticSource:
 
     def __getitem__(self, index: int) -> Record:
         images, labels = self.gather(np.array([index]))
-        return Record(images[0], int(labels[0]), f"synthetic[{index}]")
+        return Record(images[0], int(labels[0]), self.locate(index))
+
+    def locate(self, index: int) -> str:
+        return f"synthetic[{index}]"
+
+    def all_labels(self) -> Labels:
+        return (np.arange(len(self)) % self.info.num_classes).astype(np.int32)
 
     def gather(self, indices: Labels) -> tuple[Images, Labels]:
         labels = (indices % self.info.num_classes).astype(np.int32)
@@ -104,79 +123,6 @@ class SyntheticSource:
         images = self.windows[starts].reshape(len(indices), *self.shape)
         images += self.pattern_rows[labels[:, None], self.cells]
         return images, labels
-
-
-class FolderSource:
-    """Class folders of image files, `root/<class>/<file>`; within a class in the order of the files' names.
-
-    Raises:
-      UserError: a class folder without an image.
-    """
-
-    def __init__(self, name: str, root: str, class_names: Sequence[str]):
-        names, lengths, labels = [], [], []
-        for label, class_name in enumerate(class_names):
-            folder = os.path.join(root, class_name)
-            if not os.path.isdir(folder):  # imagenet5k's validation split has 1000 of the 5000 classes
-                continue
-            files = sorted(os.fsencode(entry.name) for entry in os.scandir(folder) if _is_image(entry.name))
-            if not files:
-                raise UserError(
-                    f"{folder} has no image file ({', '.join(IMAGE_SUFFIXES)}). Every class needs one or more: "
-                    "add images, or remove the folder from every split."
-                )
-            names += [b"".join(files)]
-            lengths += [[len(file) for file in files]]
-            labels += [np.full(len(files), label, np.int32)]
-        # One string and where each name ends in it: as Python strings, ImageNet-5K's 6.8 million names are 0.6 GB.
-        self.names, self.ends = b"".join(names), np.cumsum(np.concatenate(lengths))
-        self.root, self.labels = root, np.concatenate(labels)
-        self.info = DatasetInfo(name, len(self.labels), tuple(class_names), None)
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: int) -> Record:
-        label = int(self.labels[index])
-        file = self.names[self.ends[index - 1] if index else 0 : self.ends[index]]
-        path = os.path.join(self.root, self.info.class_names[label], os.fsdecode(file))
-        try:
-            return Record(pathlib.Path(path).read_bytes(), label, path)
-        except OSError as error:
-            raise UserError(f"{path} could not be read: {error.strerror}. Put it back, then start again.") from None
-
-
-def _is_image(file_name: str) -> bool:
-    return file_name.lower().endswith(IMAGE_SUFFIXES) and not file_name.startswith(".")
-
-
-class TfdsSource:
-    """A split of a prepared TFDS data set in ArrayRecord format, images left encoded; needs no TensorFlow.
-
-    Raises:
-      NotImplementedError: the data set is not in ArrayRecord format.
-      UserError: a shard is missing.
-    """
-
-    def __init__(self, name: str, builder: Any, split: str):
-        import tensorflow_datasets as tfds  # slow to import, and only this needs it
-
-        self.records = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
-        missing = [path for path in builder.info.splits[split].filepaths if not path.exists()]
-        if missing:
-            raise UserError(
-                f"{len(missing)} shard(s) of {name!r} ({split}) are missing, the first {missing[0]}. "
-                "Copy or prepare the data set again."
-            )
-        self.info = DatasetInfo(name, len(self.records), tuple(builder.info.features["label"].names), None)
-        self.where = f"{builder.data_path}/{split}"
-
-    def __len__(self) -> int:
-        return self.info.num_images
-
-    def __getitem__(self, index: int) -> Record:
-        example = self.records[index]
-        return Record(bytes(example["image"]), int(example["label"]), f"{self.where}[{index}]")
 
 
 def read_idx(path: str | os.PathLike) -> UInt8[np.ndarray, "..."]:

@@ -2,60 +2,24 @@
 
 import os
 import pathlib
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
 
-import numpy as np
+from etils import epath
 
-from resnext_jax.data import decode
-from resnext_jax.data.readers import ArraySource, FolderSource, Source, SyntheticSource, TfdsSource, read_idx
-from resnext_jax.errors import THIS_COMMAND, UserError, raise_all, unknown
+from resnext_jax.data.absent import absent, bucket_problems
+from resnext_jax.data.folder import SPLITS, open_folder, split_folders
+from resnext_jax.data.readers import ArraySource, GatherSource, Source, SyntheticSource, read_idx
+from resnext_jax.data.records import MANIFEST, UNFINISHED, RecordSource, read_manifest
+from resnext_jax.data.subset import ON_BAD_IMAGE, ReplacingSource, read_class_list, subset
+from resnext_jax.data.tfds import open_tfds
+from resnext_jax.errors import UserError, raise_all, unknown
 
-SPLITS = ("train", "validation")
-NUM_CLASSES = {"imagenet2012": 1000, "imagenet5k": 5000}
 FASHION_MNIST_CLASSES = (
     *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
     *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
 )
 BUILTIN_DIR = str(pathlib.Path(__file__).parent / "builtin")
 DEBIAN_FASHION_MNIST_DIR = "/usr/share/datasets/fashion-mnist"  # package dataset-fashion-mnist
-
-# TFDS's command line imports all of these, whatever it is asked to do.
-_TFDS_INSTALL = "pip install tensorflow tensorflow-datasets apache-beam mlcroissant importlib_resources"
-_TFDS_BUILD = (
-    "with TFDS, in an environment of its own (only this step needs TensorFlow):",
-    _TFDS_INSTALL,
-    "tfds build {name} --file_format=array_record --data_dir=DIR",
-)
-_FOLDERS = ("as files DIR/train/<class>/*.JPEG and DIR/validation/<class>/*.JPEG (also DIR/val; also .jpg, .png)",)
-# data set -> ways to prepare it, each a sentence and the commands
-PREPARE: dict[str, tuple[tuple[str, ...], ...]] = {
-    "cifar10": (_TFDS_BUILD,),
-    "cifar100": (_TFDS_BUILD,),
-    "fashion_mnist": (("on Debian or Ubuntu:", "apt-get install dataset-fashion-mnist"), _TFDS_BUILD),
-    "folder": (_FOLDERS,),
-    "imagenet2012": (
-        _FOLDERS,
-        (
-            "with TFDS: put ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar (https://image-net.org) into a folder "
-            "TARS, then, in an environment of its own (only this step needs TensorFlow):",
-            _TFDS_INSTALL,
-            "tfds build imagenet2012 --file_format=array_record --data_dir=DIR --manual_dir=TARS",
-        ),
-    ),
-    "imagenet5k": ((f"{_FOLDERS[0]}; validation may have 1000 of the 5000 classes",),),
-}
-
-
-def _absent(name: str, split: str, places: Sequence[str]) -> UserError:
-    lines = [f"data set {name!r} ({split} split) was not found. Looked for:", *(f"  - {place}" for place in places)]
-    lines.append("Prepare it in one of these ways, then add --config.data.dir=DIR:")
-    for sentence, *commands in PREPARE[name]:
-        lines += [f"  - {sentence}", *(f"      {command.format(name=name)}" for command in commands)]
-    lines += ["Or run without it, on synthetic images:"]
-    lines += [f"      {THIS_COMMAND} --config.data.name=synthetic"]
-    return UserError("\n".join(lines))
-
 
 # ---- idx files: the built-in images and the full Fashion-MNIST
 
@@ -106,108 +70,43 @@ def _open_fashion_mnist(name: str, split: str, data_dir: str | None, **_) -> Sou
     for directory in directories:
         if files := _find_idx(directory, split):
             return _open_idx(name, *files)
-    return _open_tfds(name, split, data_dir, [f"{directory}/*-ubyte.gz" for directory in directories])
+    return open_tfds(name, split, data_dir, [f"{directory}/*-ubyte.gz" for directory in directories])
 
 
-# ---- class folders
+# ---- what `prepare` wrote
 
 
-def _split_folders(data_dir: str | None, split: str) -> list[str]:
-    folders = {"train": ("train",), "validation": ("validation", "val")}[split]
-    return [os.path.join(data_dir or "DIR", folder) for folder in folders]
+def _prepared(data_dir: str | None) -> bool:
+    """Whether `prepare` wrote this directory, or began to."""
+    return data_dir is not None and any(epath.Path(data_dir, file).exists() for file in (MANIFEST, UNFINISHED))
+
+
+def _open_records(name: str, split: str, data_dir: str | None, **_) -> Source:
+    if data_dir and epath.Path(data_dir, UNFINISHED).exists():
+        raise UserError(f"{data_dir} is not complete: run the prepare command that began it again, and it goes on.")
+    manifest = read_manifest(data_dir) if data_dir else None
+    if data_dir is None or manifest is None:
+        unset = "" if data_dir else ", by --config.data.dir=DIR, which is not set"
+        raise absent(name, split, [os.path.join(data_dir or "DIR", MANIFEST) + unset])
+    if name not in ("records", manifest.name):
+        raise UserError(
+            f"{data_dir} was prepared as {manifest.name!r}, not {name!r}. Set --config.data.name={manifest.name}, or "
+            "another --config.data.dir."
+        )
+    return RecordSource(name, split, data_dir, manifest)
 
 
 def _open_folder(name: str, split: str, data_dir: str | None, **_) -> Source:
-    roots = {}
-    for key in SPLITS if data_dir else ():
-        for folder in filter(os.path.isdir, _split_folders(data_dir, key)):
-            roots.setdefault(key, folder)
-    if split not in roots:
-        unset = "" if data_dir else ", by --config.data.dir=DIR, which is not set"
-        raise _absent(name, split, [folder + unset for folder in _split_folders(data_dir, split)])
-    classes = {
-        key: sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith("."))
-        for key, root in roots.items()
-    }
-    all_of = "train" if "train" in classes else split
-    wanted = NUM_CLASSES.get(name, max(1, len(classes[all_of])))
-    problems = []
-    if len(classes[all_of]) != wanted:
-        problems.append(
-            f"{roots[all_of]} has {len(classes[all_of])} class folders; {name!r} has {wanted}. "
-            "Add the missing ones; a set of your own is --config.data.name=folder."
-        )
-    for key, other in (("train", "validation"), ("validation", "train")):
-        only = sorted(set(classes.get(key, ())) - set(classes.get(other, classes.get(key, ()))))
-        # imagenet5k is validated on ImageNet-1K, whose classes are 1000 of its 5000
-        if only and not (name == "imagenet5k" and key == "train"):
-            listed = ", ".join(only[:5]) + (", ..." if len(only) > 5 else "")
-            problems.append(
-                f"{len(only)} class folder(s) of {roots[key]} are not in {roots[other]}: {listed}. "
-                "Both splits must have the same classes: add or remove folders."
-            )
-    raise_all(problems)
-    return FolderSource(name, roots[split], classes[all_of])
-
-
-# ---- TFDS
-
-
-def _open_tfds(name: str, split: str, data_dir: str | None, places: Sequence[str] = (), **_) -> Source:
-    from etils import epath
-
-    default_dir = os.environ.get("TFDS_DATA_DIR") or os.path.expanduser("~/tensorflow_datasets")
-    roots = [epath.Path(root) for root in (data_dir, default_dir) if root]
-    patterns = ("dataset_info.json", "[0-9]*/dataset_info.json", f"{name}/[0-9]*/dataset_info.json")
-    found = (path.parent for root in roots for pattern in patterns for path in _newest_first(root.glob(pattern)))
-    directory = next(found, None)
-    if directory is None:
-        raise _absent(name, split, [*places, *(f"{root / name} (TFDS)" for root in roots)])
-
-    import tensorflow_datasets as tfds  # slow to import, and only this needs it
-
-    builder: Any = tfds.builder_from_directory(directory)
-    names = {"train": ("train",), "validation": ("validation", "test")}[split]
-    tfds_split = next((key for key in names if key in builder.info.splits), None)
-    if builder.name != name or tfds_split is None:
-        raise UserError(
-            f"{directory} holds {builder.name!r} with the splits {', '.join(builder.info.splits) or 'none'}; wanted is "
-            f"{name!r}, {' or '.join(names)}. Change --config.data.name or --config.data.dir, or prepare it anew."
-        )
-    try:
-        source = TfdsSource(name, builder, tfds_split)
-    except NotImplementedError:
-        raise UserError(
-            f"{directory} is in the format {builder.info.file_format.value!r}, which cannot be read by index; "
-            "'array_record' can. Convert it once, in an environment of its own (only this step needs TensorFlow):\n"
-            f"      {_TFDS_INSTALL}\n"
-            f"      tfds convert_format --dataset_version_dir={directory} --out_file_format=array_record"
-        ) from None
-    shape = builder.info.features["image"].shape
-    return source if None in shape else _in_memory(source, shape)
-
-
-def _newest_first(paths):
-    return sorted(paths, key=lambda path: [int(n) for n in path.parent.name.split(".") if n.isdigit()], reverse=True)
-
-
-def _in_memory(source: TfdsSource, shape: tuple[int, int, int]) -> Source:
-    """Decodes small images of one shape (CIFAR, Fashion-MNIST) once, at some 90 us each, instead of every epoch."""
-    images, labels = np.empty((len(source), *shape), np.uint8), np.empty(len(source), np.int64)
-    for index in range(len(source)):
-        record = source[index]
-        images[index] = decode.decode(bytes(record.image), record.name, num_channels=shape[-1])
-        labels[index] = record.label
-    return ArraySource(source.info.name, images, labels, source.info.class_names, source.where)
+    return (_open_records if _prepared(data_dir) else open_folder)(name, split, data_dir)
 
 
 def _open_imagenet2012(name: str, split: str, data_dir: str | None, **_) -> Source:
-    if data_dir and any(os.path.isdir(folder) for key in SPLITS for folder in _split_folders(data_dir, key)):
+    folders = [folder for key in SPLITS for folder in split_folders(data_dir, key)]
+    if _prepared(data_dir) or any(epath.Path(folder).is_dir() for folder in folders if data_dir):
         return _open_folder(name, split, data_dir)
     unset = "" if data_dir else " (--config.data.dir=DIR is not set)"
-    return _open_tfds(
-        name, split, data_dir, [f"{folder}/<class>/{unset}" for folder in _split_folders(data_dir, split)]
-    )
+    places = [f"{folder}/<class>/{unset}" for folder in split_folders(data_dir, split)]
+    return open_tfds(name, split, data_dir, [os.path.join(data_dir or "DIR", MANIFEST) + unset, *places])
 
 
 # ---- the table and the door
@@ -223,12 +122,14 @@ def _open_synthetic(
 
 SOURCES: dict[str, Callable[..., Source]] = {
     "builtin": _open_builtin,
-    "cifar10": _open_tfds,
-    "cifar100": _open_tfds,
+    "cifar10": open_tfds,
+    "cifar100": open_tfds,
     "fashion_mnist": _open_fashion_mnist,
     "folder": _open_folder,
     "imagenet2012": _open_imagenet2012,
     "imagenet5k": _open_folder,
+    "imagenet_v2": open_tfds,
+    "records": _open_records,
     "synthetic": _open_synthetic,
 }
 
@@ -242,6 +143,8 @@ def open_source(
     num_classes: int = 1000,
     image_size_px: int = 32,
     num_channels: int = 3,
+    class_list: str | None = None,
+    on_bad_image: str = "error",
 ) -> Source:
     """Opens one split of a data set.
 
@@ -250,13 +153,22 @@ def open_source(
       split: "train", or "validation" (which is the test split of a set that has no other).
       data_dir: where to look first; None looks in the default places only.
       num_images, num_classes, image_size_px, num_channels: of synthetic images; every other set has its own.
+      class_list: a file with one class name per line: only images of these, labelled 0, 1, ... in the set's order.
+      on_bad_image: "error", or "replace" (`ReplacingSource`).
 
     Raises:
       UserError: unknown name or split; data absent (with every place and the ways to prepare it) or inconsistent.
     """
     problems = [unknown("data set", name, SOURCES)] if name not in SOURCES else []
     problems += [unknown("split", split, SPLITS)] if split not in SPLITS else []
-    raise_all(problems)
+    problems += [unknown("on_bad_image", on_bad_image, ON_BAD_IMAGE)] if on_bad_image not in ON_BAD_IMAGE else []
+    raise_all(problems + bucket_problems(data_dir, class_list))
     data_dir = os.path.expanduser(data_dir) if data_dir else None
     sizes = {"num_images": num_images, "num_classes": num_classes, "image_size_px": image_size_px}
-    return SOURCES[name](name, split, data_dir=data_dir, num_channels=num_channels, **sizes)
+    source = SOURCES[name](name, split, data_dir=data_dir, num_channels=num_channels, **sizes)
+    if class_list is not None:
+        class_list = os.path.expanduser(class_list)
+        source = subset(source, read_class_list(class_list, source.info.class_names), class_list)
+    if on_bad_image == "replace" and not isinstance(source, GatherSource):  # images in memory are whole
+        source = ReplacingSource(source)
+    return source

@@ -17,6 +17,9 @@ def open_data(config: ConfigDict, split: str) -> Source:
         data_dir=config.data.dir,
         image_size_px=config.data.image_size_px,
         num_channels=channels,
+        class_list=config.data.class_list,
+        # An evaluation that counts one image twice would not be exact.
+        on_bad_image=config.data.on_bad_image if split == "train" else "error",
     )
     # Images of many shapes are decoded to RGB.
     found = source.info.image_shape[2] if source.info.image_shape else 3

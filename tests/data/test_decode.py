@@ -79,6 +79,105 @@ def test_one_channel_stays_one():
     np.testing.assert_array_equal(decoded, grey[..., None])
 
 
+def test_exif_orientation_is_not_applied():
+    exif = Image.Exif()
+    exif[0x0112] = 6  # "turn right to look at it"
+    photo = Image.fromarray(PHOTOS[0])
+    plain, turned = encoded(photo, "JPEG"), encoded(photo, "JPEG", exif=exif)
+    assert decode.decode(turned, "turned").shape == (427, 640, 3)
+    np.testing.assert_array_equal(decode.decode(turned, "turned"), decode.decode(plain, "plain"))
+
+
+def libjpeg_channels(data: bytes) -> np.ndarray:
+    """What libjpeg itself gives for a CMYK JPEG: the stored channels, before Pillow turns Adobe's round."""
+    with Image.open(io.BytesIO(data)) as image:
+        image.tile = [tile._replace(args=("CMYK", *tile.args[1:])) for tile in image.tile]
+        return np.asarray(image)
+
+
+def test_cmyk_jpegs_are_read_as_torch_read_them():
+    """Torch's image package took the first three of libjpeg's four channels."""
+    cmyk = Image.fromarray(PHOTOS[1]).convert("CMYK")
+    adobe = encoded(cmyk, "JPEG", quality=95)
+    assert Image.open(io.BytesIO(adobe)).info["adobe"] == 100
+    stored = libjpeg_channels(adobe)
+    np.testing.assert_array_equal(decode.decode(adobe, "adobe"), stored[..., :3])
+    # Pillow makes CMYK without black, so that the stored, inverted channels are the photograph
+    assert np.abs(decode.decode(adobe, "adobe").astype(int) - PHOTOS[1]).mean() < 4
+    # black 0: one that is stored inverted as 255. With black, the other channels stay what they are.
+    dark = Image.merge("CMYK", (*cmyk.split()[:3], Image.new("L", cmyk.size, 200)))
+    assert np.abs(decode.decode(encoded(dark, "JPEG", quality=95), "dark").astype(int) - PHOTOS[1]).mean() < 4
+    # the same without Adobe's marker (FFEE): libjpeg inverts nothing, and Pillow inverts whatever is CMYK
+    marker = adobe.index(b"\xff\xee\x00\x0eAdobe")
+    plain = adobe[:marker] + adobe[marker + 16 :]
+    np.testing.assert_array_equal(decode.decode(plain, "plain"), stored[..., :3])
+
+
+def test_a_png_by_the_name_of_jpeg():
+    # ImageNet's n02105855_2933.JPEG is one
+    pixels = PHOTOS[0][:9, :8]
+    np.testing.assert_array_equal(decode.decode(encoded(Image.fromarray(pixels), "PNG"), "n02105855_2933.JPEG"), pixels)
+
+
+def test_16_bits_of_colour_and_of_grey_keep_the_upper_8():
+    """A PNG with 16 bits per channel, written by hand: Pillow writes none in colour."""
+    values = np.array([[[0, 255, 256], [257, 511, 65_535]]], ">u2")
+    for colour_type, row in ((2, values), (0, values.reshape(1, 6))):
+        header = struct.pack(">IIBBBBB", row.shape[1], 1, 16, colour_type, 0, 0, 0)
+        data = b"\x89PNG\r\n\x1a\n"
+        for kind, body in ((b"IHDR", header), (b"IDAT", zlib.compress(b"\0" + row.tobytes())), (b"IEND", b"")):
+            data += struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        found = decode.decode(data, "16 bits", num_channels=3 if colour_type else 1)
+        assert found.ravel().tolist() == [0, 0, 1, 1, 1, 255]
+
+
+JPEG_KINDS = {
+    "colour": ("RGB", {}),
+    "grey": ("L", {}),
+    "without subsampling": ("RGB", {"subsampling": "4:4:4"}),
+    "subsampled across": ("RGB", {"subsampling": "4:2:2"}),
+    "progressive": ("RGB", {"progressive": True}),
+    "stored as RGB": ("RGB", {"keep_rgb": True}),
+    "stored as CMYK": ("CMYK", {}),
+}
+
+
+@pytest.mark.parametrize("kind", JPEG_KINDS)
+def test_jpegs_have_the_same_pixels_read_directly_and_by_pillow(kind):
+    mode, options = JPEG_KINDS[kind]
+    for photo in (PHOTOS[0], PHOTOS[1][:33, :47]):
+        data = encoded(Image.fromarray(photo).convert(mode), "JPEG", **options)
+        ours = decode.decode(data, "photo")
+        assert (decode._plain_jpeg(data) is None) == (mode == "CMYK")
+        if mode != "CMYK":
+            np.testing.assert_array_equal(ours, np.asarray(Image.open(io.BytesIO(data)).convert("RGB")))
+
+
+def test_what_is_not_flawless_is_for_pillow_to_judge(monkeypatch):
+    """Bits flipped and ends cut: the same pixels, or the same refusal, as without the direct way."""
+    rng, refused = np.random.default_rng(1), 0
+    whole = [
+        encoded(Image.fromarray(photo[:60, :80]).convert(mode), "JPEG") for photo in PHOTOS for mode in ("L", "RGB")
+    ]
+    direct = decode._plain_jpeg
+    for case in range(120):
+        data = bytearray(whole[case % len(whole)])
+        if case % 3:
+            data[rng.integers(len(data))] ^= 1 << rng.integers(8)
+        else:
+            data = data[: rng.integers(len(data) // 2, len(data) + 1)]
+        found = []
+        for way in (direct, lambda data: None):
+            monkeypatch.setattr(decode, "_plain_jpeg", way)
+            try:
+                found.append(decode.decode(bytes(data), "photo"))
+            except UserError as error:
+                found.append(str(error))
+        np.testing.assert_equal(*found)
+        refused += isinstance(found[0], str)
+    assert 20 < refused < 100
+
+
 def _png_header(width: int, height: int) -> bytes:
     chunk = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk))
@@ -94,8 +193,34 @@ PNG = encoded(Image.fromarray(PHOTOS[0][:40, :40]), "PNG")
     ids=["empty", "text", "half a JPEG", "JPEG header", "half a PNG", "decompression bomb"],
 )
 def test_a_broken_image_is_named(data):
-    with pytest.raises(UserError, match=r"class/broken\.jpg is not a readable image"):
-        decode.decode(data, "class/broken.jpg")
+    for read in (decode.decode, decode.check):
+        with pytest.raises(UserError, match=r"class/broken\.jpg is not a readable image"):
+            read(data, "class/broken.jpg")
+
+
+def test_200_corrupted_images_are_read_or_named():
+    """Cut anywhere, bits flipped anywhere, other beginnings, other sizes in the header: no other error, no hang."""
+    rng = np.random.default_rng(0)
+    small = [encoded(Image.fromarray(photo[:60, :80]), kind) for photo in PHOTOS for kind in ("JPEG", "PNG", "GIF")]
+    named = 0
+    for case in range(200):
+        data = bytearray(small[case % len(small)])
+        if case % 4 == 0:
+            data = data[: rng.integers(len(data))]
+        elif case % 4 == 1:
+            data[rng.integers(len(data))] ^= 1 << rng.integers(8)
+        elif case % 4 == 2:
+            data[2 : rng.integers(3, 200)] = rng.bytes(100)
+        else:
+            data[rng.integers(min(200, len(data)))] = 255
+        for read in (decode.decode, decode.check):
+            try:
+                read(bytes(data), f"case {case}")
+            except UserError as error:
+                named += str(error).startswith(f"case {case} is not a readable image")
+    assert named > 100
+    for photo in PHOTOS:  # a check passes what is whole
+        decode.check(encoded(Image.fromarray(photo), "JPEG"), "whole")
 
 
 def test_read_image(tmp_path):

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -15,7 +16,9 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from resnext_jax.data import decode, pipeline
-from resnext_jax.data.readers import ArraySource, FolderSource
+from resnext_jax.data.folder import FolderSource
+from resnext_jax.data.order import SMALL_NUM_IMAGES, train_indices
+from resnext_jax.data.readers import ArraySource
 from resnext_jax.data.sources import open_source
 from resnext_jax.errors import UserError
 
@@ -90,7 +93,7 @@ def chi_square(counts: np.ndarray) -> float:
 
 def test_the_shuffle_of_a_small_set_is_uniform():
     """Over many epochs each image stands at each place equally often, and so does each successor."""
-    order = pipeline.train_indices(10, 0, np.arange(10 * 2000)).reshape(2000, 10)
+    order = train_indices(10, 0, np.arange(10 * 2000)).reshape(2000, 10)
     places, successors = np.zeros((10, 10)), np.zeros((10, 10))
     for place in range(10):
         np.add.at(places, (place, order[:, place]), 1)
@@ -103,8 +106,8 @@ def test_the_shuffle_of_a_small_set_is_uniform():
 def test_the_shuffle_of_a_large_set_is_uniform():
     """Where images go, what follows them, and where they go in the next epoch, in tenths of the set."""
     num_images = 70_000
-    assert num_images > pipeline.SMALL_NUM_IMAGES
-    first, second = pipeline.train_indices(num_images, 0, np.arange(2 * num_images)).reshape(2, num_images)
+    assert num_images > SMALL_NUM_IMAGES
+    first, second = train_indices(num_images, 0, np.arange(2 * num_images)).reshape(2, num_images)
     for order in (first, second):
         np.testing.assert_array_equal(np.sort(order), np.arange(num_images))
     tenths = num_images // 10
@@ -115,15 +118,75 @@ def test_the_shuffle_of_a_large_set_is_uniform():
     assert abs(np.abs(np.diff(first)).mean() / num_images - 1 / 3) < 0.01
 
 
-def test_the_order_of_14_million_images_at_step_400_000():
-    positions = 400_000 * 256 + np.arange(256)
-    indices = pipeline.train_indices(14_000_000, 0, positions)
-    assert indices.min() >= 0
-    assert indices.max() < 14_000_000
-    assert len(set(indices.tolist())) == 256
+def seed_seq(seed: int, count: int) -> list[int]:
+    """C++'s std::seed_seq{seed}.generate of `count` words, below 39, by the standard's definition."""
+    mask, b = 2**32 - 1, [0x8B8B8B8B] * count
+    t = 3 if count >= 7 else (count - 1) // 2
+    p = (count - t) // 2
+    q, m = p + t, max(2, count)
+    for k in range(m + count):
+        x = [b[k % count], b[(k + p) % count], b[(k - 1) % count]]
+        if k < m:
+            mixed = x[0] ^ x[1] ^ x[2]
+            r1 = 1664525 * (mixed ^ mixed >> 27) & mask
+            r2 = r1 + (1 if k == 0 else k % count + (seed if k == 1 else 0)) & mask
+            b[(k + p) % count] = b[(k + p) % count] + r1 & mask
+            b[(k + q) % count] = b[(k + q) % count] + r2 & mask
+        else:
+            mixed = sum(x) & mask
+            r1 = 1566083941 * (mixed ^ mixed >> 27) & mask
+            r2 = r1 - k % count & mask
+            b[(k + p) % count] ^= r1
+            b[(k + q) % count] ^= r2
+        b[k % count] = r2
+    return b
 
 
-# ---- processes, threads, steps
+def simon(index: int, bits: int, keys: list[int]) -> int:
+    """A Feistel network of Simon's rounds (eprint 2013/404) on numbers of `bits` bits."""
+    word = bits // 2
+    mask = 2**word - 1
+
+    def rotated(x: int, by: int) -> int:
+        return (x << by | x >> (word - by)) & mask
+
+    left, right = index >> word, index & mask
+    for key in keys:
+        left, right = right, left ^ (rotated(right, 1) & rotated(right, 8)) ^ rotated(right, 2) ^ key & mask
+    return left << word | right
+
+
+@pytest.mark.parametrize(("num_images", "bits"), [(1_281_167, 22), (14_000_000, 24)])
+@pytest.mark.parametrize("step", [0, 400_000])
+def test_the_order_by_its_definition(num_images, bits, step):
+    """Encrypt the place in the epoch until an index of an image comes out; the key is that of (seed, epoch)."""
+    expected = []
+    for position in range(step * 256, step * 256 + 256):
+        epoch, index = divmod(position, num_images)
+        key = int(np.random.SeedSequence((5, epoch)).generate_state(1, np.uint64)[0]) & 0xFFFFFFFF
+        keys = seed_seq(key, 16)
+        while (index := simon(index, bits, keys)) >= num_images:
+            pass
+        expected.append(index)
+    found = train_indices(num_images, 5, step * 256 + np.arange(256))
+    assert found.tolist() == expected
+    assert len(set(expected)) == 256
+
+
+def test_the_order_needs_no_memory():
+    tracemalloc.start()
+    try:
+        train_indices(14_000_000, 1, 400_000 * 256 + np.arange(256))
+        assert tracemalloc.get_traced_memory()[1] < 300_000
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("num_images", [65_536, 65_537, 65_538])
+def test_no_image_is_left_out_at_powers_of_two(num_images):
+    for epoch in range(2):
+        order = train_indices(num_images, 3, epoch * num_images + np.arange(num_images))
+        np.testing.assert_array_equal(np.sort(order), np.arange(num_images))
 
 
 @pytest.mark.parametrize("process_count", [2, 4])
@@ -169,7 +232,7 @@ def test_dtypes_and_shapes():
 def test_each_image_has_crop_numbers_of_its_own(photos):
     """The crop of (seed, step, row) is the one that its key gives, and no two images share a key."""
     batch = train(photos, num_steps=3, crop="random_sized", image_size_px=32)[2]
-    for row, index in enumerate(pipeline.train_indices(20, 3, 2 * 8 + np.arange(8)).tolist()):
+    for row, index in enumerate(train_indices(20, 3, 2 * 8 + np.arange(8)).tolist()):
         image = decode.decode(photos[index].image, "photo")
         rng = np.random.Generator(np.random.Philox(key=3, counter=[0, 0, row, 2]))
         np.testing.assert_array_equal(batch.image[row], decode.random_sized_crop(image, 32, rng))
@@ -196,6 +259,25 @@ def test_evaluation_counts_every_image_once_in_order():
     np.testing.assert_array_equal(last.mask, [1, 1, 0, 0, 0, 0, 0, 0])
     assert not last.image[2:].any()
     assert not last.label[2:].any()
+
+
+@pytest.mark.parametrize("process_count", [1, 2, 4, 8])
+def test_evaluation_counts_every_image_once_on_any_number_of_hosts(process_count):
+    for num_images in (1, 7, 8, 9, 50):
+        hosts = [
+            evaluate(numbered(num_images), process_index=index, process_count=process_count)
+            for index in range(process_count)
+        ]
+        # -(-n // 8) global batches on every host, or one would wait for another that has none left
+        assert [len(host) for host in hosts] == [-(-num_images // 8)] * process_count
+        counted = [
+            (label, int(image[0, 0, 0]))
+            for batches in zip(*hosts, strict=True)
+            for batch in batches
+            for label, image, mask in zip(batch.label.tolist(), batch.image, batch.mask, strict=True)
+            if mask
+        ]
+        assert counted == [(number, number) for number in range(num_images)]
 
 
 def test_a_process_with_nothing_left_yields_padding():

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from resnext_jax.data import sources
+from resnext_jax.data import folder, sources
 from resnext_jax.data.readers import ArraySource, GatherSource, read_idx
 from resnext_jax.data.sources import open_source
 from resnext_jax.errors import UserError
@@ -255,7 +255,7 @@ def test_a_file_that_vanishes_is_named(tmp_path):
 
 
 def test_imagenet_in_folders(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "NUM_CLASSES", {"imagenet2012": 2, "imagenet5k": 4})
+    monkeypatch.setattr(folder, "NUM_CLASSES", {"imagenet2012": 2, "imagenet5k": 4})
     make_folders(tmp_path / "1k", "train", ["n02", "n01"])
     assert open_source("imagenet2012", "train", data_dir=str(tmp_path / "1k")).info.class_names == ("n01", "n02")
     # imagenet5k's validation images are of 1000 of the classes, and have the labels of the whole list
@@ -269,21 +269,26 @@ def test_imagenet_in_folders(tmp_path, monkeypatch):
 # ---- absent data
 
 
-@pytest.mark.parametrize("name", ["imagenet2012", "imagenet5k", "cifar10", "cifar100", "fashion_mnist", "folder"])
+@pytest.mark.parametrize(
+    "name", ["imagenet2012", "imagenet5k", "cifar10", "cifar100", "fashion_mnist", "folder", "records"]
+)
 @pytest.mark.parametrize("given", [True, False])
 def test_absent_data_ends_in_one_instruction(name, given, tmp_path):
     text = message(name, data_dir=str(tmp_path / "mine") if given else None)
     assert f"data set '{name}' (train split) was not found" in text
     assert "python main.py --config=configs/NAME.py --config.data.name=synthetic" in text
     assert "--config.data.dir=DIR" in text
-    if given or name not in ("imagenet5k", "folder"):
+    if given or name not in ("imagenet5k", "folder", "records"):
         assert str(tmp_path / ("mine" if given else "tfds_default")) in text
     if name.startswith("imagenet") or name == "folder":
         assert "DIR/train/<class>/*.JPEG" in text
-    if name not in ("imagenet5k", "folder"):
+    if name not in ("imagenet5k", "folder", "records"):
         assert f"tfds build {name} --file_format=array_record --data_dir=DIR" in text
     if name == "imagenet2012":
         assert "--manual_dir=TARS" in text
+    if name in ("imagenet2012", "imagenet5k", "folder", "records"):
+        assert f"python -m resnext_jax.data.prepare {name.replace('records', 'folder')} " in text
+        assert f"{tmp_path / 'mine' if given else 'DIR'}/{'train' if name == 'folder' else ''}" in text
 
 
 # ---- TFDS, in files written here without TensorFlow
@@ -366,8 +371,30 @@ def test_imagenet_of_tfds_in_the_default_place(tmp_path):
     assert len(source) == 3
     assert [(source[i].image, source[i].label) for i in range(3)] == list(zip(jpegs, [1, 0, 1], strict=True))
     assert "splits validation; wanted is 'imagenet2012', train" in message("imagenet2012")
+    assert source.all_labels().tolist() == [1, 0, 1]
+    (tmp_path / "list").write_text("n02\n")
+    part = open_source("imagenet2012", "validation", class_list=str(tmp_path / "list"))
+    assert part.info.class_names == ("n02",)
+    assert [(part[i].image, part[i].label) for i in range(2)] == [(jpegs[0], 0), (jpegs[2], 0)]
     info = directory / "dataset_info.json"
     info.write_text(info.read_text().replace('"array_record"', '"tfrecord"'))
     text = message("imagenet2012", "validation")
     assert "is in the format 'tfrecord'" in text
     assert f"tfds convert_format --dataset_version_dir={directory} --out_file_format=array_record" in text
+
+
+def test_imagenet_v2_of_tfds_is_for_validation(tmp_path):
+    """TFDS keeps it in a folder per way of sampling: imagenet_v2/matched-frequency/3.0.0."""
+    jpegs = [encoded(np.full((20, 30, 3), 50 * i, np.uint8), "JPEG") for i in range(3)]
+    arguments = {"class_names": ["n01", "n02"], "image_shape": (None, None, 3)}
+    directory = write_tfds(tmp_path, "imagenet_v2", "3.0.0", {"test": jpegs}, [1, 0, 1], **arguments)
+    configured = tmp_path / "imagenet_v2" / "matched-frequency" / "3.0.0"
+    configured.parent.mkdir()
+    directory.rename(configured)
+    info = json.loads((configured / "dataset_info.json").read_text())
+    (configured / "dataset_info.json").write_text(json.dumps({**info, "configName": "matched-frequency"}))
+    source = open_source("imagenet_v2", "validation", data_dir=str(tmp_path))
+    assert [(source[i].image, source[i].label) for i in range(3)] == list(zip(jpegs, [1, 0, 1], strict=True))
+    assert "holds 'imagenet_v2' with the splits test; wanted is 'imagenet_v2', train" in message(
+        "imagenet_v2", data_dir=str(tmp_path)
+    )

@@ -1,6 +1,7 @@
 """ops.augment against plain numpy: what was drawn is read off the result, then the whole image is computed anew."""
 
 import itertools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -83,6 +84,20 @@ def test_lighting_shifts_along_the_eigenvectors():
     assert np.abs(normal.mean(0)).max() < 5 * 0.1 / np.sqrt(DRAWS)
     assert np.abs(normal.std(0) - 0.1).max() < 5 * 0.1 / np.sqrt(2 * DRAWS)
     assert np.abs(np.corrcoef(normal.T) - np.eye(3)).max() < 5 / np.sqrt(DRAWS)
+
+
+def test_lighting_is_normal_with_the_covariance_of_the_definition():
+    """Kolmogorov-Smirnov against the normal distribution, and 255^2 * V diag(0.1 * lambda)^2 V^T."""
+    shifts = (draws(lib.pca_lighting, 0.1) - IMAGE)[:, 0, 0]
+    for draw in (np.linalg.solve(EIGENVECTORS, shifts.T / 255).T / EIGENVALUES / 0.1).T:
+        cdf = np.array([(1 + math.erf(x / math.sqrt(2))) / 2 for x in np.sort(draw)])
+        assert np.abs(cdf - (np.arange(DRAWS) + 0.5) / DRAWS).max() < 1.95 / np.sqrt(DRAWS)  # p = 0.001
+    scaled = EIGENVECTORS * EIGENVALUES * 0.1 * 255
+    want = scaled @ scaled.T
+    found = shifts.T @ shifts / DRAWS
+    # The variance of a product of two normal draws, over their number; five standard errors.
+    error = np.sqrt((np.outer(np.diag(want), np.diag(want)) + want**2) / DRAWS)
+    assert (np.abs(found - want) < 5 * error).all()
 
 
 def test_flip_mirrors_every_second_image():
@@ -177,3 +192,53 @@ def test_draws_differ_by_seed_step_and_position(full_recipe, seed, step, positio
     first = full_recipe(batch_of(IMAGE, 2), lib.image_keys(7, jnp.int32(11), 2))[0]
     second = full_recipe(batch_of(IMAGE, 2), lib.image_keys(seed, jnp.int32(step), 2))[position]
     assert np.abs(first - second).max() > 0.01
+
+
+# ---- The draws of one image, and those of its neighbours, have nothing to do with each other
+
+
+def test_flip_and_place_of_the_crop_are_independent():
+    image = np.arange(1, 21).reshape(4, 5, 1)
+    augment = jax.jit(lib.make_augment(mean=(0.0,), std=(1.0,), flip_images=True, pad_px=2))
+    counts = np.zeros((2, 5, 5))
+    for crop in np.asarray(augment(batch_of(image, DRAWS), lib.image_keys(0, jnp.int32(0), DRAWS)))[..., 0]:
+        row, column = np.argwhere(crop)[0]
+        first, second = crop[row, column : column + 2].astype(int)
+        flipped = int(second < first)
+        place = (first - 1) % 5
+        counts[flipped, (first - 1) // 5 + 2 - row, (4 - place if flipped else place) + 2 - column] += 1
+    expected = DRAWS / 50
+    # Chi-squared with 49 degrees of freedom: 107 is exceeded once in 300,000 times.
+    assert ((counts - expected) ** 2 / expected).sum() < 107
+
+
+def test_jitter_lighting_and_flip_are_independent():
+    recipe = dict(color_jitter_strength=0.4, lighting_std=0.1, flip_images=True)
+    augment = jax.jit(lib.make_augment(mean=(0.0,) * 3, std=(1.0,) * 3, **recipe))
+    images = np.asarray(augment(batch_of(IMAGE, DRAWS), lib.image_keys(2, jnp.int32(9), DRAWS)), np.float64)
+    fits, errors = [], []
+    for source in (IMAGE, IMAGE[:, ::-1]):
+        # `scale * pixel + by_grey * grey + shift`, as in test_imagenet_jitters_before_it_normalizes
+        grey = np.broadcast_to((source * LUMA).sum(-1, keepdims=True), source.shape)
+        shifts = np.broadcast_to(np.eye(3), (*source.shape[:2], 3, 3))
+        columns = np.concatenate([source[..., None], grey[..., None], shifts], -1).reshape(-1, 5)
+        values = images.reshape(DRAWS, -1).T
+        fits.append(np.linalg.lstsq(columns, values)[0])
+        errors.append(np.abs(columns @ fits[-1] - values).max(0))
+    flipped = errors[1] < errors[0]
+    assert (np.where(flipped, errors[1], errors[0]) < 0.05).all()
+    scale, _, red, green, blue = np.where(flipped, fits[1], fits[0])
+    # The scale is jitter's alone, and the differences between the shifts are lighting's alone.
+    correlation = np.corrcoef([scale, red - green, green - blue, flipped])
+    assert max(abs(correlation[pair]) for pair in ((0, 1), (0, 2), (0, 3), (1, 3), (2, 3))) < 5 / np.sqrt(DRAWS)
+
+
+def test_neighbours_in_the_batch_and_in_time_draw_independently():
+    def draw(key):
+        return lib.pca_lighting(key, jnp.zeros((1, 1, 3)), 0.1)[0, 0, 0]
+
+    one_step = jax.jit(lambda step: jax.vmap(draw)(lib.image_keys(4, step, 50)))
+    table = np.stack([np.asarray(one_step(jnp.int32(step))) for step in range(100)])
+    for first, second in ((table[:, :-1], table[:, 1:]), (table[:-1], table[1:]), (table[:-1, :-1], table[1:, 1:])):
+        assert abs(np.corrcoef(first.ravel(), second.ravel())[0, 1]) < 5 / np.sqrt(first.size)
+    assert len(np.unique(table)) > 4990

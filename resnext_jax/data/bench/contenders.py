@@ -1,0 +1,224 @@
+"""The input pipelines that are timed: from files to uint8 batches of random-sized crops, as each is commonly written.
+
+Each runs in a process of its own, on the same cores, and only while it is its turn.
+"""
+
+import contextlib
+import importlib
+import importlib.util
+import math
+import multiprocessing
+import os
+import pathlib
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from resnext_jax.data import decode, partial, resize
+from resnext_jax.data.folder import FolderSource, class_folders
+from resnext_jax.data.pipeline import train_batches
+from resnext_jax.errors import UserError, raise_all
+
+SIZE_PX = 224
+ASPECTS, AREAS = (decode.MIN_ASPECT, decode.MAX_ASPECT), (decode.MIN_AREA_FRACTION, 1.0)
+# Batches that may have been prepared between two turns.
+BATCHES_IN_WAITING = 6
+PAUSE_S = 0.5  # until such preparations have come to rest
+
+# name -> packages, and how they are installed
+NEEDS: dict[str, tuple[tuple[str, ...], str]] = {
+    "ours": ((), ""),
+    "tf_data": (("tensorflow",), "pip install tensorflow"),
+    "tf_data_filtered": (("tensorflow",), "pip install tensorflow"),
+    "torch": (("torch", "torchvision"), "pip install torch torchvision"),
+}
+
+
+def absent(name: str) -> str | None:
+    """What to install for a contender, or None where it can run."""
+    packages, command = NEEDS[name]
+    return None if all(importlib.util.find_spec(package) for package in packages) else command
+
+
+def ours(folder: str, num_cores: int, batch_size: int) -> tuple[str, Iterator[np.ndarray]]:
+    """`data.pipeline.train_batches` of a folder of class folders."""
+    batches = train_batches(
+        FolderSource("folder", folder, class_folders(folder)),
+        batch_size=batch_size,
+        seed=0,
+        start_step=0,
+        num_steps=10**9,
+        image_size_px=SIZE_PX,
+        crop="random_sized",
+        num_threads=num_cores,
+    )
+    part = "what the crop needs" if partial.LIBRARY else "whole images (what the crop needs: pip install turbojpeg)"
+    scaled = "compiled" if resize.COMPILED else "by Pillow (no C compiler was found at the installation)"
+    how = f"libjpeg-turbo, {part}; bicubic, filtered, {scaled}; {num_cores} thread(s)"
+    return how, (batch.image for batch in batches)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what TensorFlow's libraries write to the standard error about GPUs that are not there."""
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
+def tf_data(
+    folder: str, num_cores: int, batch_size: int, *, filtered: bool = False
+) -> tuple[str, Iterator[np.ndarray]]:
+    """tf.data as in the TensorFlow models: only the crop is decoded, `tf.image.resize`."""
+    with _quiet():
+        tf: Any = importlib.import_module("tensorflow")
+        tf.config.set_visible_devices([], "GPU")
+
+    def image(path: Any) -> Any:
+        data = tf.io.read_file(path)
+        begin, size, _ = tf.image.sample_distorted_bounding_box(
+            tf.io.extract_jpeg_shape(data),
+            tf.zeros([0, 0, 4]),
+            area_range=AREAS,
+            aspect_ratio_range=ASPECTS,
+            max_attempts=decode.NUM_TRIES,
+            use_image_if_no_bounding_boxes=True,
+        )
+        window = tf.concat([begin[:2], size[:2]], 0)
+        crop = tf.image.decode_and_crop_jpeg(data, window, channels=3)
+        crop = tf.image.resize(crop, (SIZE_PX, SIZE_PX), "bicubic", antialias=filtered)
+        return tf.cast(tf.clip_by_value(tf.round(crop), 0, 255), tf.uint8)
+
+    paths = tf.data.Dataset.list_files(f"{folder}/*/*.jpg", shuffle=False).cache()
+    batches = paths.shuffle(1000).repeat().map(image, num_parallel_calls=num_cores).batch(batch_size).prefetch(2)
+    options = tf.data.Options()
+    options.threading.private_threadpool_size = num_cores
+    options.threading.max_intra_op_parallelism = 1
+    how = (
+        f"TensorFlow {tf.__version__}, decode_and_crop_jpeg, bicubic{', antialias' if filtered else ' of 4 x 4 points'}"
+    )
+    return f"{how}; {num_cores} thread(s)", batches.with_options(options).as_numpy_iterator()
+
+
+def tf_data_filtered(folder: str, num_cores: int, batch_size: int) -> tuple[str, Iterator[np.ndarray]]:
+    """The same with `antialias=True`: a filter of the same kind as ours."""
+    return tf_data(folder, num_cores, batch_size, filtered=True)
+
+
+def torch(folder: str, num_cores: int, batch_size: int) -> tuple[str, Iterator[np.ndarray]]:
+    """PyTorch's DataLoader with torchvision's ImageFolder and RandomResizedCrop, one worker per core."""
+    pytorch: Any = importlib.import_module("torch")
+    try:
+        torchvision: Any = importlib.import_module("torchvision")
+    except RuntimeError:
+        # Built for another torch it lacks its compiled operators: none is used, but importing it looks these up.
+        operators = pytorch.library.Library("torchvision", "FRAGMENT")
+        for name in ("nms", "qnms"):
+            operators.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        torchvision = importlib.import_module("torchvision")
+        torchvision.declared_operators = operators  # they vanish with this object
+    transforms: Any = importlib.import_module("torchvision.transforms")
+    datasets: Any = importlib.import_module("torchvision.datasets")
+    crop = transforms.RandomResizedCrop(
+        SIZE_PX, scale=AREAS, ratio=ASPECTS, interpolation=transforms.InterpolationMode.BICUBIC
+    )
+    images = datasets.ImageFolder(folder, transforms.Compose([crop, transforms.PILToTensor()]))
+    endless = pytorch.utils.data.RandomSampler(images, replacement=True, num_samples=10**7)
+    loader = pytorch.utils.data.DataLoader(
+        images,
+        batch_size,
+        sampler=endless,
+        num_workers=num_cores,
+        multiprocessing_context="fork" if num_cores else None,
+    )
+    how = f"PyTorch {pytorch.__version__}, DataLoader, RandomResizedCrop of Pillow's bicubic; {num_cores} worker(s)"
+    return how, (batch.numpy().transpose(0, 2, 3, 1) for batch, _ in loader)
+
+
+CONTENDERS: dict[str, Callable[[str, int, int], tuple[str, Iterator[np.ndarray]]]] = {
+    "ours": ours,
+    "tf_data": tf_data,
+    "tf_data_filtered": tf_data_filtered,
+    "torch": torch,
+}
+
+
+# ---- turns
+
+
+def pin(num_cores: int) -> None:
+    """Keeps this process and its children on the last cores, where the system can."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-num_cores:])
+
+
+def processor_s() -> float:
+    """Seconds of one core that this process and its workers have taken.
+
+    Unlike the time on the clock they do not count what else the machine does meanwhile. Alone on it, with all of its
+    cores busy, both are the same.
+    """
+    ticks = 0
+    for worker in multiprocessing.active_children():
+        with contextlib.suppress(OSError):  # a system without /proc: only PyTorch has workers, and they flatter it
+            # user and system time, behind the command, which may contain spaces
+            fields = pathlib.Path(f"/proc/{worker.pid}/stat").read_text().rpartition(")")[2].split()
+            ticks += int(fields[11]) + int(fields[12])
+    return time.process_time() + (ticks / os.sysconf("SC_CLK_TCK") if ticks else 0.0)
+
+
+def _serve(pipe: Any, name: str, folder: str, num_cores: int, batch_size: int) -> None:
+    """One contender: says how it runs, then answers every turn of so many seconds with its images per `processor_s`."""
+    pin(num_cores)  # before any library counts the cores
+    try:
+        how, batches = CONTENDERS[name](folder, num_cores, batch_size)
+        first = next(batches)
+        assert (first.shape, first.dtype) == ((batch_size, SIZE_PX, SIZE_PX, 3), np.uint8)
+    except Exception as error:
+        pipe.send(UserError(f"{name} cannot run here: {error!r}. Repair its installation, or remove it."))
+        os._exit(1)
+    pipe.send(how)
+    while turn_s := pipe.recv():
+        for _ in range(BATCHES_IN_WAITING):
+            next(batches)
+        start_s, used_s, num_images = time.perf_counter(), processor_s(), 0
+        while time.perf_counter() - start_s < turn_s:
+            num_images += len(next(batches))
+        pipe.send(num_images / (processor_s() - used_s))
+    os._exit(0)  # whatever threads and workers a library keeps
+
+
+def in_turns(
+    names: list[str], folder: str, *, num_cores: int, batch_size: int, repeats: int, turn_s: float
+) -> tuple[dict[str, str], dict[str, list[float]]]:
+    """How each contender runs, and in each of its turns its images per second of one core."""
+    context = multiprocessing.get_context("spawn")
+    pipes, processes, rates = {}, [], {name: [] for name in names}
+    try:
+        for name in names:
+            pipes[name], theirs = context.Pipe()
+            process = context.Process(target=_serve, args=(theirs, name, folder, num_cores, batch_size))
+            process.start()
+            theirs.close()
+            processes.append(process)
+        how = {name: pipe.recv() for name, pipe in pipes.items()}
+        raise_all([str(answer) for answer in how.values() if isinstance(answer, UserError)])
+        for _ in range(repeats):
+            for name, pipe in pipes.items():
+                time.sleep(PAUSE_S)
+                pipe.send(turn_s)
+                rates[name].append(pipe.recv())
+    finally:
+        for process in processes:
+            process.terminate()
+        for process in processes:
+            process.join()
+    assert all(math.isfinite(rate) for of in rates.values() for rate in of)
+    return how, rates

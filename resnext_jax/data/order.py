@@ -1,0 +1,60 @@
+"""Which image stands where: a shuffle per epoch that is a function of (seed, epoch), in constant memory."""
+
+import functools
+
+import numpy as np
+from grain.experimental import index_shuffle
+from jaxtyping import Int
+
+SMALL_NUM_IMAGES = 1 << 16
+# Of the cipher behind index_shuffle. Grain's own shuffle uses 4, with which an image's successor is far from random
+# (chi-square of tenths 31,000 at 262,000 images, where 81 is expected); from 8 on none of that shows.
+SHUFFLE_ROUNDS = 16
+
+
+@functools.lru_cache(maxsize=8)
+def _epoch_key(seed: int, epoch: int) -> int:
+    """64 well mixed bits: neighbouring seeds and epochs must not give related orders."""
+    return int(np.random.SeedSequence((seed, epoch)).generate_state(1, np.uint64)[0])
+
+
+@functools.lru_cache(maxsize=2)
+def _small_permutation(num_images: int, key: int) -> Int[np.ndarray, " num_images"]:
+    return np.argsort(np.random.Philox(key=key).random_raw(num_images), kind="stable")
+
+
+def _shuffled(num_images: int, key: int, offsets: Int[np.ndarray, " batch"]) -> Int[np.ndarray, " batch"]:
+    # index_shuffle needs no memory, but its cost grows as the set shrinks (5 us at 10^6 images, 700 us at 100);
+    # below SMALL_NUM_IMAGES a table of 0.5 MB is quicker.
+    if num_images <= SMALL_NUM_IMAGES:
+        return _small_permutation(num_images, key)[offsets]
+    # Where the largest index is a power of two (65,537 images, 262,145, ...), index_shuffle takes a block that is one
+    # bit too short, and maps two indices to one. So there it shuffles one number more, which is passed over.
+    largest = num_images - 1 + ((num_images - 1) & (num_images - 2) == 0)
+    shuffle = functools.partial(index_shuffle, max_index=largest, seed=key & 0xFFFFFFFF, rounds=SHUFFLE_ROUNDS)
+    indices = [shuffle(offset) for offset in offsets.tolist()]
+    return np.array([index if index < num_images else shuffle(index) for index in indices], np.int64)
+
+
+def train_indices(num_images: int, seed: int, positions: Int[np.ndarray, " batch"]) -> Int[np.ndarray, " batch"]:
+    """Which image stands at each position of the endless stream of epochs, every epoch a permutation of its own.
+
+    Constant memory, and the same cost at any position.
+
+    Args:
+      num_images: images in the data set.
+      seed: the run's seed, 0 or more.
+      positions: step * batch_size + row in the global batch.
+    """
+    epochs, offsets = np.divmod(positions, num_images)
+    indices = np.empty(len(positions), np.int64)
+    for epoch in np.unique(epochs).tolist():
+        rows = epochs == epoch
+        indices[rows] = _shuffled(num_images, _epoch_key(seed, epoch), offsets[rows])
+    return indices
+
+
+def crop_rng(seed: int, step: int, row: int) -> np.random.Generator:
+    """The random numbers of one image: row `row` of the global batch at `step`. No other image shares any of them."""
+    # A counter-based generator: the low word counts the draws, the others are the address.
+    return np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, row, step]))

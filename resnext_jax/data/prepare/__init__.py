@@ -1,0 +1,1 @@
+"""`python -m resnext_jax.data.prepare`: from archives or folders to sharded ArrayRecord, once."""

@@ -1,0 +1,215 @@
+"""The command line: `python -m resnext_jax.data.prepare imagenet2012|imagenet5k|folder ... --out=DIR`."""
+
+import argparse
+import multiprocessing
+import os
+import sys
+import time
+from concurrent.futures import Executor
+from concurrent.futures.process import BrokenProcessPool
+
+from etils import epath
+
+from resnext_jax.data.absent import bucket_problems
+from resnext_jax.data.folder import SPLITS, class_folders, split_folders
+from resnext_jax.data.prepare import imagenet
+from resnext_jax.data.prepare.images import Images, folder_images
+from resnext_jax.data.prepare.job import Job, prepare
+from resnext_jax.data.prepare.pool import worker_pool
+from resnext_jax.data.records import MANIFEST, Manifest, check_files, read_manifest
+from resnext_jax.errors import UserError, raise_all, report_error
+from resnext_jax.progress import Progress, duration
+
+MAX_PROCESSES = 32  # by default: each takes 0.2 GB, and so many outrun any disk
+IMAGES_PER_SHARD = 700  # some 75 MB at ImageNet's size
+
+
+def flags() -> argparse.ArgumentParser:
+    """The commands and their flags."""
+    parser = argparse.ArgumentParser(
+        prog="python -m resnext_jax.data.prepare",
+        description="Archives or a folder of images -> sharded ArrayRecord, which training reads by index. After an "
+        "interruption run the same command again: finished shards stay.",
+    )
+    parser.add_argument("--verify", metavar="DIR", help="read every byte of a prepared directory and compare checksums")
+    commands = parser.add_subparsers(dest="name", metavar="{imagenet2012,imagenet5k,folder}")
+    one_k = commands.add_parser("imagenet2012", help="from ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar")
+    five_k = commands.add_parser("imagenet5k", help="the 1000 classes and the 4000 others with the most images")
+    folder = commands.add_parser("folder", help="from DIR/train/<class>/* and DIR/validation/<class>/* (or DIR/val)")
+    one_k.add_argument("--train_tar", required=True, help="ILSVRC2012_img_train.tar")
+    five_k.add_argument("--full", required=True, help="the tar of all class tars, or a folder of class tars")
+    five_k.add_argument("--class_list", help="a file with the classes, one per line, instead of counting")
+    for command in (one_k, five_k):
+        command.add_argument("--val_tar", required=True, help="ILSVRC2012_img_val.tar")
+        command.add_argument("--partial", action="store_true", help="for a trial: take archives that are not complete")
+    folder.add_argument("--dir", required=True, help="with the class folders")
+    for command in (one_k, five_k, folder):
+        command.add_argument("--out", required=True, help="the directory to write; gs:// too")
+        command.add_argument("--short_side_px", type=int, help="make larger images this small; see docs/data.md")
+        command.add_argument(
+            "--on_bad_image", choices=("error", "skip"), default="error", help="for images that cannot be read"
+        )
+        command.add_argument(
+            "--images_per_shard", type=int, default=IMAGES_PER_SHARD, help="at least; at most 1024 shards"
+        )
+        processes = min(os.cpu_count() or 1, MAX_PROCESSES)
+        command.add_argument("--num_processes", type=int, default=processes, help="default: %(default)s")
+    return parser
+
+
+def make_job(arguments: argparse.Namespace, pool: Executor) -> Job:
+    """Lists the images of the archives or the folder.
+
+    Raises:
+      UserError: they are not what they should be.
+    """
+    notes = {}
+    if arguments.name == "folder":
+        class_names, splits = _folder_splits(arguments.dir)
+    else:
+        # Before the long list of the training images, so that a wrong path is told at once.
+        at_once, _ = imagenet.validation_2012(
+            arguments.val_tar, imagenet.imagenet1k_classes(), partial=arguments.partial
+        )
+        line = Progress("list", 1, "class tars")
+        found = 0
+
+        def progress(done: int, of: int, num_images: int) -> None:
+            nonlocal found
+            found += num_images
+            line.total = of
+            line.update(done, f"{found:,} images")
+
+        if arguments.name == "imagenet2012":
+            class_names, train = imagenet.train_2012(arguments.train_tar, pool, progress, partial=arguments.partial)
+            validation = at_once
+        else:
+            class_names, train, notes = imagenet.train_5k(
+                arguments.full, arguments.class_list, pool, progress, partial=arguments.partial
+            )
+            validation, absent = imagenet.validation_2012(arguments.val_tar, class_names, partial=arguments.partial)
+            notes["validation_images_of_absent_classes"] = absent
+        line.close()
+        splits = {"train": train, "validation": validation}
+    splits = {key: images for key, images in splits.items() if len(images)}
+    return Job(arguments.name, tuple(class_names), splits, notes, arguments.images_per_shard, arguments.short_side_px)
+
+
+def _folder_splits(directory: str) -> tuple[list[str], dict[str, Images]]:
+    found = [(key, root) for key in SPLITS for root in split_folders(directory, key) if epath.Path(root).is_dir()]
+    roots = dict(reversed(found))  # validation before val
+    if not roots:
+        places = " nor ".join(root for key in SPLITS for root in split_folders(directory, key))
+        raise UserError(
+            f"{directory} has neither {places}. "
+            "Class folders lie in DIR/train/<class>/ and DIR/validation/<class>/; give that DIR with --dir."
+        )
+    classes = {key: class_folders(roots[key]) for key in SPLITS if key in roots}
+    names = next(iter(classes.values()))
+    problems = [f"{root} has no class folder. Make one per class." for key, root in roots.items() if not classes[key]]
+    for key, there in classes.items():
+        strangers = sorted(set(there) - set(names))
+        if strangers:
+            problems.append(
+                f"{len(strangers)} class folder(s) of {roots[key]} are not in {roots['train']}, the first "
+                f"{strangers[0]!r}. Training decides the classes: add or remove folders."
+            )
+    raise_all(problems)
+    return names, {key: folder_images(roots[key], names, there) for key, there in classes.items()}
+
+
+def verify(directory: str) -> None:
+    """Reads every byte of a prepared directory.
+
+    Raises:
+      UserError: with each file that is not as it was written.
+    """
+    manifest = read_manifest(directory)
+    if manifest is None:
+        raise UserError(f"{directory} has no {MANIFEST}: it was not prepared, or not to the end. Prepare it first.")
+    files = tuple(file for split in manifest.splits.values() for file in (*split.shards, split.labels))
+    progress = Progress("verify", len(files), "files")
+    problems = []
+    for start in range(0, len(files), 16):
+        problems += check_files(directory, files[start : start + 16], checksums=True)
+        progress.update(min(start + 16, len(files)), "")
+    progress.close()
+    raise_all([f"{text} Remove it, then run the same prepare command again, or copy it again." for text in problems])
+    print(f"{directory}: {len(files):,} files are as they were written")
+
+
+def report(manifest: Manifest, out: str) -> None:
+    """What was written, and the command that uses it."""
+    for key, split in manifest.splits.items():
+        num_bytes = sum(shard.num_bytes for shard in split.shards)
+        print(f"{key:10}  {split.num_images:>10,} images  {len(split.shards):>5,} shards  {num_bytes:>15,} bytes")
+    notes = manifest.notes
+    if notes["left_out"]:
+        print(f"{len(notes['left_out']):,} images could not be read and were left out; {MANIFEST} names them")
+    if manifest.name == "imagenet5k":
+        print(
+            f"{len(manifest.class_names):,} classes; {len(notes['imagenet1k_labels']):,} of ImageNet-1K, whose labels "
+            f"are in {MANIFEST}; an added class has at least {notes['fewest_images_of_an_added_class']:,} images"
+        )
+    if "mean_psnr_db" in notes:
+        written = sum(shard.num_bytes for split in manifest.splits.values() for shard in split.shards)
+        print(
+            f"short side at most {manifest.settings['short_side_px']} px: {notes['source_bytes']:,} bytes of images "
+            f"became {written:,}. The 224 px evaluation crop of a smaller image differs from the original's by "
+            f"{notes['mean_difference_levels']} of 255 levels (PSNR {notes['mean_psnr_db']} dB; "
+            f"{notes['compared_images']:,} images compared). Results are no longer those of the original files."
+        )
+    print(f"\nTrain with --config.data.name={manifest.name} --config.data.dir={out}")
+
+
+def main(argv: list[str]) -> int:
+    """Runs one command and returns the exit status."""
+    parser = flags()
+    arguments = parser.parse_args(argv)
+    for name, value in vars(arguments).items():
+        if isinstance(value, str):
+            setattr(arguments, name, os.path.expanduser(value))  # no shell does so behind "="
+    started_s = time.monotonic()
+    try:
+        raise_all(bucket_problems(*(value for value in vars(arguments).values() if isinstance(value, str))))
+        if arguments.verify:
+            verify(arguments.verify)
+            return 0
+        if arguments.name is None:
+            parser.error("give imagenet2012, imagenet5k or folder, or --verify=DIR")
+        raise_all(
+            [
+                f"--{field}={value} must be 1 or more."
+                for field in ("short_side_px", "images_per_shard", "num_processes")
+                if (value := getattr(arguments, field)) is not None and value < 1
+            ]
+        )
+        out = arguments.out
+        with worker_pool(arguments.num_processes) as pool:
+            job = make_job(arguments, pool)
+            skip_bad = arguments.on_bad_image == "skip"
+            manifest = prepare(job, out, pool, arguments.num_processes, skip_bad=skip_bad)
+        print(f"{out} is complete after {duration(time.monotonic() - started_s)}")
+        report(manifest, out)
+        return 0
+    except UserError as error:
+        return report_error(error)
+    except BrokenProcessPool:
+        return report_error(
+            UserError(
+                "a worker process ended all at once (killed, or out of memory). Run the same command again: finished "
+                "shards are not written again; --num_processes=N takes less memory."
+            )
+        )
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here", file=sys.stderr, flush=True)
+        workers = multiprocessing.active_children()
+        for worker in workers:
+            worker.kill()
+        if not workers:
+            os._exit(130)  # a thread would write its shard to the end
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

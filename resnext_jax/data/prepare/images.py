@@ -1,0 +1,108 @@
+"""Lists of images to be written: where each lies in a tar or a folder, its label and its name. No image is held."""
+
+import dataclasses
+import hashlib
+import os
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from resnext_jax.data.folder import image_files
+
+LOOSE = -1  # in place of an offset: a file of its own
+
+
+class Entry(NamedTuple):
+    """One image: `size` bytes at `offset` of the file `where`, or all of it (LOOSE)."""
+
+    where: str
+    offset: int
+    size: int
+    label: int
+    name: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Images:
+    """Many images in arrays, about 60 bytes each: as Python objects, 6.8 million would be some gigabytes.
+
+    Attributes:
+      containers: tars, or folders of loose files.
+      container: index into containers, per image.
+      offset, size: in bytes, per image; LOOSE for a file of its own.
+      label: per image.
+      names, ends: the names one after the other, and where each ends; `<class>/<file>`.
+    """
+
+    containers: tuple[str, ...]
+    container: np.ndarray
+    offset: np.ndarray
+    size: np.ndarray
+    label: np.ndarray
+    names: bytes
+    ends: np.ndarray
+
+    @classmethod
+    def make(
+        cls,
+        container: str,
+        names: Sequence[str],
+        offsets: Sequence[int],
+        sizes: Sequence[int],
+        labels: Sequence[int] | np.ndarray,
+    ) -> "Images":
+        """The images of one container."""
+        encoded = [os.fsencode(name) for name in names]
+        return cls(
+            (container,),
+            np.zeros(len(names), np.int32),
+            np.asarray(offsets, np.int64),
+            np.asarray(sizes, np.int64),
+            np.asarray(labels, np.int32),
+            b"".join(encoded),
+            np.cumsum([len(name) for name in encoded], dtype=np.int64),
+        )
+
+    @classmethod
+    def join(cls, parts: Sequence["Images"]) -> "Images":
+        """All of them, in this order."""
+        starts = np.cumsum([0, *(len(part.containers) for part in parts)])
+        name_starts = np.cumsum([0, *(len(part.names) for part in parts)])
+        return cls(
+            sum((part.containers for part in parts), ()),
+            np.concatenate([part.container + start for part, start in zip(parts, starts, strict=False)]),
+            np.concatenate([part.offset for part in parts]),
+            np.concatenate([part.size for part in parts]),
+            np.concatenate([part.label for part in parts]),
+            b"".join(part.names for part in parts),
+            np.concatenate([part.ends + start for part, start in zip(parts, name_starts, strict=False)]),
+        )
+
+    def __len__(self) -> int:
+        return len(self.label)
+
+    def entry(self, index: int) -> Entry:
+        """One image."""
+        name = os.fsdecode(self.names[self.ends[index - 1] if index else 0 : self.ends[index]])
+        where = self.containers[self.container[index]]
+        return Entry(where, int(self.offset[index]), int(self.size[index]), int(self.label[index]), name)
+
+    def digest(self) -> str:
+        """Of what will be written: names, sizes and labels in their order, wherever the files lie."""
+        digest = hashlib.sha256(self.names)
+        for array in (self.ends, self.size, self.label):
+            digest.update(array.astype("<i8").tobytes())
+        return digest.hexdigest()
+
+
+def folder_images(root: str, class_names: Sequence[str], present: Sequence[str]) -> Images:
+    """The image files of the class folders `present` in `root`; labels by place in `class_names`."""
+    labels = {name: label for label, name in enumerate(class_names)}
+
+    def of_class(name: str) -> Images:
+        files = image_files(os.path.join(root, name))
+        loose = [LOOSE] * len(files)
+        return Images.make(root, [f"{name}/{file}" for file in files], loose, loose, [labels[name]] * len(files))
+
+    return Images.join([of_class(name) for name in present])

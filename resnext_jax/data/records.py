@@ -1,0 +1,225 @@
+"""Image files in sharded ArrayRecord: `prepare` writes a directory of them once, here they are read by index.
+
+    DIR/manifest.json                        what the directory holds: counts, class names, a checksum per file
+    DIR/train-00000-of-01024.array_record    records, uncompressed, each a group of its own
+    DIR/train.labels                         little-endian int32 per image, in the order of the records
+
+A record is the label (uint32) and the length of the name (uint16), both little-endian, the name in UTF-8
+(`<class>/<file>`), and then the image file as it was.
+"""
+
+import bisect
+import concurrent.futures
+import hashlib
+import itertools
+import json
+import struct
+from typing import Any, NamedTuple
+
+import numpy as np
+from etils import epath
+
+from resnext_jax.data.readers import Labels, Record
+from resnext_jax.errors import UserError, raise_all
+from resnext_jax.types import DatasetInfo
+
+MANIFEST = "manifest.json"
+UNFINISHED = "unfinished.json"  # what `prepare` keeps in its place until the last shard is written
+FORMAT = "resnext_jax records 1"
+HEADER = struct.Struct("<IH")
+WRITER_OPTIONS = "group_size:1,uncompressed"  # a record is read alone, and JPEGs do not shrink
+_READER_OPTIONS = {"max_parallelism": "0"}
+
+
+class File(NamedTuple):
+    """One file of the directory, as the manifest has it; a file of labels counts an image per label."""
+
+    file: str
+    num_images: int
+    num_bytes: int
+    sha256: str
+
+
+class Split(NamedTuple):
+    """The files of one split, records in this order."""
+
+    shards: tuple[File, ...]
+    labels: File
+
+    @property
+    def num_images(self) -> int:
+        return sum(shard.num_images for shard in self.shards)
+
+
+class Manifest(NamedTuple):
+    """What a prepared directory holds.
+
+    Attributes:
+      name: "imagenet2012", "imagenet5k" or "folder".
+      class_names: one name per class, in label order.
+      splits: "train" and "validation", or one of them.
+      settings: how it was made, and the digest of the list of images that it was made from.
+      notes: more about the classes (`imagenet1k_labels`) and about what was left out.
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+    splits: dict[str, Split]
+    settings: dict[str, Any]
+    notes: dict[str, Any]
+
+
+def pack(image: bytes, label: int, name: str) -> bytes:
+    """A record. The name is cut at 65,535 bytes, which no file system allows."""
+    encoded = name.encode("utf-8", "surrogateescape")[:65_535]
+    return b"".join((HEADER.pack(label, len(encoded)), encoded, image))
+
+
+def unpack(record: bytes) -> Record:
+    """The image, label and name of a record."""
+    label, length = HEADER.unpack_from(record)
+    end = HEADER.size + length
+    return Record(record[end:], label, record[HEADER.size : end].decode("utf-8", "surrogateescape"))
+
+
+# ---- the manifest
+
+
+def manifest_json(manifest: Manifest) -> str:
+    """The text of manifest.json."""
+    splits = {
+        key: {
+            "num_images": split.num_images,
+            "shards": [shard._asdict() for shard in split.shards],
+            "labels": split.labels._asdict(),
+        }
+        for key, split in manifest.splits.items()
+    }
+    content = {"format": FORMAT, **manifest._asdict(), "splits": splits}
+    return json.dumps(content, indent=1) + "\n"
+
+
+def read_manifest(directory: epath.PathLike) -> Manifest | None:
+    """What `directory` holds, or None where it has no manifest.
+
+    Raises:
+      UserError: the manifest cannot be read, or contradicts itself.
+    """
+    path = epath.Path(directory) / MANIFEST
+    if not path.exists():
+        return None
+    try:
+        content = json.loads(path.read_text())
+        if content["format"] != FORMAT:
+            raise UserError(
+                f"{path} is of the format {content['format']!r}; this version reads {FORMAT!r}. Prepare the data "
+                "again, or use the version that wrote it."
+            )
+        splits = {
+            key: Split(tuple(File(**shard) for shard in split["shards"]), File(**split["labels"]))
+            for key, split in content["splits"].items()
+        }
+        manifest = Manifest(
+            content["name"], tuple(content["class_names"]), splits, content["settings"], content["notes"]
+        )
+        sums = {key: (split["num_images"], splits[key].num_images) for key, split in content["splits"].items()}
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is damaged ({error!r}). Copy it again, or prepare the data again.") from None
+    raise_all(
+        [
+            f"{path} says {said:,} images for {key}, but its shards have {found:,}. Copy it or prepare the data again."
+            for key, (said, found) in sums.items()
+            if said != found
+        ]
+    )
+    return manifest
+
+
+def check_files(directory: epath.PathLike, files: tuple[File, ...], *, checksums: bool = False) -> list[str]:
+    """What is wrong with files of a prepared directory: one sentence each for absent, wrong in size, or in content.
+
+    Args:
+      directory: with the manifest.
+      files: those to look at.
+      checksums: reads every byte; otherwise only sizes are compared.
+    """
+
+    def problem(file: File) -> str | None:
+        path = epath.Path(directory) / file.file
+        if not path.exists():
+            return f"{path} is missing."
+        if (found := path.stat().length) != file.num_bytes:
+            return f"{path} has {found:,} bytes where the manifest says {file.num_bytes:,}."
+        if checksums and sha256_of(path) != file.sha256:
+            return f"{path} has other content than was written (its SHA-256 differs from the manifest's)."
+        return None
+
+    with concurrent.futures.ThreadPoolExecutor(8 if checksums else 32) as threads:  # a bucket answers slowly
+        return [text for text in threads.map(problem, files) if text]
+
+
+def sha256_of(path: epath.PathLike) -> str:
+    """The SHA-256 of a file, in hexadecimal."""
+    with epath.Path(path).open("rb") as file:
+        digest = hashlib.sha256()
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+# ---- the source
+
+
+class RecordSource:
+    """A split of a prepared directory; opens a shard when it is first asked for, from any thread or process.
+
+    Raises:
+      UserError: the split is not there, or a file is missing or has the wrong size.
+    """
+
+    def __init__(self, name: str, split: str, directory: epath.PathLike, manifest: Manifest):
+        import grain  # slow to import; the manifest is read without
+
+        if split not in manifest.splits:
+            raise UserError(
+                f"{directory} has no {split} split, only {', '.join(manifest.splits)}. Prepare it with one, or change "
+                "--config.data.dir."
+            )
+        self.split, self.directory = manifest.splits[split], directory
+        problems = check_files(directory, (*self.split.shards, self.split.labels))
+        if problems:
+            more = f" ({len(problems) - 1} more files are wrong.)" if len(problems) > 1 else ""
+            raise UserError(f"{problems[0]}{more} Copy the directory again, or run the same prepare command again.")
+        # With the counts given, nothing is opened yet.
+        self.records = grain.sources.ArrayRecordDataSource(
+            [f"{epath.Path(directory) / shard.file}[0:{shard.num_images}]" for shard in self.split.shards],
+            reader_options=_READER_OPTIONS,
+        )
+        self.ends = list(itertools.accumulate(shard.num_images for shard in self.split.shards))
+        self.info = DatasetInfo(name, self.split.num_images, manifest.class_names, None)
+
+    def __len__(self) -> int:
+        return self.info.num_images
+
+    def __getitem__(self, index: int) -> Record:
+        try:
+            return unpack(self.records[index])
+        except (RuntimeError, ValueError, struct.error) as error:
+            raise UserError(
+                f"{self.locate(index)} could not be read ({str(error).split(';')[0]}). Find every damaged file "
+                f"with python -m resnext_jax.data.prepare --verify={self.directory}, and copy or prepare those again."
+            ) from None
+
+    def locate(self, index: int) -> str:
+        shard = bisect.bisect_right(self.ends, index)
+        number = index - (self.ends[shard - 1] if shard else 0)
+        return (
+            f"record {number} of {epath.Path(self.directory) / self.split.shards[min(shard, len(self.ends) - 1)].file}"
+        )
+
+    def all_labels(self) -> Labels:
+        path = epath.Path(self.directory) / self.split.labels.file
+        content = path.read_bytes()
+        if hashlib.sha256(content).hexdigest() != self.split.labels.sha256:
+            raise UserError(f"{path} has other content than was written. Copy it again, or prepare the data again.")
+        return np.frombuffer(content, "<i4").astype(np.int32)

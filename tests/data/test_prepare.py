@@ -1,0 +1,370 @@
+"""data.prepare: from archives and folders to records, twice the same, after a kill, and never half."""
+
+import hashlib
+import io
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from resnext_jax.data import records
+from resnext_jax.data.prepare import imagenet, shards
+from resnext_jax.data.prepare.__main__ import main
+from resnext_jax.data.prepare.images import Entry
+from resnext_jax.data.sources import open_source
+from resnext_jax.errors import UserError
+from tests.data.archives import (
+    class_files,
+    class_tar_of_tars,
+    jpeg,
+    tar_of,
+    validation_tar,
+    write_folders,
+)
+
+CLASSES = ["n01", "n02", "n03"]
+TRUTH = ["n03", "n01", "n02", "n03", "n03", "n01"]  # of the validation images 1 to 6
+COUNTS = {"n03": 4, "n01": 6, "n02": 5}
+
+
+@pytest.fixture(autouse=True)
+def a_small_imagenet(monkeypatch):
+    """ImageNet-1K of 3 classes and 6 validation images; ImageNet-5K of 5 classes."""
+    lines = {"labels.txt": CLASSES, "validation_labels.txt": TRUTH}
+    monkeypatch.setattr(imagenet, "shipped_lines", lines.__getitem__)
+    monkeypatch.setattr(imagenet, "NUM_CLASSES_5K", 5)
+
+
+@pytest.fixture
+def tars(tmp_path) -> pathlib.Path:
+    root = tmp_path / "tars"
+    root.mkdir()
+    (root / "train.tar").write_bytes(class_tar_of_tars(COUNTS))
+    (root / "val.tar").write_bytes(validation_tar(6))
+    return root
+
+
+def prepare_2012(tars, out, *more) -> int:
+    flags = [f"--train_tar={tars / 'train.tar'}", f"--val_tar={tars / 'val.tar'}", f"--out={out}", "--num_processes=1"]
+    return main(["imagenet2012", *flags, *more])
+
+
+def contents(out: pathlib.Path) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in out.iterdir()}
+
+
+def images_of(source) -> dict[str, tuple[bytes, int]]:
+    return {record.name: (record.image, record.label) for record in map(source.__getitem__, range(len(source)))}
+
+
+# ---- ImageNet's archives
+
+
+def test_the_shipped_lists_are_imagenets(monkeypatch):
+    monkeypatch.undo()
+    classes, truth = imagenet.imagenet1k_classes(), imagenet.shipped_lines("validation_labels.txt")
+    assert classes == sorted(set(classes))
+    assert (len(classes), classes[0], classes[-1]) == (1000, "n01440764", "n15075141")
+    # of every class 50 validation images; the first shows a grass snake or so, n01751748
+    assert (len(truth), truth[0], {truth.count(name) for name in classes[:20]}) == (50_000, "n01751748", {50})
+
+
+def test_imagenet2012_from_its_tars(tars, tmp_path, capsys):
+    assert prepare_2012(tars, tmp_path / "out", "--images_per_shard=4") == 0
+    assert "train 15 images 2 shards" in " ".join(capsys.readouterr().out.split())
+    expected = {
+        f"{name}/{file}": (data, CLASSES.index(name))
+        for name, files in class_files(COUNTS).items()
+        for file, data in files.items()
+    }
+    for name in ("imagenet2012", "records"):
+        train = open_source(name, "train", data_dir=str(tmp_path / "out"))
+        assert train.info.class_names == tuple(CLASSES)
+        assert images_of(train) == expected
+    np.testing.assert_array_equal(train.all_labels(), [train[i].label for i in range(15)])
+    validation = open_source("imagenet2012", "validation", data_dir=str(tmp_path / "out"))
+    assert images_of(validation) == {
+        f"{name}/ILSVRC2012_val_{i:08}.JPEG": (jpeg(1000 + i), CLASSES.index(name)) for i, name in enumerate(TRUTH, 1)
+    }
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "manifest.json",
+        "train-00000-of-00002.array_record",
+        "train-00001-of-00002.array_record",
+        "train.labels",
+        "validation-00000-of-00001.array_record",
+        "validation.labels",
+    ]
+
+
+def test_a_record_by_hand():
+    assert records.pack(b"image", 258, "ä/b") == b"\x02\x01\0\0\x04\0" + "ä/b".encode() + b"image"
+    assert records.unpack(b"\x07\0\0\0\x01\0xrest") == (b"rest", 7, "x")
+
+
+def test_the_same_bytes_from_any_number_of_processes(tmp_path):
+    write_folders(tmp_path, "train", {"a": 20, "b": 20})
+    for out, processes in (("one", 1), ("two", 2)):
+        flags = [f"--dir={tmp_path}", f"--out={tmp_path / out}", "--images_per_shard=5"]
+        assert main(["folder", *flags, f"--num_processes={processes}"]) == 0
+    assert len(contents(tmp_path / "one")) == 8 + 2
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+
+
+@pytest.mark.parametrize(
+    ("num_images", "count"), [(1_281_167, 1024), (50_000, 64), (6_800_000, 1024), (1400, 2), (1399, 1), (1, 1)]
+)
+def test_number_of_shards(num_images, count):
+    assert shards.num_shards(num_images, 700) == count
+
+
+def test_every_image_is_in_one_shard():
+    parts = list(shards.assign(1003, 8))
+    assert sorted(np.concatenate(parts).tolist()) == list(range(1003))
+    assert {len(part) for part in parts} == {125, 126}
+    assert all((np.diff(part) > 0).all() for part in parts)
+    # the first quarter of the list is spread over all shards
+    assert min((part < 250).sum() for part in parts) > 15
+
+
+# ---- ImageNet-5K
+
+# x3 and x1 have as many images: one of them is the last that is chosen, by name
+COUNTS_5K = {"n02": 1, "x3": 3, "n01": 2, "x4": 2, "x2": 5, "n03": 1, "x1": 3}
+
+
+def test_the_classes_with_the_most_images_are_chosen():
+    assert imagenet.choose_classes(COUNTS_5K, CLASSES, 5) == ["n01", "n02", "n03", "x1", "x2"]
+    assert imagenet.choose_classes(COUNTS_5K, CLASSES, 6) == ["n01", "n02", "n03", "x1", "x2", "x3"]
+    assert imagenet.choose_classes(COUNTS_5K, CLASSES, 3) == CLASSES
+
+
+def test_imagenet5k_from_a_tar_or_a_folder_of_class_tars(tars, tmp_path, capsys):
+    (tars / "full.tar").write_bytes(class_tar_of_tars(COUNTS_5K))
+    (tars / "full").mkdir()
+    for name, files in class_files(COUNTS_5K).items():
+        (tars / "full" / f"{name}.tar").write_bytes(tar_of(files))
+    for full in ("full.tar", "full"):
+        flags = [f"--full={tars / full}", f"--val_tar={tars / 'val.tar'}", "--num_processes=1"]
+        assert main(["imagenet5k", *flags, f"--out={tmp_path / ('out-' + full)}"]) == 0
+    assert "an added class has at least 3 images" in capsys.readouterr().out
+    assert contents(tmp_path / "out-full.tar") == contents(tmp_path / "out-full")
+    manifest = records.read_manifest(tmp_path / "out-full")
+    assert manifest is not None
+    assert manifest.class_names == ("n01", "n02", "n03", "x1", "x2")
+    assert manifest.notes["imagenet1k_labels"] == [0, 1, 2]
+    source = open_source("imagenet5k", "train", data_dir=str(tmp_path / "out-full"))
+    assert np.bincount(source.all_labels()).tolist() == [2, 1, 1, 3, 5]
+
+    (tmp_path / "list").write_text("x4\nx3\nn01\n\nn02\nn03\n")
+    flags += [f"--class_list={tmp_path / 'list'}", f"--out={tmp_path / 'listed'}"]
+    assert main(["imagenet5k", *flags]) == 0
+    assert open_source("imagenet5k", "train", data_dir=str(tmp_path / "listed")).info.class_names == (
+        *("n01", "n02", "n03"),
+        *("x3", "x4"),
+    )
+    (tmp_path / "list").write_text("x4\nx9\nn02\nn03\nx1\nx2\n")
+    capsys.readouterr()
+    assert main(["imagenet5k", *flags]) == 2
+    assert "list: unknown class 'x9'. Known: n01, n02" in capsys.readouterr().err
+    (tmp_path / "list").write_text("x4\nx3\nn02\nn03\nx1\n")
+    assert main(["imagenet5k", *flags]) == 2
+    assert "list lacks 1 of the 1000 classes of ImageNet-1K, the first 'n01'" in capsys.readouterr().err
+    # validation images of a class that is not there have no label
+    assert main(["imagenet5k", *flags[:-1], "--partial", f"--out={tmp_path / 'partial'}"]) == 0
+    validation = open_source("imagenet5k", "validation", data_dir=str(tmp_path / "partial"))
+    assert validation.info.class_names == ("n02", "n03", "x1", "x3", "x4")
+    assert sorted(label for _, label in images_of(validation).values()) == [0, 1, 1, 1]
+
+
+# ---- killed and run again
+
+
+def test_a_killed_run_goes_on_where_it_was(tmp_path):
+    write_folders(tmp_path, "train", {"a": 96, "b": 64}, width=500, height=375)
+    command = [sys.executable, "-m", "resnext_jax.data.prepare", "folder", f"--dir={tmp_path}", "--num_processes=2"]
+    command += ["--images_per_shard=10"]
+    process = subprocess.Popen([*command, f"--out={tmp_path / 'killed'}"], stderr=subprocess.DEVNULL)
+    progress, deadline_s = tmp_path / "killed" / "unfinished.json", time.monotonic() + 60
+    finished = []
+    while len(finished) < 3:
+        assert time.monotonic() < deadline_s
+        assert process.poll() is None, "it was through before it could be killed"
+        time.sleep(0.002)
+        if progress.exists():
+            finished = [shard["file"]["file"] for shard in json.loads(progress.read_text())["shards"]]
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "killed" / "manifest.json").exists()
+    with pytest.raises(UserError, match="is not complete"):
+        open_source("records", "train", data_dir=str(tmp_path / "killed"))
+    stamps = {name: (tmp_path / "killed" / name).stat() for name in finished}
+    again = subprocess.run([*command, f"--out={tmp_path / 'killed'}"], capture_output=True, text=True, check=True)
+    assert " of 16 shards are finished already" in again.stdout
+    for name, before in stamps.items():
+        after = (tmp_path / "killed" / name).stat()
+        assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+    subprocess.run([*command, f"--out={tmp_path / 'whole'}"], capture_output=True, check=True)
+    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+    assert len(contents(tmp_path / "whole")) == 16 + 2
+
+
+def test_a_finished_directory_is_mended_not_written_anew(tmp_path, capsys):
+    write_folders(tmp_path, "train", {"a": 20, "b": 20})
+    flags = ["folder", f"--dir={tmp_path}", f"--out={tmp_path / 'out'}", "--images_per_shard=10", "--num_processes=1"]
+    flags += ["--short_side_px=40"]
+    assert main(flags) == 0
+    before = contents(tmp_path / "out")
+    first, second = sorted((tmp_path / "out").glob("*.array_record"))[:2]
+    stamp = second.stat().st_mtime_ns
+    os.truncate(first, 1000)
+    (tmp_path / "out" / "unfinished.json").write_text("{}")  # as if it had been killed when all was done
+    assert main(flags) == 0
+    assert contents(tmp_path / "out") == before
+    assert main(flags) == 0
+    assert second.stat().st_mtime_ns == stamp
+    content = bytearray(first.read_bytes())
+    content[len(content) // 3] ^= 1
+    first.write_bytes(content)
+    capsys.readouterr()
+    assert main([f"--verify={tmp_path / 'out'}"]) == 2
+    assert f"{first} has other content than was written" in capsys.readouterr().err
+
+
+# ---- smaller images
+
+
+def test_short_side(tmp_path, capsys):
+    write_folders(tmp_path, "train", {"a": 2}, width=400, height=300)
+    small = tmp_path / "train" / "a" / "small.JPEG"
+    small.write_bytes(jpeg(5, 300, 240))
+    flags = [f"--dir={tmp_path}", f"--out={tmp_path / 'out'}", "--short_side_px=240", "--num_processes=1"]
+    assert main(["folder", *flags]) == 0
+    source = open_source("folder", "train", data_dir=str(tmp_path / "out"))
+    images = {name: data for name, (data, _) in images_of(source).items()}
+    assert images["a/small.JPEG"] == small.read_bytes()
+
+    for name in ("a/000.JPEG", "a/001.JPEG"):
+        assert Image.open(io.BytesIO(images[name])).size == (320, 240)
+    text = capsys.readouterr().out
+    assert "short side at most 240 px" in text
+    assert "Results are no longer those of the original files" in text
+    manifest = records.read_manifest(tmp_path / "out")
+    assert manifest is not None
+    assert 25 < manifest.notes["mean_psnr_db"] < 50
+    assert manifest.notes["source_bytes"] == sum(path.stat().st_size for path in small.parent.iterdir())
+
+
+# ---- what goes wrong
+
+
+def failure(capsys, *flags) -> str:
+    capsys.readouterr()
+    assert main(list(flags)) == 2
+    text = capsys.readouterr().err.strip().splitlines()
+    return next(line for line in text if line.startswith("error: "))
+
+
+def test_archives_that_are_not_what_they_should_be(tars, tmp_path, capsys):
+    out = tmp_path / "out"
+
+    def fails(train: pathlib.Path, val: pathlib.Path) -> str:
+        flags = [f"--train_tar={train}", f"--val_tar={val}", f"--out={out}", "--num_processes=1"]
+        return failure(capsys, "imagenet2012", *flags)
+
+    train, val, other = tars / "train.tar", tars / "val.tar", tars / "other.tar"
+    assert f"{other} does not exist" in fails(other, val)
+    assert f"{tars} is a folder, not a tar file" in fails(train, tars)
+    assert "not what was expected: a tar (or a folder) with one tar per class" in fails(val, val)
+    assert "is not ILSVRC2012_img_val.tar" in fails(train, train)
+    other.write_text("no tar at all, but longer than one block: " + 600 * "x")
+    assert f"{other} is not a tar file" in fails(other, val)
+    whole = val.read_bytes()
+    for size in (len(whole) // 2, 1536, len(whole) // 512 // 2 * 512):
+        other.write_bytes(whole[:size])
+        assert f"{other} is truncated" in fails(train, other)
+    # 512 bytes of zeros end a tar, 1024 are usual, and Python fills up to 10,240: cut off all of them
+    other.write_bytes(whole.rstrip(b"\0")[: len(whole) // 512 * 512])
+    assert "truncated" in fails(train, other)
+    other.write_bytes(train.read_bytes()[:-30_000])
+    assert f"{other} is truncated" in fails(other, val)
+    inner = tar_of(class_files(COUNTS)["n01"])
+    other.write_bytes(tar_of({"n01.tar": inner[: len(inner) // 2]}))
+    assert f"n01.tar in {other} is truncated" in failure(
+        capsys, "imagenet2012", f"--train_tar={other}", f"--val_tar={val}", f"--out={out}", "--partial"
+    )
+    other.write_bytes(class_tar_of_tars({"n01": 1, "n03": 1}))
+    assert f"{other} has 2 of the 3 classes" in fails(other, val)
+    other.write_bytes(class_tar_of_tars({"n01": 1, "x1": 1}))
+    assert "has 1 class(es) that ImageNet-1K has not, the first 'x1'" in fails(other, val)
+    twice = tar_of({"n01.tar": inner, "again/n01.tar": inner, "n03.tar": inner})
+    other.write_bytes(twice)
+    assert f"{other} has n01.tar more than once" in fails(other, val)
+    other.write_bytes(tar_of({"n01.tar": tar_of({"notes.txt": b""}), "n02.tar": b"", "n03.tar": b""}))
+    assert "n01.tar" in fails(other, val)
+    other.write_bytes(validation_tar(5))
+    assert f"{other} has 5 of the 6 images" in fails(train, other)
+    other.write_bytes(validation_tar(7))
+    assert "it holds 'ILSVRC2012_val_00000007.JPEG'" in fails(train, other)
+    assert not out.exists()
+
+
+def test_a_directory_that_holds_something_else(tars, tmp_path, capsys):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("years of work")
+    train, val = f"--train_tar={tars / 'train.tar'}", f"--val_tar={tars / 'val.tar'}"
+    flags = ["imagenet2012", train, val, "--num_processes=1"]
+    assert "mine is not empty (it holds thesis.tex)" in failure(capsys, *flags, f"--out={tmp_path / 'mine'}")
+    assert main([*flags, f"--out={tmp_path / 'out'}"]) == 0
+    text = failure(capsys, *flags, f"--out={tmp_path / 'out'}", "--short_side_px=20")
+    assert "holds another preparation (short_side_px None there, 20 now)" in text
+    assert "images_per_shard must be 1" in failure(
+        capsys, *flags, f"--out={tmp_path / 'o'}", "--images_per_shard=0"
+    ).replace("--images_per_shard=0", "images_per_shard")
+    (tmp_path / "file").write_text("")
+    assert "cannot be written to" in failure(capsys, *flags, f"--out={tmp_path / 'file' / 'out'}")
+
+
+def test_an_image_that_cannot_be_read_is_named(tmp_path, capsys):
+    write_folders(tmp_path, "train", {"a": 3, "b": 3})
+    broken = tmp_path / "train" / "a" / "001.JPEG"
+    broken.write_bytes(broken.read_bytes()[:-200])
+    flags = ["folder", f"--dir={tmp_path}", f"--out={tmp_path / 'out'}", "--num_processes=1"]
+    text = failure(capsys, *flags)
+    assert "a/001.JPEG is not a readable image" in text
+    assert "--on_bad_image=skip" in text
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["unfinished.json"]
+    assert main([*flags, "--on_bad_image=skip"]) == 0
+    assert "1 images could not be read and were left out" in capsys.readouterr().out
+    source = open_source("folder", "train", data_dir=str(tmp_path / "out"))
+    assert [source[i].name for i in range(5)] == ["a/000.JPEG", "a/002.JPEG", "b/000.JPEG", "b/001.JPEG", "b/002.JPEG"]
+    assert source.all_labels().tolist() == [0, 0, 1, 1, 1]
+
+
+def test_folders_that_do_not_fit(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    flags = ["folder", "--dir=~", f"--out={tmp_path / 'out'}", "--num_processes=1"]
+    assert f"{tmp_path} has neither {tmp_path}/train nor" in failure(capsys, *flags)
+    write_folders(tmp_path, "train", {"a": 1})
+    write_folders(tmp_path, "val", {"b": 1})
+    assert "val are not in" in failure(capsys, *flags)
+    (tmp_path / "train" / "b").mkdir()
+    assert "train/b has no image file" in failure(capsys, *flags)
+
+
+def test_a_full_disk_leaves_no_shard(tmp_path):
+    # /dev/full takes nothing, as a full disk
+    name = "train-00000-of-00001.array_record"
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / f".{name}.tmp-{os.getpid()}").symlink_to("/dev/full")
+    (tmp_path / "0.JPEG").write_bytes(jpeg(0, 500, 375))
+    entries = (Entry(str(tmp_path), -1, -1, 0, "0.JPEG"),) * 100
+    with pytest.raises(UserError, match=r"could not be written: .*No space left on device"):
+        shards.write_shard(shards.ShardTask(str(tmp_path / "out"), name, entries, None, skip_bad=False))
+    assert not list((tmp_path / "out").iterdir())
