@@ -23,6 +23,7 @@ from resnext_jax.checkpoint import locate, read_description, read_variables, req
 from resnext_jax.data.decode import read_image
 from resnext_jax.errors import UserError, raise_all, report_error, unknown
 from resnext_jax.net import load
+from resnext_jax.ops.conv_choice import chip_of
 from resnext_jax.train.assemble import evaluation_problems, jit_evaluation, model_of
 from resnext_jax.train.dataset import open_data, same_classes
 from resnext_jax.train.loop import evaluate_all, train
@@ -175,6 +176,7 @@ def here() -> sharding.Place:
     return sharding.Place(
         mesh=sharding.make_mesh(devices),
         platform=jax.default_backend(),
+        chip=chip_of(devices[0].device_kind),
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )

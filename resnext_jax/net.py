@@ -14,6 +14,7 @@ from resnext_jax.errors import UserError
 from resnext_jax.evaluate.classify import predict_step
 from resnext_jax.models import zoo
 from resnext_jax.models.template import ResNeXt
+from resnext_jax.ops.conv_choice import chip_of
 from resnext_jax.types import PyTree
 
 IMAGENET_PREPROCESSING = {
@@ -94,6 +95,7 @@ def load(path: str) -> Net:
         zoo.select(**config["model"]),
         len(class_names),
         platform=jax.default_backend(),
+        chip=chip_of(jax.local_devices()[0].device_kind),
         conv_impl=config["conv_impl"],
         compute_dtype=config["compute_dtype"],
         bn_group_images=config["bn_group_images"],
@@ -118,6 +120,7 @@ def build(name: str, *, num_classes: int = 1000, seed: int = 0, compute_dtype: s
         zoo.select(name),
         num_classes,
         platform=jax.default_backend(),
+        chip=chip_of(jax.local_devices()[0].device_kind),
         conv_impl="auto",
         compute_dtype=compute_dtype,
         bn_group_images=32,

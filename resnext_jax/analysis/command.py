@@ -10,10 +10,9 @@ from absl import flags
 
 from resnext_jax import config_file
 from resnext_jax.analysis.chips import KNOWN
-from resnext_jax.errors import UserError, raise_all, report_error, unknown
-from resnext_jax.ops.grouped_conv import IMPLS
-
-CONV_IMPLS = ("auto", *IMPLS)
+from resnext_jax.errors import UserError, raise_all, report_error
+from resnext_jax.ops import conv_choice
+from resnext_jax.ops.grouped_conv import ALL_IMPLS
 
 flags.disclaim_key_flags()  # --help shows them as flags of the command
 
@@ -28,12 +27,12 @@ def define_config(to: flags.FlagValues) -> None:
 
 def define_conv_impl(to: flags.FlagValues, name: str, what: str) -> None:
     """Adds `--name=ALGORITHM`; `what` describes it."""
-    flags.DEFINE_string(name, None, f"{what}: {', '.join(CONV_IMPLS)}.", flag_values=to)
+    flags.DEFINE_string(name, None, f"{what}: {', '.join(ALL_IMPLS)}.", flag_values=to)
 
 
 def conv_impl_problems(names: Sequence[str]) -> list[str]:
     """One sentence for every name that is no algorithm."""
-    return [unknown("conv_impl", name, CONV_IMPLS) for name in names if name not in CONV_IMPLS]
+    return [problem for name in names for problem in conv_choice.problems_of(name)]
 
 
 def define_topology(to: flags.FlagValues, default: str) -> None:

@@ -11,6 +11,7 @@ import jax
 from resnext_jax import sharding
 from resnext_jax.analysis.chips import Chip
 from resnext_jax.errors import UserError
+from resnext_jax.ops.conv_choice import chip_of
 from resnext_jax.train.assemble import Run, assemble
 from resnext_jax.types import DatasetInfo
 
@@ -72,7 +73,8 @@ def assemble_for(config: Any, devices: Sequence[Any]) -> Run:
     Raises:
       UserError: an unknown network or algorithm, or a config that cannot work on so many devices.
     """
-    return assemble(config, dataset_info(config.data.name), sharding.Place(sharding.make_mesh(devices), "tpu"))
+    place = sharding.Place(sharding.make_mesh(devices), "tpu", chip_of(devices[0].device_kind))
+    return assemble(config, dataset_info(config.data.name), place)
 
 
 def lower(config: Any, devices: Sequence[Any]) -> tuple[Run, Any]:

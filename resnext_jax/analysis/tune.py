@@ -21,13 +21,19 @@ from resnext_jax.errors import raise_all, unknown
 from resnext_jax.models import zoo
 from resnext_jax.models.template import IMAGENET_STEM, ResNeXt
 from resnext_jax.ops import conv_table
-from resnext_jax.ops.grouped_conv import IMPLS, ConvShape, grouped_conv, key_of, rule
+from resnext_jax.ops.conv_choice import ConvShape, chip_of, key_of, rule, section
+from resnext_jax.ops.grouped_conv import grouped_conv
 
 SMALL = "resnext20_8x4d_small"
 NETWORKS = (*(name for name, arch in zoo.ARCHS.items() if arch.stem == IMAGENET_STEM), SMALL)
 REPEATS = 7
 HOPELESS = 4.0  # times the best after one run: measured no further
 WORTH = 0.95  # of the rule's time: a smaller gain may be noise, and the table would flicker
+
+# With one group there is nothing to merge: the other algorithms are the native one again.
+UNGROUPED = ("native", "im2col", "native+im2col", "im2col+native", "space_to_depth", "subsampled")
+GROUPED = ("native", "merged64", "merged128", "merged256", "dense", "slabs32", "slabs128", "im2col", "per_tap")
+GROUPED += ("slabs32+im2col", "im2col+slabs32")
 
 Row = tuple[str, str]  # the algorithm, and the milliseconds of all, fastest first
 
@@ -76,8 +82,7 @@ def measure(shape: ConvShape, batch: int, dtype: Any, preferred: str) -> Row:
       preferred: taken unless another is clearly faster.
     """
     steps, best_s = {}, {}
-    # With one group there is nothing to merge: the others are the native one again.
-    candidates = IMPLS if shape.groups > 1 else ("native", "im2col")
+    candidates = GROUPED if shape.groups > 1 else UNGROUPED
     for impl in (preferred, *(name for name in candidates if name != preferred)):
         step = step_of(shape, batch, dtype, impl)
         step()  # compiles
@@ -127,13 +132,14 @@ def run(flag_values: flags.FlagValues) -> None:
     """Measures what the flags ask for and writes the table."""
     names = flag_values.networks or list(NETWORKS)
     raise_all([unknown("network", name, NETWORKS) for name in names if name not in NETWORKS])
-    platform = jax.devices()[0].platform
+    device = jax.devices()[0]
+    platform, chip = device.platform, chip_of(device.device_kind)
     dtype = jnp.float32 if platform == "cpu" else jnp.bfloat16
     shapes = {shape: batch for name in names for shape, batch in shapes_of(name).items()}
     table = {name: dict(rows) for name, rows in conv_table.TABLE.items()}
-    rows = table.setdefault(platform, {})
+    rows = table.setdefault(section(platform, chip), {})
     for number, (shape, batch) in enumerate(shapes.items(), start=1):
-        rows[key_of(shape)] = row = measure(shape, batch, dtype, rule(platform, shape))
+        rows[key_of(shape)] = row = measure(shape, batch, dtype, rule(platform, chip, shape))
         print(f"{number}/{len(shapes)} {key_of(shape)}: {row[0]}   {row[1]}", flush=True)
         # Every row: what is measured stays when the command is stopped.
         Path(flag_values.out).write_text(text(table))

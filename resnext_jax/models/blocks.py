@@ -17,10 +17,8 @@ class Basic(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch height width in"], *, train: bool) -> Array:
-        y = self.conv(self.features, 3, stride=self.stride, name="conv1")(x)
-        y = nn.relu(self.norm(name="bn1")(y, train=train))
-        y = self.conv(self.features, 3, name="conv2")(y)
-        y = self.norm(name="bn2")(y, train=train)
+        y = self.conv(self.features, 3, stride=self.stride, name="conv1")(x, norm=self.norm(name="bn1"), train=train)
+        y = self.conv(self.features, 3, name="conv2")(nn.relu(y), norm=self.norm(name="bn2"), train=train)
         return nn.relu(_add_shortcut(self, x, y, train=train))
 
 
@@ -47,12 +45,11 @@ class Bottleneck(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch height width in"], *, train: bool) -> Array:
-        y = self.conv(self.inner, 1, name="conv1")(x)
-        y = nn.relu(self.norm(name="bn1")(y, train=train))
-        y = self.conv(self.inner, 3, stride=self.stride, groups=self.cardinality, name="conv2")(y)
-        y = nn.relu(self.norm(name="bn2")(y, train=train))
-        y = self.conv(self.features, 1, name="conv3")(y)
-        y = self.norm(name="bn3")(y, train=train)
+        conv2 = self.conv(self.inner, 3, stride=self.stride, groups=self.cardinality, name="conv2")
+        blocks = conv2.input_blocks(*x.shape[1:3], self.inner)
+        y = self.conv(self.inner, 1, name="conv1")(x, norm=self.norm(name="bn1"), blocks=blocks, train=train)
+        y = conv2(nn.relu(y), norm=self.norm(name="bn2"), train=train)
+        y = self.conv(self.features, 1, name="conv3")(nn.relu(y), norm=self.norm(name="bn3"), train=train)
         return nn.relu(_add_shortcut(self, x, y, train=train))
 
 
@@ -61,6 +58,6 @@ def _add_shortcut(block: Basic | Bottleneck, x: Array, y: Array, *, train: bool)
     if not block.shortcut:
         return y
     if x.shape != y.shape:
-        x = block.conv(block.features, 1, stride=block.stride, name="shortcut_conv")(x)
-        x = block.norm(name="shortcut_bn")(x, train=train)
+        shortcut = block.conv(block.features, 1, stride=block.stride, name="shortcut_conv")
+        x = shortcut(x, norm=block.norm(name="shortcut_bn"), train=train)
     return x + y

@@ -1,5 +1,6 @@
 """The three layers that every network is made of, initialised as in the original code."""
 
+import math
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -8,8 +9,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from resnext_jax.errors import UserError
-from resnext_jax.ops import batch_norm
-from resnext_jax.ops.grouped_conv import ConvShape, grouped_conv
+from resnext_jax.ops import batch_norm, blocked, moments
+from resnext_jax.ops.conv_choice import ConvShape
+from resnext_jax.ops.grouped_conv import grouped_conv
 
 # Torch's 0.1 (the weight of the new value) is 0.9 here (the weight of the old one).
 BN_MOMENTUM = 0.9
@@ -36,7 +38,7 @@ class Conv(nn.Module):
     """A convolution without bias and with symmetric padding `kernel_px // 2`.
 
     The float32 parameter `kernel` is (kernel_px, kernel_px, in_channels / groups, features), whichever algorithm
-    computes it; `choose` names the algorithm for a shape.
+    computes it; `choose` names the algorithm for a shape. Channels may come in blocks (see `ops.blocked`).
     """
 
     features: int
@@ -46,20 +48,62 @@ class Conv(nn.Module):
     groups: int = 1
     dtype: jnp.dtype = jnp.float32
 
+    def input_blocks(self, height: int, width: int, in_channels: int) -> int:
+        """Into how many blocks of channels its input is best split (1: not at all)."""
+        if self.stride > 1:
+            return 1  # strided reads bring the plain layout back
+        return blocked.num_blocks(self.choose(self._shape(height, width, in_channels)), self.groups, in_channels)
+
     @nn.compact
-    def __call__(self, x: Float[Array, "batch height width in"]) -> Float[Array, "batch height2 width2 out"]:
-        _, height, width, in_channels = x.shape
+    def __call__(
+        self,
+        x: Float[Array, "batch height width *in"],
+        *,
+        train: bool = False,
+        norm: "BatchNorm | None" = None,
+        pool: Callable[[Array], Array] | None = None,
+        blocks: int = 1,
+    ) -> Array:
+        """The convolution of x; of that the batch norm `norm`, as it trains or not; and of that the max-pool `pool`.
+
+        x is (batch, height, width, channel) or (batch, height, width, block, channel). A 1x1 puts its outputs into
+        `blocks` blocks of channels, or takes blocks in; a grouped one puts out the blocks that its algorithm is fast
+        with.
+        """
+        in_channels = math.prod(x.shape[3:])
         if in_channels % self.groups or self.features % self.groups:
             raise UserError(
                 f"cardinality {self.groups} does not divide the width: a grouped convolution from {in_channels} to "
                 f"{self.features} channels needs a cardinality that divides both. Change the cardinality or the width."
             )
         kernel_shape = (self.kernel_px, self.kernel_px, in_channels // self.groups, self.features)
-        kernel = self.param("kernel", fan_out_normal, kernel_shape)
-        shape = ConvShape(self.kernel_px, self.stride, self.groups, in_channels, self.features, height, width)
-        return grouped_conv(
-            x.astype(self.dtype), kernel.astype(self.dtype), stride=self.stride, impl=self.choose(shape)
-        )
+        kernel = self.param("kernel", fan_out_normal, kernel_shape).astype(self.dtype)
+        x = x.astype(self.dtype)
+        height, width = x.shape[1], x.shape[2]
+        impl = self.choose(self._shape(height, width, in_channels))
+        as_one = impl == "moments" and self._is_product and blocks == 1
+        if as_one and norm is not None and train and norm.covers_batch(x):
+            return norm(x, train=True, kernel=kernel)
+        y = self._convolve(x, kernel, impl, blocks)
+        return y if norm is None else norm(y, train=train, pool=pool)
+
+    @nn.nowrap
+    def _convolve(self, x: Array, kernel: Array, impl: str, blocks: int) -> Array:
+        if blocks > 1:
+            return blocked.to_blocks(x, kernel, blocks)
+        if x.ndim == 5 and self._is_product:
+            return blocked.from_blocks(x, kernel)
+        y = grouped_conv(x.reshape(*x.shape[:3], -1), kernel, stride=self.stride, impl=impl)
+        out_blocks = blocked.num_blocks(impl, self.groups, self.features)
+        return y if out_blocks == 1 else y.reshape(*y.shape[:3], out_blocks, -1)
+
+    @property
+    def _is_product(self) -> bool:
+        """Whether each output is a matrix product of one input."""
+        return self.kernel_px == self.stride == self.groups == 1
+
+    def _shape(self, height: int, width: int, in_channels: int) -> ConvShape:
+        return ConvShape(self.kernel_px, self.stride, self.groups, in_channels, self.features, height, width)
 
 
 class BatchNorm(nn.Module):
@@ -70,24 +114,52 @@ class BatchNorm(nn.Module):
 
     group_images: int
 
+    def covers_batch(self, x: Array) -> bool:
+        """Whether the batch is a single group."""
+        return self.group_images in (0, x.shape[0])
+
     @nn.compact
     def __call__(
-        self, x: Float[Array, "batch height width channel"], *, train: bool
-    ) -> Float[Array, "batch height width channel"]:
-        channel = x.shape[-1]
-        scale = self.param("scale", nn.initializers.ones, (channel,))
-        bias = self.param("bias", nn.initializers.zeros, (channel,))
-        running_mean = self.variable("batch_stats", "mean", jnp.zeros, (channel,))
-        running_var = self.variable("batch_stats", "var", jnp.ones, (channel,))
-        if not train:
-            return batch_norm.normalize(x, running_mean.value[None], running_var.value[None], scale, bias, BN_EPSILON)
-        mean, variance = batch_norm.group_statistics(x, self.group_images)
-        if not self.is_initializing():
+        self,
+        x: Float[Array, "batch height width *channel"],
+        *,
+        train: bool,
+        kernel: Array | None = None,
+        pool: Callable[[Array], Array] | None = None,
+    ) -> Array:
+        """Normalises x.
+
+        Args:
+          x: activations.
+          train: with the statistics of x, else with the running ones.
+          kernel: normalises the 1x1 convolution of x with it, both as one (`ops.moments`); when training, and where
+            the batch is one group.
+          pool: a max-pool that follows; it is applied within.
+        """
+        channels = math.prod(x.shape[3:]) if kernel is None else kernel.shape[3]
+        scale = self.param("scale", nn.initializers.ones, (channels,))
+        bias = self.param("bias", nn.initializers.zeros, (channels,))
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,))
+        running_var = self.variable("batch_stats", "var", jnp.ones, (channels,))
+        # Batch norm keeps the order of a channel's values, or reverses it where its scale is negative. So with the sign
+        # of the scale put on x a max-pool may come first, and all that follows sees a quarter of x.
+        sign = jnp.ones(channels) if pool is None else jnp.where(scale < 0, -1.0, 1.0)
+        if pool is not None:
+            x = x * sign.astype(x.dtype)[None, None, None]
+        if kernel is not None:
+            y, mean, variance = moments.conv_norm(x, kernel, scale, bias, BN_EPSILON)
+            mean, variance = mean[None], variance[None]
+        else:
+            running = (running_mean.value * sign)[None], running_var.value[None]
+            mean, variance = batch_norm.group_statistics(x, self.group_images) if train else running
+            pooled = x if pool is None else pool(x)
+            y = batch_norm.normalize(pooled, mean, variance, scale * sign, bias, BN_EPSILON)
+        if train and not self.is_initializing():
             count = x.shape[0] // mean.shape[0] * x.shape[1] * x.shape[2]
             unbiased = variance * (count / max(count - 1, 1))
-            running_mean.value = batch_norm.update_running(running_mean.value, mean, BN_MOMENTUM)
+            running_mean.value = batch_norm.update_running(running_mean.value, mean * sign[None], BN_MOMENTUM)
             running_var.value = batch_norm.update_running(running_var.value, unbiased, BN_MOMENTUM)
-        return batch_norm.normalize(x, mean, variance, scale, bias, BN_EPSILON)
+        return y
 
 
 class Classifier(nn.Module):

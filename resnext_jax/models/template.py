@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from resnext_jax.models.blocks import Basic, Bottleneck
 from resnext_jax.models.layers import BatchNorm, Classifier, Conv
-from resnext_jax.ops.grouped_conv import ConvShape
+from resnext_jax.ops.conv_choice import ConvShape
 from resnext_jax.ops.pool import max_pool
 
 Block = Literal["basic", "bottleneck"]
@@ -105,11 +105,15 @@ class ResNeXt(nn.Module):
         conv = partial(Conv, choose=self.choose_conv, dtype=self.dtype)
         norm = partial(BatchNorm, group_images=self.bn_group_images)
 
-        x = conv(arch.width, arch.stem.kernel_px, stride=arch.stem.stride, name="stem_conv")(images)
-        x = nn.relu(norm(name="stem_bn")(x, train=train))
-        activations = {"stage1": x}
-        if arch.stem.pool:
-            x = max_pool(x)
+        stem = conv(arch.width, arch.stem.kernel_px, stride=arch.stem.stride, name="stem_conv")
+        bn = norm(name="stem_bn")
+        if arch.stem.pool and not features:
+            x = nn.relu(stem(images, norm=bn, pool=max_pool, train=train))  # max-pool and ReLU commute
+            activations = {}
+        else:
+            x = nn.relu(stem(images, norm=bn, train=train))
+            activations = {"stage1": x}
+            x = max_pool(x) if arch.stem.pool else x
 
         for index in range(len(arch.blocks)):
             name = f"stage{index + 2}"

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 
 from resnext_jax.errors import UserError, unknown
 from resnext_jax.models.template import CIFAR_STEM, SMALL_STEM, Arch, Block, ResNeXt
-from resnext_jax.ops.grouped_conv import resolver
+from resnext_jax.ops.conv_choice import resolver
 
 # Blocks per stage by depth (Table 1; He et al. 2015, Table 1). Below 50 layers the block is the basic one.
 IMAGENET_BLOCKS: dict[int, tuple[Block, tuple[int, ...]]] = {
@@ -121,7 +121,14 @@ DTYPES = {"bfloat16": jnp.bfloat16, "float32": jnp.float32}
 
 
 def build_model(
-    arch: Arch, num_classes: int, *, platform: str, conv_impl: str, compute_dtype: str, bn_group_images: int
+    arch: Arch,
+    num_classes: int,
+    *,
+    platform: str,
+    chip: str = "",
+    conv_impl: str,
+    compute_dtype: str,
+    bn_group_images: int,
 ) -> ResNeXt:
     """The network with everything chosen that is no part of its mathematics.
 
@@ -129,7 +136,8 @@ def build_model(
       arch: of `select`.
       num_classes: of the data set.
       platform: "cpu", "gpu" or "tpu": whom the convolution algorithms are chosen for.
-      conv_impl: "auto", or the one algorithm for every convolution (`ops.grouped_conv.IMPLS`).
+      chip: which one; see `ops.conv_choice.choose`.
+      conv_impl: "auto", or the one algorithm for every convolution (`ops.grouped_conv.algorithm`).
       compute_dtype: "bfloat16" or "float32", of the activations.
       bn_group_images: images per batch-norm group, 0 for the whole batch.
 
@@ -138,4 +146,4 @@ def build_model(
     """
     if compute_dtype not in DTYPES:
         raise UserError(unknown("compute_dtype", compute_dtype, DTYPES))
-    return ResNeXt(arch, num_classes, resolver(conv_impl, platform), bn_group_images, DTYPES[compute_dtype])
+    return ResNeXt(arch, num_classes, resolver(conv_impl, platform, chip), bn_group_images, DTYPES[compute_dtype])

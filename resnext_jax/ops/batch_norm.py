@@ -5,53 +5,76 @@ group is a property of the recipe: images [0, g), [g, 2g), ... of the global bat
 divides the images per device no communication is needed; otherwise the partitioner adds it, and the numbers stay.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 
 def group_statistics(
-    x: Float[Array, "batch height width channel"], group_images: int
-) -> tuple[Float[Array, "group channel"], Float[Array, "group channel"]]:
+    x: Float[Array, "batch height width *channel"], group_images: int
+) -> tuple[Float[Array, "group channels"], Float[Array, "group channels"]]:
     """Mean and biased variance of each channel over each group of images, in float32, in one pass over `x`.
 
     Args:
-      x: activations; `batch` must be a multiple of `group_images`.
+      x: activations; `batch` must be a multiple of `group_images`. Channels in blocks count through.
       group_images: consecutive images per group; 0 takes the whole batch as one group.
 
     Raises:
       ValueError: the groups do not divide the batch.
     """
-    batch, height, width, channel = x.shape
-    images = group_images or batch
-    if batch % images:
-        raise ValueError(f"a batch of {batch} images does not divide into batch-norm groups of {images}")
-    grouped = x.reshape(batch // images, images * height * width, channel).astype(jnp.float32)
-    mean = grouped.mean(axis=1)
+    images = group_images or x.shape[0]
+    if x.shape[0] % images:
+        raise ValueError(f"a batch of {x.shape[0]} images does not divide into batch-norm groups of {images}")
+    return _per_group(_statistics, x.shape[0] // images, x)
+
+
+def _statistics(
+    x: Float[Array, "images height width *channel"],
+) -> tuple[Float[Array, " channels"], Float[Array, " channels"]]:
+    x = x.astype(jnp.float32)
+    mean = x.mean(axis=(0, 1, 2))
     # One pass: both sums are read off the same sweep. Clamped, because the difference may round below zero.
-    variance = jnp.maximum(jnp.square(grouped).mean(axis=1) - jnp.square(mean), 0.0)
-    return mean, variance
+    variance = jnp.maximum(jnp.square(x).mean(axis=(0, 1, 2)) - jnp.square(mean), 0.0)
+    return mean.reshape(-1), variance.reshape(-1)
 
 
 def normalize(
-    x: Float[Array, "batch height width channel"],
-    mean: Float[Array, "group channel"],
-    variance: Float[Array, "group channel"],
-    scale: Float[Array, " channel"],
-    bias: Float[Array, " channel"],
+    x: Float[Array, "batch height width *channel"],
+    mean: Float[Array, "group channels"],
+    variance: Float[Array, "group channels"],
+    scale: Float[Array, " channels"],
+    bias: Float[Array, " channels"],
     epsilon: float,
-) -> Float[Array, "batch height width channel"]:
+) -> Float[Array, "batch height width *channel"]:
     """`(x - mean) / sqrt(variance + epsilon) * scale + bias`, each group of images with its own row of statistics.
 
     The arithmetic is float32; the result has the dtype of `x`. One group (running statistics) covers the whole batch.
     """
-    batch, height, width, channel = x.shape
-    groups = mean.shape[0]
     factor = jax.lax.rsqrt(variance + epsilon) * scale[None]
     offset = bias[None] - mean * factor
-    grouped = x.reshape(groups, batch // groups, height, width, channel).astype(jnp.float32)
-    y = grouped * factor[:, None, None, None] + offset[:, None, None, None]
-    return y.reshape(x.shape).astype(x.dtype)
+    return _per_group(_scale_and_shift, mean.shape[0], x, factor, offset).reshape(x.shape)
+
+
+def _scale_and_shift(
+    x: Float[Array, "images height width *channel"],
+    factor: Float[Array, " channels"],
+    offset: Float[Array, " channels"],
+) -> Float[Array, "images height width *channel"]:
+    factor, offset = (row.reshape(1, 1, 1, *x.shape[3:]) for row in (factor, offset))
+    return (x.astype(jnp.float32) * factor + offset).astype(x.dtype)
+
+
+def _per_group(function: Callable, groups: int, x: Float[Array, "batch height width *channel"], *rows: Array) -> Any:
+    """`function` of every group of images and its rows, the results stacked.
+
+    One group is not put through a reshape: it would keep a TPU's compiler from fusing across the batch norm.
+    """
+    if groups == 1:
+        return jax.tree.map(lambda out: out[None], function(x, *(row[0] for row in rows)))
+    return jax.vmap(function)(x.reshape(groups, x.shape[0] // groups, *x.shape[1:]), *rows)
 
 
 def update_running(

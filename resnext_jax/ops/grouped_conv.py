@@ -2,11 +2,12 @@
 
 Every convolution of the networks goes through `grouped_conv`. A kernel always has the shape
 (k, k, in_channels / groups, out_channels), whichever algorithm computes it, so a checkpoint moves between TPU, GPU and
-CPU untouched. What is fast differs by a factor of hundreds between devices: `choose` is the table of what to take.
+CPU untouched. What is fast differs by a factor of hundreds between devices: `ops.conv_choice` is the table of what to
+take.
 """
 
-import dataclasses
 import functools
+import re
 from collections.abc import Callable
 
 import jax
@@ -15,24 +16,13 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from resnext_jax.errors import UserError, unknown
-from resnext_jax.ops import conv_table
+from resnext_jax.ops import space_to_depth
+from resnext_jax.ops.conv_products import im2col, per_tap, precision
 
 Images = Float[Array, "batch height width in_channels"]
 Kernel = Float[Array, "kernel kernel group_in_channels out_channels"]
 Outputs = Float[Array, "batch out_height out_width out_channels"]
-
-
-@dataclasses.dataclass(frozen=True)
-class ConvShape:
-    """What an algorithm is chosen by: the convolution and the height and width of its input, without the batch."""
-
-    kernel_px: int
-    stride: int
-    groups: int
-    in_channels: int
-    out_channels: int
-    height: int
-    width: int
+Algorithm = Callable[[Images, Kernel, int], Outputs]  # the last argument is the stride
 
 
 def grouped_conv(x: Images, kernel: Kernel, *, stride: int = 1, impl: str) -> Outputs:
@@ -42,7 +32,7 @@ def grouped_conv(x: Images, kernel: Kernel, *, stride: int = 1, impl: str) -> Ou
       x: images or features.
       kernel: filters of the same dtype; x's channels are in `in_channels / group_in_channels` groups, in order.
       stride: step of the window, in both directions.
-      impl: a name from `IMPLS`.
+      impl: a name that `algorithm` knows.
 
     Returns:
       (batch, (height - 1) // stride + 1, (width - 1) // stride + 1, out_channels), in x's dtype.
@@ -50,8 +40,7 @@ def grouped_conv(x: Images, kernel: Kernel, *, stride: int = 1, impl: str) -> Ou
     Raises:
       UserError: the groups do not divide the channels, or there is no such algorithm.
     """
-    if impl not in IMPLS:
-        raise UserError(unknown("conv_impl", impl, IMPLS))
+    compute = algorithm(impl)
     in_channels, (group_in_channels, out_channels) = x.shape[-1], kernel.shape[2:]
     if in_channels % group_in_channels:
         raise UserError(
@@ -64,7 +53,7 @@ def grouped_conv(x: Images, kernel: Kernel, *, stride: int = 1, impl: str) -> Ou
             f"{out_channels} output channels do not divide into {groups} groups. Each group must have as many output "
             "channels as the others. Change the cardinality or the bottleneck width."
         )
-    return IMPLS[impl](x, kernel, stride)
+    return compute(x, kernel, stride)
 
 
 def _native(x: Images, kernel: Kernel, stride: int) -> Outputs:
@@ -81,19 +70,26 @@ def _native(x: Images, kernel: Kernel, stride: int) -> Outputs:
         padding=((pad_px, pad_px), (pad_px, pad_px)),
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
         feature_group_count=x.shape[-1] // kernel.shape[2],
-        precision=_precision(x),
+        precision=precision(x),
     )
-
-
-def _precision(x: Array) -> lax.Precision:
-    """float32 means float32: by default a TPU multiplies it as bfloat16 and a GPU as TF32."""
-    return lax.Precision.HIGHEST if x.dtype == jnp.float32 else lax.Precision.DEFAULT
 
 
 def _merged(x: Images, kernel: Kernel, stride: int, *, width: int | None = None) -> Outputs:
     """Merges neighbouring groups into block-diagonal ones of at most `width` channels (None: all into one)."""
     groups = x.shape[-1] // kernel.shape[2]
     return _native(x, _block_diagonal(kernel, groups, _groups_to_merge(groups, kernel.shape[2], width)), stride)
+
+
+def _merged_by(x: Images, kernel: Kernel, stride: int, *, merge: int) -> Outputs:
+    """Merges every `merge` neighbouring groups into one; a single group is left alone."""
+    groups = x.shape[-1] // kernel.shape[2]
+    if groups > 1 and groups % merge:
+        divisors = ", ".join(str(n) for n in range(1, groups + 1) if groups % n == 0)
+        raise UserError(
+            f"conv_impl='merge{merge}' cannot merge {groups} groups by {merge}: the factor must divide the groups. "
+            f"Take one of {divisors}."
+        )
+    return _native(x, _block_diagonal(kernel, groups, merge if groups > 1 else 1), stride)
 
 
 def _slabs(x: Images, kernel: Kernel, stride: int, *, width: int) -> Outputs:
@@ -107,6 +103,35 @@ def _slabs(x: Images, kernel: Kernel, stride: int, *, width: int) -> Outputs:
     slabs = jnp.split(x, groups // merge, axis=-1)
     kernels = jnp.split(_block_diagonal(kernel, groups, merge), groups // merge, axis=-1)
     return jnp.concatenate([_native(*pair, stride) for pair in zip(slabs, kernels, strict=True)], axis=-1)
+
+
+def _apart(forward: Algorithm, backward: Algorithm) -> Algorithm:
+    """The outputs of one algorithm and the gradients of another."""
+    conv = jax.custom_vjp(forward, nondiff_argnums=(2,))
+
+    def save(x: Images, kernel: Kernel, stride: int) -> tuple[Outputs, tuple[Images, Kernel]]:
+        return forward(x, kernel, stride), (x, kernel)
+
+    def gradients(stride: int, saved: tuple[Images, Kernel], grad_out: Outputs) -> tuple[Images, Kernel]:
+        # The outputs of `backward` are asked for by nobody: the compiler leaves them out.
+        return jax.vjp(lambda x, kernel: backward(x, kernel, stride), *saved)[1](grad_out)
+
+    conv.defvjp(save, gradients)
+    return conv
+
+
+def _space_to_depth(x: Images, kernel: Kernel, stride: int) -> Outputs:
+    """Over blocks of 2x2 pixels where that is possible, else native."""
+    if not space_to_depth.fits(x.shape[1], x.shape[2], stride, x.shape[3] // kernel.shape[2]):
+        return _native(x, kernel, stride)
+    return space_to_depth.conv_by_blocks(x, kernel)
+
+
+def _subsampled(x: Images, kernel: Kernel, stride: int) -> Outputs:
+    """A strided 1x1 on the pixels that it reads; its input gradient is then not a convolution over mostly zeros."""
+    if kernel.shape[0] > 1:
+        return _native(x, kernel, stride)
+    return _native(x[:, ::stride, ::stride], kernel, 1)
 
 
 def _groups_to_merge(groups: int, group_in_channels: int, width: int | None) -> int:
@@ -130,120 +155,41 @@ def _block_diagonal(
     return jnp.where((row[:, None] == column[None])[None, None], tiled, jnp.zeros((), kernel.dtype))
 
 
-def _im2col_output(x: Images, kernel: Kernel, stride: int) -> Outputs:
-    """One matrix product per group, of the k * k inputs under each window and the filters.
-
-    A 1x1 convolution is a plain product of pixels and filters. The gradients are products of the same matrices,
-    because XLA's own filter gradient on the CPU is slow for any convolution and hopeless for a grouped one. Only x and
-    the kernel wait for the backward pass: the windows are k * k times the size of x.
-    """
-    groups = x.shape[-1] // kernel.shape[2]
-    out = _product(_windows(x, groups, kernel.shape[0], stride), _filters(kernel, groups), contract=(2, 1))
-    batch, height, width, _ = x.shape
-    positions = (batch, _out_px(height, stride), _out_px(width, stride))
-    return jnp.swapaxes(out, 0, 1).reshape(*positions, kernel.shape[3]).astype(x.dtype)
-
-
-def _im2col_forward(x: Images, kernel: Kernel, stride: int) -> tuple[Outputs, tuple[Images, Kernel]]:
-    return _im2col_output(x, kernel, stride), (x, kernel)
-
-
-def _im2col_backward(stride: int, saved: tuple[Images, Kernel], grad_out: Outputs) -> tuple[Images, Kernel]:
-    x, kernel = saved
-    groups = x.shape[-1] // kernel.shape[2]
-    windows_of = functools.partial(_windows, groups=groups, kernel_px=kernel.shape[0], stride=stride)
-    grad_groups = _windows(grad_out, groups, kernel_px=1, stride=1)
-
-    grad_filters = _product(windows_of(x), grad_groups, contract=(1, 1))
-    grad_kernel = jnp.swapaxes(grad_filters, 0, 1).reshape(kernel.shape).astype(kernel.dtype)
-
-    grad_windows = _product(grad_groups, _filters(kernel, groups), contract=(2, 2))
-    # The transpose adds up to k * k windows per input; they stay float32 for that.
-    (grad_x,) = jax.linear_transpose(windows_of, jax.ShapeDtypeStruct(x.shape, grad_windows.dtype))(grad_windows)
-    return grad_x.astype(x.dtype), grad_kernel
-
-
-_im2col = jax.custom_vjp(_im2col_output, nondiff_argnums=(2,))
-_im2col.defvjp(_im2col_forward, _im2col_backward)
-
-
-def _windows(x: Images, groups: int, kernel_px: int, stride: int) -> Float[Array, "groups positions window"]:
-    """Per group and output position (batch, row, column), the inputs under the window in the kernel's order."""
-    by_group = jnp.moveaxis(x.reshape(*x.shape[:3], groups, x.shape[3] // groups), 3, 0)
-    pad_px = kernel_px // 2
-    padded = jnp.pad(by_group, ((0, 0), (0, 0), (pad_px, pad_px), (pad_px, pad_px), (0, 0)))
-    last_row, last_column = ((_out_px(in_px, stride) - 1) * stride for in_px in x.shape[1:3])
-    taps = [
-        padded[:, :, row : row + last_row + 1 : stride, column : column + last_column + 1 : stride]
-        for row in range(kernel_px)
-        for column in range(kernel_px)
-    ]
-    windows = jnp.concatenate(taps, axis=-1)
-    return windows.reshape(groups, -1, windows.shape[-1])
-
-
-def _filters(kernel: Kernel, groups: int) -> Float[Array, "groups window group_out_channels"]:
-    return jnp.swapaxes(kernel.reshape(-1, groups, kernel.shape[3] // groups), 0, 1)
-
-
-def _product(
-    a: Float[Array, "groups _ _"], b: Float[Array, "groups _ _"], contract: tuple[int, int]
-) -> Float[Array, "groups _ _"]:
-    """The matrix product of each group over dimensions `contract` of a and b, added up in float32."""
-    dimensions = (((contract[0],), (contract[1],)), ((0,), (0,)))
-    return lax.dot_general(a, b, dimensions, precision=_precision(a), preferred_element_type=jnp.float32)
-
-
-def _out_px(in_px: int, stride: int) -> int:
-    return (in_px - 1) // stride + 1
-
-
-IMPLS: dict[str, Callable[[Images, Kernel, int], Outputs]] = {
+IMPLS: dict[str, Algorithm] = {
     "native": _native,
+    "merged64": functools.partial(_merged, width=64),
     "merged128": functools.partial(_merged, width=128),
+    "merged256": functools.partial(_merged, width=256),
     "dense": _merged,
     "slabs32": functools.partial(_slabs, width=32),
-    "im2col": _im2col,
+    "slabs128": functools.partial(_slabs, width=128),
+    "im2col": im2col,
+    "per_tap": per_tap,
+    "space_to_depth": _space_to_depth,
+    "subsampled": _subsampled,
+    # The same as merged128, between 1x1 convolutions that hand over and take blocks of 128 channels: `ops.blocked`.
+    "blocked128": functools.partial(_merged, width=128),
+    # For a 1x1 together with the batch norm after it: `ops.moments`. Alone it is the native one.
+    "moments": _native,
 }
+ALL_IMPLS = ("auto", *IMPLS, "merge<r>", "<forward>+<backward>")  # what `conv_impl` may be, for messages
 
 
-def choose(platform: str, shape: ConvShape) -> str:
-    """The fastest known algorithm for a convolution on a platform ("cpu", "gpu" or "tpu").
+def algorithm(impl: str) -> Algorithm:
+    """The algorithm of a name: one of `IMPLS`, `merge<r>` for any r, or two of them for forward and backward.
 
-    What was measured stands in `conv_table`; the rest follows `rule`.
-    """
-    measured = conv_table.TABLE.get(platform, {}).get(key_of(shape))
-    return rule(platform, shape) if measured is None else measured[0]
-
-
-def rule(platform: str, shape: ConvShape) -> str:
-    """What to take for a convolution that was never measured.
-
-    CPU: slabs of 32 channels waste few multiplications and keep to XLA's fast code. A 1x1 is a matrix product.
-    TPU: 128 channels fill the 128 x 128 matrix unit of every generation before v6e.
-    """
-    if platform == "tpu":
-        return "merged128"
-    if platform != "cpu":
-        return "native"
-    if shape.kernel_px == 1:
-        return "im2col"
-    return "native" if shape.groups == 1 else "slabs32"
-
-
-def key_of(shape: ConvShape) -> conv_table.Key:
-    """The row of a shape; a width other than the height changes little."""
-    return shape.kernel_px, shape.stride, shape.groups, shape.in_channels, shape.out_channels, shape.height
-
-
-def resolver(conv_impl: str, platform: str) -> Callable[[ConvShape], str]:
-    """The choice per convolution: by `choose` for "auto", else the named algorithm everywhere.
+    Example:
+      `merge8` merges every 8 groups; `native+im2col` computes outputs as `native`, both gradients as `im2col`.
 
     Raises:
-      UserError: `conv_impl` is neither "auto" nor in `IMPLS`.
+      UserError: there is no such algorithm.
     """
-    if conv_impl == "auto":
-        return functools.partial(choose, platform)
-    if conv_impl not in IMPLS:
-        raise UserError(unknown("conv_impl", conv_impl, ("auto", *IMPLS)))
-    return lambda shape: conv_impl
+    forward, plus, backward = impl.partition("+")
+    if plus:
+        return _apart(algorithm(forward), algorithm(backward))
+    found = re.fullmatch(r"merge([1-9]\d*)", impl)
+    if found:
+        return functools.partial(_merged_by, merge=int(found[1]))
+    if impl not in IMPLS:
+        raise UserError(unknown("conv_impl", impl, ALL_IMPLS))
+    return IMPLS[impl]

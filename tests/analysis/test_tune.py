@@ -6,7 +6,7 @@ from absl import flags
 
 from resnext_jax.analysis import tune
 from resnext_jax.ops import conv_table
-from resnext_jax.ops.grouped_conv import IMPLS, ConvShape, choose, rule
+from resnext_jax.ops.conv_choice import ConvShape, choose, problems_of, rule
 
 GROUPED = ConvShape(kernel_px=3, stride=2, groups=4, in_channels=8, out_channels=8, height=4, width=4)
 
@@ -20,7 +20,7 @@ def test_shapes_of_a_network():
 
 
 def test_the_fastest_wins_and_a_near_tie_does_not(monkeypatch):
-    seconds = dict.fromkeys(IMPLS, 1.0) | {"dense": 0.5, "im2col": 0.49}
+    seconds = dict.fromkeys(tune.GROUPED, 1.0) | {"dense": 0.5, "im2col": 0.49}
     monkeypatch.setattr(tune, "step_of", lambda shape, batch, dtype, impl: lambda: impl)
     monkeypatch.setattr(tune, "_seconds", lambda step: seconds[step()])
     assert tune.measure(GROUPED, 1, jnp.float32, "native")[0] == "im2col"
@@ -41,8 +41,8 @@ def test_the_written_table_is_read_again_and_rules(monkeypatch, tmp_path):
     assert namespace["TABLE"] == {"cpu": {(3, 2, 4, 8, 8, 4): row}, "gpu": {(1, 1, 1, 8, 8, 4): row}}
 
     monkeypatch.setattr(conv_table, "TABLE", namespace["TABLE"])
-    assert choose("cpu", GROUPED) == "im2col" != rule("cpu", GROUPED)
-    assert choose("tpu", GROUPED) == rule("tpu", GROUPED)
+    assert choose("cpu", "cpu", GROUPED) == "im2col" != rule("cpu", "cpu", GROUPED)
+    assert choose("tpu", "v5e", GROUPED) == rule("tpu", "v5e", GROUPED)
 
 
 def _flags(*arguments: str) -> flags.FlagValues:
@@ -52,7 +52,8 @@ def _flags(*arguments: str) -> flags.FlagValues:
 
 
 def test_every_row_names_an_algorithm():
-    assert all(winner in IMPLS for rows in conv_table.TABLE.values() for winner, _ in rows.values())
+    winners = {winner for rows in conv_table.TABLE.values() for winner, _ in rows.values()}
+    assert [problem for winner in winners for problem in problems_of(winner)] == []
 
 
 def test_an_unknown_network(monkeypatch, capsys):

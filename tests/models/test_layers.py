@@ -86,3 +86,23 @@ def test_a_single_value_has_no_unbiased_variance():
     variables = BatchNorm(1).init(jax.random.key(0), x, train=True)
     _, updated = BatchNorm(1).apply(variables, x, train=True, mutable=["batch_stats"])
     np.testing.assert_allclose(updated["batch_stats"]["var"], [0.9])
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_the_max_pool_may_come_before_the_batch_norm(train):
+    """Against the definition, the normalised values pooled; with a negative scale the smallest of a window wins."""
+    variables = {**START, "params": {"scale": jnp.array([2.0, -2.0, 0.0, -0.5, 1.0]), "bias": jnp.full(5, -1.0)}}
+
+    def pool(x):
+        return jnp.maximum(x[:, 0::2], x[:, 1::2])
+
+    x = jnp.asarray(X.transpose(0, 2, 1, 3), jnp.float32)  # (4, 2, 3, 5)
+    both = [
+        BatchNorm(2).apply(variables, x, train=train, mutable=["batch_stats"], **options)
+        for options in ({}, {"pool": pool})
+    ]
+    (plain, plain_stats), (pooled, pooled_stats) = both
+    np.testing.assert_allclose(pooled, pool(plain), rtol=1e-6, atol=1e-6)
+    for name in ("mean", "var"):
+        want = plain_stats["batch_stats"][name]
+        np.testing.assert_allclose(pooled_stats["batch_stats"][name], want, rtol=1e-6)

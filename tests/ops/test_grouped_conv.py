@@ -8,7 +8,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from resnext_jax.errors import UserError
 from resnext_jax.ops import grouped_conv as lib
-from resnext_jax.ops.grouped_conv import ConvShape, grouped_conv
+from resnext_jax.ops.grouped_conv import grouped_conv
 
 # (batch, height, width, in_channels, out_channels, groups, kernel_px, stride)
 CASES = {
@@ -25,6 +25,9 @@ CASES = {
     "1x1 stride 2": (2, 5, 8, 16, 8, 1, 1, 2),
     "grouped 1x1": (2, 3, 3, 8, 8, 4, 1, 1),
     "7x7 stem": (1, 9, 12, 3, 8, 1, 7, 2),
+    "7x7 stem, even": (2, 8, 12, 3, 8, 1, 7, 2),
+    "5x5 stride 2, even": (1, 8, 6, 3, 4, 1, 5, 2),
+    "3x3 stride 2, even": (1, 6, 8, 3, 4, 1, 3, 2),
 }
 
 
@@ -72,10 +75,12 @@ def _assert_close(got, want, relative):
         assert error <= relative, f"{name}: relative error {error:.1e}"
 
 
-@pytest.mark.parametrize("impl", lib.IMPLS)
+@pytest.mark.parametrize("impl", [*lib.IMPLS, "merge1", "merge2", "native+im2col", "slabs32+per_tap"])
 @pytest.mark.parametrize("case", CASES)
 def test_output_and_gradients_equal_numpy(case, impl):
     (x, kernel, grad), groups, stride = _inputs(case)
+    if impl == "merge2" and groups == 1:
+        pytest.skip("nothing to merge")
     got = _compute(x, kernel, grad, stride, impl)
     assert [array.shape for array in got] == [grad.shape, x.shape, kernel.shape]
     # Float32 rounds to 6e-8; 2e-6 leaves room for sums of up to 1152 terms in any order.
@@ -132,17 +137,37 @@ def test_groups_that_do_not_divide():
 def test_unknown_algorithm():
     with pytest.raises(UserError, match=r"unknown conv_impl 'nativ'.*'native'"):
         grouped_conv(jnp.ones((1, 3, 3, 8)), jnp.ones((3, 3, 4, 8)), impl="nativ")
-    with pytest.raises(UserError, match="Known: auto, "):
-        lib.resolver("fastest", "cpu")
+    with pytest.raises(UserError, match=r"unknown conv_impl 'im2co'.*'im2col'"):
+        grouped_conv(jnp.ones((1, 3, 3, 8)), jnp.ones((3, 3, 4, 8)), impl="native+im2co")
 
 
-def test_choice():
-    conv3 = ConvShape(kernel_px=3, stride=1, groups=32, in_channels=128, out_channels=128, height=56, width=56)
-    assert lib.resolver("dense", "tpu")(conv3) == "dense"
-    assert lib.resolver("auto", "tpu")(conv3) == "merged128"
-    assert lib.resolver("auto", "gpu")(conv3) == "native"
-    # Native would cost 300 times its time in the filter gradient.
-    assert lib.resolver("auto", "cpu")(conv3) != "native"
+def test_merging_by_a_factor_that_does_not_divide():
+    with pytest.raises(UserError, match=r"'merge3' cannot merge 4 groups by 3.*1, 2, 4"):
+        grouped_conv(jnp.ones((1, 3, 3, 8)), jnp.ones((3, 3, 2, 8)), impl="merge3")
+    # A single group has nothing to merge: the networks have such convolutions beside the grouped ones.
+    assert grouped_conv(jnp.ones((1, 3, 3, 8)), jnp.ones((3, 3, 8, 8)), impl="merge3").shape == (1, 3, 3, 8)
+
+
+@pytest.mark.parametrize(("impl", "groups"), [("merge8", 4), ("merged64", 2), ("merged256", 1), ("merge32", 1)])
+def test_merged_groups_are_really_merged(impl, groups):
+    """32 groups of 4 channels: by hand, 8 of them make 4 groups of 32, and 64 channels hold 16 of them."""
+    x, kernel = jax.ShapeDtypeStruct((1, 5, 5, 128), "float32"), jax.ShapeDtypeStruct((3, 3, 4, 128), "float32")
+    text = jax.jit(lambda x, kernel: grouped_conv(x, kernel, impl=impl)).lower(x, kernel).as_text()
+    assert f"feature_group_count = {groups} " in text
+
+
+def test_forward_and_backward_apart():
+    """The outputs come from a convolution, both gradients from matrix products alone."""
+    x, kernel = jax.ShapeDtypeStruct((1, 5, 5, 8), "float32"), jax.ShapeDtypeStruct((3, 3, 4, 8), "float32")
+
+    def loss(x, kernel):
+        return grouped_conv(x, kernel, impl="native+im2col").sum()
+
+    forward = jax.jit(loss).lower(x, kernel).as_text()
+    backward = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(x, kernel).compile().as_text()
+    assert "stablehlo.convolution" in forward
+    assert "dot_general" not in forward
+    assert "convolution(" not in backward
 
 
 @pytest.mark.parametrize("impl", sorted(lib.IMPLS))
