@@ -4,7 +4,7 @@ The only file that spells an axis name.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -25,11 +25,13 @@ class Place:
     Attributes:
       mesh: over all devices of all processes.
       platform: "cpu", "gpu" or "tpu".
+      chip: which one; see `ops.conv_choice.chip_of`.
       process_index, process_count: this process, of how many. The first one speaks and writes the files.
     """
 
     mesh: Mesh
     platform: str
+    chip: str = ""
     process_index: int = 0
     process_count: int = 1
 
@@ -79,6 +81,24 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 def replicated(mesh: Mesh) -> NamedSharding:
     """A whole copy on every device: parameters, statistics, optimizer state, metrics."""
     return NamedSharding(mesh, PartitionSpec())
+
+
+def sum_over_devices(function: Callable[[PyTree, PyTree], PyTree], mesh: Mesh) -> Callable[[PyTree, PyTree], PyTree]:
+    """`function(everywhere, rows)` on the rows of every device by itself, its results added up over the devices.
+
+    The compiler sees the program of one device, without a dimension to split: on a TPU that saves passes over memory.
+    """
+
+    def on_one_device(everywhere: PyTree, rows: PyTree) -> PyTree:
+        return jax.lax.psum(function(everywhere, rows), DATA_AXIS)
+
+    return jax.shard_map(
+        on_one_device,
+        mesh=mesh,
+        in_specs=(PartitionSpec(), PartitionSpec(DATA_AXIS)),
+        out_specs=PartitionSpec(),
+        check_vma=False,  # the custom gradients of ops know nothing of varying axes
+    )
 
 
 def check_batch_size(name: str, batch_size: int, num_devices: int) -> list[str]:

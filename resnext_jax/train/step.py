@@ -5,9 +5,10 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool, Float
+from jax.sharding import Mesh
+from jaxtyping import Array, Bool
 
-from resnext_jax import metrics
+from resnext_jax import metrics, sharding
 from resnext_jax.models.template import ResNeXt
 from resnext_jax.ops.augment import image_keys
 from resnext_jax.types import Batch, PyTree, TrainState
@@ -23,6 +24,7 @@ def train_step(
     seed: int,
     label_smoothing: float,
     accumulation_steps: int,
+    mesh: Mesh,
 ) -> tuple[TrainState, metrics.Sums]:
     """Augments, runs forward and backward, and updates; the gradient is of the mean cross-entropy of the batch.
 
@@ -36,6 +38,7 @@ def train_step(
       label_smoothing: in [0, 1).
       accumulation_steps: microbatches, one after the other. Whole batch-norm groups, so the mathematics is that of
         one pass: gradients and running statistics are averaged, one update is made.
+      mesh: that the batch is split over.
 
     Returns:
       The state after the step, and the sums over the training images, augmented and before the update. The loss is
@@ -45,29 +48,44 @@ def train_step(
     with jax.named_scope("augment"):
         keys = image_keys(seed, state.step, batch.label.shape[0])
 
-    def loss_fn(params: PyTree, micro: Batch, micro_keys: Array) -> tuple[Float[Array, ""], tuple]:
+    # Where every device holds whole batch-norm groups in every microbatch, each computes by itself and only gradients,
+    # statistics and sums are added up. Else the partitioner finds out what to exchange.
+    images_per_unit = model.bn_group_images * accumulation_steps * mesh.size
+    apart = images_per_unit > 0 and batch.label.shape[0] % images_per_unit == 0
+    share = 1.0 / (accumulation_steps * (mesh.size if apart else 1))
+
+    def loss_fn(params: PyTree, batch_stats: PyTree, micro: Batch, micro_keys: Array) -> tuple[Array, tuple]:
         with jax.named_scope("augment"):
             images = augment(micro.image, micro_keys)
         logits, updated = model.apply(
-            {"params": params, "batch_stats": state.batch_stats}, images, train=True, mutable=["batch_stats"]
+            {"params": params, "batch_stats": batch_stats}, images, train=True, mutable=["batch_stats"]
         )
         with jax.named_scope("loss"):
             loss = metrics.cross_entropy(logits, micro.label, label_smoothing).mean()
             sums = metrics.count(logits, micro.label, micro.mask)
-        return loss, (updated["batch_stats"], sums)
+        # Everything comes out as the share of a sum: a mean over microbatches and devices needs no pass of its own.
+        return loss * share, (jax.tree.map(lambda stat: stat * share, updated["batch_stats"]), sums)
 
-    def one(micro: Batch, micro_keys: Array) -> tuple[PyTree, PyTree, metrics.Sums]:
-        grads, (stats, sums) = jax.grad(loss_fn, has_aux=True)(state.params, micro, micro_keys)
-        return grads, stats, sums
+    def gradients(variables: PyTree, micro: tuple[Batch, Array]) -> tuple[PyTree, PyTree, metrics.Sums]:
+        grads, (stats, sums) = jax.grad(loss_fn, has_aux=True)(variables["params"], variables["batch_stats"], *micro)
+        # Gradients of kernels came through the compute dtype, and cross the network so.
+        return jax.tree.map(lambda g: g.astype(model.dtype) if g.ndim == 4 else g, grads), stats, sums
 
-    if accumulation_steps == 1:
-        grads, batch_stats, sums = one(batch, keys)
-    else:
-        micros = jax.tree.map(lambda rows: split_rows(rows, accumulation_steps, model.bn_group_images), (batch, keys))
-        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(one, *_first(micros)))
-        total, _ = jax.lax.scan(lambda carry, micro: (metrics.add(carry, one(*micro)), None), zeros, micros)
-        *averaged, sums = total
-        grads, batch_stats = jax.tree.map(lambda x: x / accumulation_steps, averaged)
+    def accumulated(variables: PyTree, rows: tuple[Batch, Array]) -> tuple[PyTree, PyTree, metrics.Sums]:
+        micros = jax.tree.map(lambda x: split_rows(x, accumulation_steps, model.bn_group_images), rows)
+
+        def one(micro: tuple[Batch, Array]) -> tuple[PyTree, PyTree, metrics.Sums]:
+            return _float32(gradients(variables, micro))  # sums of many are no business of bfloat16
+
+        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(one, _first(micros)))
+        total, _ = jax.lax.scan(lambda carry, micro: (metrics.add(carry, one(micro)), None), zeros, micros)
+        return total
+
+    compute = gradients if accumulation_steps == 1 else accumulated
+    if apart:
+        compute = sharding.sum_over_devices(compute, mesh)
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    grads, batch_stats, sums = _float32(compute(variables, (batch, keys)))
 
     with jax.named_scope("update"):
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
@@ -98,6 +116,11 @@ def split_rows(rows: Array, parts: int, group_images: int) -> Array:
     """
     groups = rows.reshape(-1, parts, group_images, *rows.shape[1:])
     return jnp.moveaxis(groups, 1, 0).reshape(parts, -1, *rows.shape[1:])
+
+
+def _float32(tree: PyTree) -> PyTree:
+    """Low-precision floats widened, everything else as it is."""
+    return jax.tree.map(lambda x: x.astype(jnp.float32) if x.dtype == jnp.bfloat16 else x, tree)
 
 
 def _first(tree: PyTree) -> PyTree:

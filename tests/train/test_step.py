@@ -40,20 +40,21 @@ class Setup:
                 **dict(crop="none", process_index=0, process_count=1, num_threads=1),
             )
         )
-        self.runs: dict[tuple[int, int], tuple[Place, Run]] = {}
+        self.runs: dict[tuple[int, int, int], tuple[Place, Run]] = {}
         _, run = self.run(1)
         self.start: TrainState = jax.device_get(run.create_state())
 
-    def run(self, num_devices: int, microbatches: int = 1) -> tuple[Place, Run]:
-        if (num_devices, microbatches) not in self.runs:
-            self.config.accumulation_steps = microbatches
+    def run(self, num_devices: int, microbatches: int = 1, group_images: int = 8) -> tuple[Place, Run]:
+        key = num_devices, microbatches, group_images
+        if key not in self.runs:
+            self.config.accumulation_steps, self.config.bn_group_images = microbatches, group_images
             place = Place(make_mesh(jax.devices()[:num_devices]), "cpu")
-            self.runs[num_devices, microbatches] = place, assemble(self.config, self.source.info, place)
-        return self.runs[num_devices, microbatches]
+            self.runs[key] = place, assemble(self.config, self.source.info, place)
+        return self.runs[key]
 
-    def train(self, steps: int, num_devices: int, microbatches: int = 1) -> tuple[TrainState, list[float]]:
-        """The state after these steps and the mean loss of each."""
-        place, run = self.run(num_devices, microbatches)
+    def train(self, steps: int, *how: int, **by_name: int) -> tuple[TrainState, list[float]]:
+        """The state after these steps and the mean loss of each; the rest as for `run`."""
+        place, run = self.run(*how, **by_name)
         state, losses = put_replicated(place.mesh, self.start), []
         for batch in itertools.islice(self.batches, steps):
             state, metrics = run.train_step(state, to_global(place.mesh, batch))
@@ -90,6 +91,15 @@ def test_trajectory_does_not_depend_on_the_devices(setup, one_device, num_device
     np.testing.assert_allclose(losses, want, rtol=1e-5)
     assert_states_close(state, want_state, setup.start, 3e-2)
     assert int(state.step) == STEPS
+
+
+@pytest.mark.parametrize("group_images", [16, 32, 64])
+def test_a_group_may_span_devices(setup, group_images):
+    """With 8 images per device the partitioner exchanges what a group needs: 2, 4 or all devices share one."""
+    want_state, want = setup.train(3, num_devices=1, group_images=group_images)
+    state, losses = setup.train(3, num_devices=8, group_images=group_images)
+    np.testing.assert_allclose(losses, want, rtol=1e-5)
+    assert_states_close(state, want_state, setup.start, 3e-2)
 
 
 def test_first_state_does_not_depend_on_the_devices(setup):
