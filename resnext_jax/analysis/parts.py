@@ -30,7 +30,9 @@ def part_of(op_name: str, arch: Arch) -> str:
         if word in SCOPES:
             return SCOPES[word]
     if any(re.fullmatch(r"stage\d+", word) for word in words):
-        if any(re.fullmatch(r"bn\d", word) for word in words):
+        # A convolution computed with its batch norm (`ops.moments`) counts as the convolution.
+        product = words[-1] in ("conv_general_dilated", "dot_general")
+        if any(re.fullmatch(r"bn\d", word) for word in words) and not product:
             return "BN"
         conv = next((word for word in words if re.fullmatch(r"conv\d", word)), None)
         if conv is None:

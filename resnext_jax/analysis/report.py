@@ -88,14 +88,17 @@ def account(text: str, chip: Chip, arch: Arch) -> Costs:
 
 
 def _collectives(module: hlo.Module, steps: list[hlo.Executed], arch: Arch) -> list[Row]:
-    rows, channels = [], set()
+    rows, spread = [], set()
     for step in steps:
-        fused = hlo.inside(module, step.instruction) if step.instruction.opcode == "fusion" else ()
-        for found in (step.instruction, *fused):
+        if _is_collective(step.instruction):
+            rows.append(_collective_row(step.instruction, step, arch))
+        for found in hlo.inside(module, step.instruction) if step.instruction.opcode == "fusion" else ():
             channel = re.search(r"channel_id=(\d+)", found.attributes)
-            # A fused collective may be spread over several fusions, all of one channel.
-            if _is_collective(found) and (channel is None or channel[1] not in channels):
-                channels |= {channel[1]} if channel else set()
+            # A fused collective may be spread over several fusions, all of one channel and operation. Collectives of
+            # their own may share a channel without being one.
+            one = (channel and channel[1], found.op_name)
+            if _is_collective(found) and one not in spread:
+                spread.add(one)
                 rows.append(_collective_row(found, step, arch))
     return rows
 

@@ -158,6 +158,17 @@ def test_an_asynchronous_collective_is_one_row_and_a_copy_is_listed_beside():
     assert costs.without_figure == []
 
 
+def test_collectives_of_one_channel_are_all_counted():
+    text = entry(
+        "%x = bf16[4,8]{1,0} parameter(0)",
+        "%y = f32[16]{0} parameter(1)",
+        "%s = bf16[4,8]{1,0} all-reduce(%x), channel_id=1",
+        "%t = f32[16]{0} all-reduce(%y), channel_id=1",
+    )
+    costs = account(text, CHIPS["v5e"], ARCHS["resnet50"])
+    assert [row["bytes"] for row in costs.collectives] == [64, 64]
+
+
 def test_a_custom_call_is_never_free():
     """By hand, v5e: 2 MiB at 819 GB/s are 2.56 us or 3841 cycles of 1.5 GHz; 394 G flops at 197 T/s are 2 ms."""
     kernel = '%k = f32[1024,256]{1,0} custom-call(%x), custom_call_target="tpu_custom_call", metadata={op_name="'
@@ -228,3 +239,19 @@ def test_bytes_of_a_shape(shape, size):
 def test_parts_and_directions(op_name, network, part, direction):
     assert part in PARTS
     assert (part_of(op_name, ARCHS[network]), direction_of(op_name)) == (part, direction)
+
+
+@pytest.mark.parametrize(
+    ("path", "part"),
+    [
+        ("stage2/block1/conv3/conv_general_dilated", "1x1"),
+        ("stage2/block1/conv3/bn3/conv_general_dilated", "1x1"),  # a 1x1 and its batch norm computed as one
+        ("stage2/block1/conv3/bn3/dot_general", "1x1"),
+        ("stage2/block1/conv2/bn2/reduce_sum", "BN"),
+        ("stage2/block1/conv2/conv_general_dilated", "grouped 3x3"),
+        ("stage2/block1/shortcut_conv/shortcut_bn/dot_general", "shortcut"),
+        ("stem_conv/stem_bn/mul", "stem"),
+    ],
+)
+def test_parts_by_the_path_of_an_operation(path, part):
+    assert part_of(f"jit(train_step)/shard_map/jvp(ResNeXt)/{path}", ARCHS["resnext50_32x4d"]) == part
