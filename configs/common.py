@@ -24,7 +24,7 @@ def base() -> ConfigDict:
 
     config.bn_group_images = 32  # the paper's batch per GPU; 0 takes the whole batch
     config.accumulation_steps = 1  # microbatches per step; the mathematics stays
-    config.conv_impl = "auto"  # or one of ops.grouped_conv.IMPLS everywhere
+    config.conv_impl = "auto"  # or one algorithm everywhere: see ops.grouped_conv.algorithm
     config.compute_dtype = "bfloat16"  # bfloat16 | float32; parameters are float32
 
     config.model = ConfigDict()
