@@ -3,6 +3,7 @@
 python -m resnext_jax.analysis.tune [--networks=resnet50,resnext50_32x4d] [--out=resnext_jax/ops/conv_table.py]
 
 Run it on an idle machine: the rows of this platform are replaced for the shapes that are measured, all others stay.
+The rows of TPUs are written by `analysis.tune_tpu`, from the compiler's estimates.
 """
 
 import sys
@@ -31,7 +32,7 @@ HOPELESS = 4.0  # times the best after one run: measured no further
 WORTH = 0.95  # of the rule's time: a smaller gain may be noise, and the table would flicker
 
 # With one group there is nothing to merge: the other algorithms are the native one again.
-UNGROUPED = ("native", "im2col", "native+im2col", "im2col+native", "space_to_depth", "subsampled")
+UNGROUPED = ("native", "im2col", "native+im2col", "im2col+native")
 GROUPED = ("native", "merged64", "merged128", "merged256", "dense", "slabs32", "slabs128", "im2col", "per_tap")
 GROUPED += ("slabs32+im2col", "im2col+slabs32")
 
@@ -51,6 +52,14 @@ def shapes_of(name: str) -> dict[ConvShape, int]:
     images = jax.ShapeDtypeStruct((1, size_px, size_px, channels), jnp.float32)
     jax.eval_shape(lambda key, x: model.init(key, x, train=False), jax.random.key(0), images)
     return shapes
+
+
+def candidates(shape: ConvShape) -> tuple[str, ...]:
+    """The algorithms that differ for a convolution."""
+    if shape.groups > 1:
+        return GROUPED
+    special = {7: ("space_to_depth",), 1: ("subsampled",)}
+    return UNGROUPED + (special.get(shape.kernel_px, ()) if shape.stride > 1 else ())
 
 
 def step_of(shape: ConvShape, batch: int, dtype: Any, impl: str) -> Callable[[], Any]:
@@ -82,8 +91,7 @@ def measure(shape: ConvShape, batch: int, dtype: Any, preferred: str) -> Row:
       preferred: taken unless another is clearly faster.
     """
     steps, best_s = {}, {}
-    candidates = GROUPED if shape.groups > 1 else UNGROUPED
-    for impl in (preferred, *(name for name in candidates if name != preferred)):
+    for impl in (preferred, *(name for name in candidates(shape) if name != preferred)):
         step = step_of(shape, batch, dtype, impl)
         step()  # compiles
         best_s[impl] = _seconds(step)
@@ -111,11 +119,15 @@ def _seconds(step: Callable[[], Any]) -> float:
 def text(table: dict[str, dict[conv_table.Key, Row]]) -> str:
     """The file of the table."""
     lines = [
-        '"""The fastest algorithm of every convolution that was measured, with the milliseconds of each beside it.',
+        '"""The fastest algorithm of every convolution that was tried, with the cost of each beside it.',
         "",
-        "Written by a command, not by hand: python -m resnext_jax.analysis.tune",
-        "Forward and the gradients that training needs; float32 and 8 images (128 of 28 px) on a CPU, else bfloat16.",
+        "Written by commands, not by hand. CPU and GPU, python -m resnext_jax.analysis.tune: milliseconds, forward and",
+        "the gradients that training needs; float32 and 8 images (128 of 28 px) on a CPU, else bfloat16. TPU,",
+        "python -m resnext_jax.analysis.tune_tpu: the compiler's estimate, in M cycles of a whole training step of a",
+        "network with two blocks in each stage.",
         '"""',
+        "# fmt: off",
+        "# ruff: noqa: E501",
         "",
         "Key = tuple[int, int, int, int, int, int]  # kernel_px, stride, groups, in_channels, out_channels, height",
         "",
@@ -145,10 +157,15 @@ def run(flag_values: flags.FlagValues) -> None:
         Path(flag_values.out).write_text(text(table))
 
 
+def define_out(to: flags.FlagValues) -> None:
+    """Adds `--out`."""
+    flags.DEFINE_string("out", str(Path(conv_table.__file__)), "The file to write.", flag_values=to)
+
+
 def define_flags(to: flags.FlagValues) -> flags.FlagValues:
     """Adds the command's flags to `to` and returns it."""
     flags.DEFINE_list("networks", [], f"Whose convolutions; by default all of: {', '.join(NETWORKS)}.", flag_values=to)
-    flags.DEFINE_string("out", str(Path(conv_table.__file__)), "The file to write.", flag_values=to)
+    define_out(to)
     return to
 
 
