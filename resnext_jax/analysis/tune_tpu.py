@@ -5,12 +5,14 @@ python -m resnext_jax.analysis.tune_tpu --config=configs/resnext50_32x4d.py --to
 On a TPU an algorithm cannot be judged alone: layouts and fusions reach over its neighbours. So the very training step
 of the config is compiled, its network cut to two blocks in each stage, which have all its convolutions. One convolution
 after another, every algorithm takes its place there, and the one with the fewest cycles stays. An estimate of the TPU
-compiler; nothing is run. Half a minute or more for each compile, some forty compiles for a network.
+compiler; nothing is run. Half a minute or more for each compile, some thirty compiles for a network. A convolution that
+has a row is left as it is, so that a stopped command goes on; `--anew` tries all.
 """
 
 import contextlib
 import copy
 import dataclasses
+import hashlib
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -54,36 +56,40 @@ def trial_of(config: Any, arch: zoo.Arch) -> Iterator[Any]:
         del zoo.ARCHS[TRIAL]
 
 
-def cycles(config: Any, chip: Chip, devices: Sequence[Any]) -> float:
-    """Of the step, with the lower bound for what has no figure; infinite where it does not fit the memory."""
+def cycles(config: Any, chip: Chip, devices: Sequence[Any], known: dict[str, float]) -> float:
+    """Of the step, with the lower bound for what has no figure; infinite where it does not fit the memory.
+
+    Args:
+      config: see `compiling.lower`.
+      chip: what the devices are.
+      devices: see `compiling.lower`.
+      known: of the programs so far, to which this one is added; different algorithms may make the same one.
+    """
     run, lowered = lower(config, devices)
-    program = compile_for(chip, lowered)
+    program_id = hashlib.sha256(lowered.as_text().encode()).hexdigest()
+    if program_id not in known:
+        program = compile_for(chip, lowered)
+        costs = program.executable and report.account(program.executable.as_text(), chip, run.model.arch)
+        known[program_id] = costs.estimated_cycles + costs.floor_cycles if costs else float("inf")
     jax.clear_caches()
-    if program.executable is None:
-        return float("inf")
-    costs = report.account(program.executable.as_text(), chip, run.model.arch)
-    return costs.estimated_cycles + costs.floor_cycles
+    return known[program_id]
 
 
-def tune(config: Any, chip: Chip, devices: Sequence[Any]) -> Iterator[tuple[ConvShape, Row]]:
+def tune(config: Any, chip: Chip, devices: Sequence[Any], *, anew: bool) -> Iterator[tuple[ConvShape, Row]]:
     """One row after another; each is in the table, for all compiles that follow, when it is yielded."""
     kind = chip_of(devices[0].device_kind)
     rows = conv_table.TABLE.setdefault(section("tpu", kind), {})
-    standing = None  # the cycles of what has been chosen so far
+    known: dict[str, float] = {}
     for shape in shapes_of(config.model.name):
         names = candidates(shape)
-        if len(names) == 1:
+        if len(names) == 1 or (key_of(shape) in rows and not anew):
             continue
         chosen, costs = choose("tpu", kind, shape), {}
-        if standing is not None:
-            costs[chosen] = standing
         for name in dict.fromkeys((chosen, *names)):
-            if name not in costs:
-                rows[key_of(shape)] = (name, "")
-                costs[name] = cycles(config, chip, devices)
+            rows[key_of(shape)] = (name, "")
+            costs[name] = cycles(config, chip, devices, known)
         best = min(costs, key=lambda name: costs[name])
         winner = best if costs[best] < WORTH * costs[chosen] else chosen
-        standing = costs[winner]
         ranked = sorted((cost, name) for name, cost in costs.items())
         rows[key_of(shape)] = winner, ", ".join(f"{name} {cost / 1e6:.2f}" for cost, name in ranked)
         yield shape, rows[key_of(shape)]
@@ -98,7 +104,7 @@ def run(flag_values: flags.FlagValues) -> None:
     arch = assemble_for(config, devices).model.arch  # the mistakes of the config, before a long time is spent
     print(f"{flag_values.topology}   ({report.NOTE})")
     with trial_of(config, arch) as trial:
-        for shape, row in tune(trial, chip, devices):
+        for shape, row in tune(trial, chip, devices, anew=flag_values.anew):
             print(f"{key_of(shape)}: {row[0]}   {row[1]}", flush=True)
             # Every row: what is known stays when the command is stopped.
             Path(flag_values.out).write_text(text(conv_table.TABLE))
@@ -108,6 +114,7 @@ def define_flags(to: flags.FlagValues) -> flags.FlagValues:
     """Adds the command's flags to `to` and returns it."""
     command.define_config(to)
     command.define_topology(to, "v5e:2x4")
+    flags.DEFINE_bool("anew", False, "Also the convolutions that have a row.", flag_values=to)
     define_out(to)
     return to
 

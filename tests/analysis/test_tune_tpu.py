@@ -19,7 +19,7 @@ DEVICES = [types.SimpleNamespace(device_kind="TPU v5 lite")]
 def test_the_fewest_cycles_of_the_whole_step_win(monkeypatch):
     monkeypatch.setattr(conv_table, "TABLE", {})
 
-    def cycles(config, chip, devices) -> float:
+    def cycles(config, chip, devices, known) -> float:
         rows = conv_table.TABLE["tpu v5e"]
         impls = [rows[key][0] if key in rows else "by rule" for key in (CONV2, CONV3)]
         # The second gain needs the first: a row stands while the next ones are tried (a first block's 1x1 comes first).
@@ -27,7 +27,7 @@ def test_the_fewest_cycles_of_the_whole_step_win(monkeypatch):
 
     monkeypatch.setattr(tune_tpu, "cycles", cycles)
     config = types.SimpleNamespace(model=types.SimpleNamespace(name="resnext50_32x4d"))
-    rows = dict(tune_tpu.tune(config, CHIPS["v5e"], DEVICES))
+    rows = dict(tune_tpu.tune(config, CHIPS["v5e"], DEVICES, anew=False))
 
     table = conv_table.TABLE["tpu v5e"]
     assert table[CONV2][0] == "dense"
@@ -41,6 +41,9 @@ def test_the_fewest_cycles_of_the_whole_step_win(monkeypatch):
             with monkeypatch.context() as empty:
                 empty.setattr(conv_table, "TABLE", {})
                 assert winner == choose("tpu", "v5e", shape)
+    # What has a row is left alone, and tried again where that is asked for.
+    assert not list(tune_tpu.tune(config, CHIPS["v5e"], DEVICES, anew=False))
+    assert dict(tune_tpu.tune(config, CHIPS["v5e"], DEVICES, anew=True)).keys() == rows.keys()
 
 
 def test_the_trial_has_two_blocks_in_each_stage_and_leaves_no_row():
