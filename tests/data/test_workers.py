@@ -78,7 +78,7 @@ def test_a_hanging_thread_is_named_first_in_a_warning_then_in_an_error(monkeypat
     monkeypatch.setattr(workers, "WARN_AFTER_S", 0.1)
     monkeypatch.setattr(workers, "GIVE_UP_AFTER_S", 0.5)
     source = Files(hanging=17)
-    with caplog.at_level(logging.WARNING), pytest.raises(UserError, match=r"grain-prefetch_. has been at") as raised:
+    with caplog.at_level(logging.WARNING), pytest.raises(UserError, match=r"thread input-\d has been at") as raised:
         list(stream(source))
     source.let_go.set()
     assert "mount/17.jpg" in str(raised.value)
@@ -86,6 +86,19 @@ def test_a_hanging_thread_is_named_first_in_a_warning_then_in_an_error(monkeypat
     warnings = [record.getMessage() for record in caplog.records if "mount/17.jpg" in record.getMessage()]
     assert len(warnings) == 1
     assert warnings[0].endswith("still waiting.")
+
+
+def test_of_several_errors_that_of_the_first_row_is_told_after_every_batch_before_it():
+    for _ in range(5):
+        source = Files()
+        order = [int(batch.label[0]) for batch in stream(source, batch_size=1, num_steps=8, num_threads=0)]
+        broken = source.read[6:8]  # both in the batch that follows
+        for index in broken:
+            source.files[index] = b"broken"
+        batches = stream(source, batch_size=4, num_threads=4)
+        assert next(batches).label.tolist() == order[:4]
+        with pytest.raises(UserError, match=rf"^mount/{broken[0]}\.jpg is not a readable image"):
+            next(batches)
 
 
 def test_a_slow_thread_is_waited_for(monkeypatch):
@@ -119,6 +132,18 @@ def test_a_hanging_thread_does_not_keep_the_process(how):
         finally:
             run.kill()
     assert (b"mount/17.jpg" if how == "gives up" else b"KeyboardInterrupt") in errors
+
+
+def test_an_exit_in_the_middle_is_an_ordinary_one():
+    code = (
+        "import sys\n"
+        "from tests.data.test_workers import Files, stream\n"
+        "batches = stream(Files(), num_threads=8, batch_size=64)\n"
+        "next(batches)\n"
+        "sys.exit(7)\n"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, cwd=ROOT, check=False, timeout=60)
+    assert (run.returncode, run.stderr) == (7, b"")
 
 
 @pytest.mark.parametrize("num_threads", [1, 3, 16])
