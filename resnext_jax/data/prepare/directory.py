@@ -125,16 +125,18 @@ def write_bytes(path: epath.Path, content: bytes) -> None:
     Raises:
       UserError: it cannot be written.
     """
-    if "://" in str(path):
-        path.write_bytes(content)
-        return
-    temporary = path.parent / f".{path.name}.tmp-{os.getpid()}"
+    remote = "://" in str(path)
+    failures = (Exception,) if remote else (OSError,)  # a bucket's library raises errors of its own
+    written = path if remote else path.parent / f".{path.name}.tmp-{os.getpid()}"
     try:
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
+        written.write_bytes(content)
+        if written != path:
+            written.replace(path)
+    except failures as error:
+        if written != path:
+            written.unlink(missing_ok=True)
+        reason = getattr(error, "strerror", None) or error
         raise UserError(
-            f"{path} could not be written: {error.strerror}. Make room, then run the same command again: finished "
-            "shards are not written again."
+            f"{path} could not be written: {reason}. Make room (or mend the place), then run the same command again: "
+            "finished shards are not written again."
         ) from None
