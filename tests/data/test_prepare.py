@@ -219,6 +219,42 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path):
     assert len(contents(tmp_path / "whole")) == 16 + 2
 
 
+def of_group(group: int) -> list[str]:
+    """The processes of a group that still run (a dead one waits for somebody to ask for it)."""
+    found = subprocess.run(["ps", "-eo", "pgid=,stat=,args="], capture_output=True, text=True, check=True).stdout
+    return [line for line in found.splitlines() if line.split()[0] == str(group) and line.split()[1][0] != "Z"]
+
+
+# With 1 in the middle of the work, with 4 while workers are still being started.
+@pytest.mark.parametrize(("num_processes", "until"), [(1, "*.array_record"), (4, "unfinished.json")])
+def test_ctrl_c_ends_it_at_once_and_leaves_nothing_behind(tmp_path, num_processes, until):
+    write_folders(tmp_path, "train", {"a": 60, "b": 60}, width=500, height=375)
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "resnext_jax.data.prepare", "folder", f"--dir={tmp_path}", f"--out={out}"]
+    command += ["--images_per_shard=5", f"--num_processes={num_processes}", "--short_side_px=300"]  # slow
+    # A terminal sends it to all of the group; a job in the background would ignore it.
+    code = f"import os, signal; signal.signal(2, signal.default_int_handler); os.execv({sys.executable!r}, {command!r})"
+    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True, start_new_session=True)
+    try:
+        deadline_s = time.monotonic() + 60
+        while not list(out.glob(until)):
+            assert time.monotonic() < deadline_s
+            assert process.poll() is None, "it was through before it could be interrupted"
+            time.sleep(0.002)
+        time.sleep(0.2)
+        os.killpg(process.pid, signal.SIGINT)
+        _, errors = process.communicate(timeout=10)
+        while of_group(process.pid) and time.monotonic() < deadline_s:
+            time.sleep(0.1)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert errors.endswith("stopped; the same command goes on from here\n")
+    assert "Traceback" not in errors
+    assert not (out / "manifest.json").exists()
+    assert not of_group(process.pid)
+
+
 def test_a_finished_directory_is_mended_not_written_anew(tmp_path, capsys):
     write_folders(tmp_path, "train", {"a": 20, "b": 20})
     flags = ["folder", f"--dir={tmp_path}", f"--out={tmp_path / 'out'}", "--images_per_shard=10", "--num_processes=1"]

@@ -206,6 +206,7 @@ def main(argv: list[str]) -> int:
             )
         )
     except KeyboardInterrupt:
+        end_line()
         print("stopped; the same command goes on from here", file=sys.stderr, flush=True)
         workers = multiprocessing.active_children()
         for worker in workers:
