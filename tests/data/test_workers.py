@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from resnext_jax.data import pipeline, workers
+from resnext_jax.data.order import train_indices
 from resnext_jax.data.readers import Record
 from resnext_jax.errors import UserError
 from resnext_jax.types import DatasetInfo
@@ -71,6 +72,17 @@ def test_1000_batches_are_the_same_with_any_number_of_threads_and_hosts():
         other_images, other_labels = whole(num_threads, process_count)
         np.testing.assert_array_equal(other_images, images)
         np.testing.assert_array_equal(other_labels, labels)
+
+
+@pytest.mark.parametrize("start_step", [0, 400_000])
+def test_a_start_anywhere_reads_only_what_it_yields(start_step):
+    source = Files()
+    batches = list(stream(source, start_step=start_step, num_steps=start_step + 3))
+    assert len(batches) == 3
+    positions = [divmod(4 * step + row, 200) for step in range(start_step, start_step + 3) for row in range(4)]
+    expected = [int(train_indices(200, 0, np.array([epoch * 200 + offset]))[0]) for epoch, offset in positions]
+    assert sorted(source.read) == sorted(expected)
+    assert [label for batch in batches for label in batch.label.tolist()] == [index % 2 for index in expected]
 
 
 def test_a_hanging_thread_is_named_first_in_a_warning_then_in_an_error(monkeypatch, caplog):
