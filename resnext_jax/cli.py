@@ -24,6 +24,7 @@ from resnext_jax.data.decode import read_image
 from resnext_jax.errors import UserError, raise_all, report_error, unknown
 from resnext_jax.net import load
 from resnext_jax.ops.conv_choice import chip_of
+from resnext_jax.progress import AboveProgress, end_line
 from resnext_jax.train.assemble import evaluation_problems, jit_evaluation, model_of
 from resnext_jax.train.dataset import open_data, same_classes
 from resnext_jax.train.loop import evaluate_all, train
@@ -42,6 +43,7 @@ def main(flag_values: flags.FlagValues, argv: Sequence[str]) -> None:
         join_processes()
         MODES[mode](flag_values, arguments)
     except UserError as error:
+        end_line()
         sys.exit(report_error(error, argv))
     except KeyboardInterrupt:
         print(
@@ -201,6 +203,9 @@ def environment() -> dict[str, Any]:
 
 
 def quiet_logging() -> None:
-    """Orbax and JAX tell a lot; warnings are enough beside a progress line."""
+    """Orbax and JAX tell a lot; warnings are enough beside a progress line, and on lines of their own."""
+    # Importing Orbax leaves a handler that writes on the progress line. One of another kind is meant.
+    if all(type(handler) is logging.StreamHandler for handler in logging.getLogger().handlers):
+        logging.basicConfig(handlers=[AboveProgress(logging.WARNING)], format="%(message)s", force=True)
     logging.getLogger("absl").setLevel(logging.WARNING)
     logging.getLogger("jax").setLevel(logging.WARNING)

@@ -1,11 +1,15 @@
-"""One live progress line per phase, with the time that is left."""
+"""One live progress line per phase, with the time that is left; everything else that is said stands above it."""
 
+import logging
 import shutil
 import sys
+import threading
 import time
 from typing import TextIO
 
 PLAIN_LINE_EVERY_S = 10.0
+_lock = threading.RLock()
+_live: "Progress | None" = None  # at the end of whose line the cursor is
 
 
 class Progress:
@@ -21,33 +25,42 @@ class Progress:
 
     def __init__(self, label: str, total: int, unit: str, start: int = 0, stream: TextIO = sys.stderr):
         self._label, self.total, self._unit, self._start, self._stream = label, total, unit, start, stream
-        self._live = stream.isatty()
+        self._is_terminal = stream.isatty()
         self._started_s = self._printed_s = time.monotonic()
-        self._width = 0
+        self._line = ""
 
     def update(self, done: int, text: str) -> None:
         """Shows `done` of the total, `text` and the time that is left, going by the time since the start."""
         now_s = time.monotonic()
-        if not self._live and now_s - self._printed_s < PLAIN_LINE_EVERY_S and done < self.total:
+        if not self._is_terminal and now_s - self._printed_s < PLAIN_LINE_EVERY_S and done < self.total:
             return
         self._printed_s = now_s
         rate = (done - self._start) / max(now_s - self._started_s, 1e-9)
         eta = duration((self.total - done) / rate) if rate > 0 else "?"
         rest = f"ETA {eta}" if done < self.total else f"in {duration(now_s - self._started_s)}"
         line = f"{self._label}  {self._unit} {done:,}/{self.total:,}  {rest}  {text}"
-        if self._live:
-            line = line[: shutil.get_terminal_size().columns - 1]
-            self._stream.write("\r" + line.ljust(self._width))
-            self._width = len(line)
-        else:
-            self._stream.write(line + "\n")
-        self._stream.flush()
+        if not self._is_terminal:
+            self._write(line + "\n")
+            return
+        global _live
+        line = line[: shutil.get_terminal_size().columns - 1]
+        with _lock:
+            if _live and _live is not self:
+                _live.close()
+            self._write("\r" + line.ljust(len(self._line)))
+            self._line, _live = line, self
 
     def close(self) -> None:
         """Ends the live line."""
-        if self._live and self._width:
-            self._stream.write("\n")
-            self._width = 0
+        global _live
+        with _lock:
+            if self._line:
+                self._write("\n")
+                self._line, _live = "", None
+
+    def _write(self, text: str) -> None:
+        self._stream.write(text)
+        self._stream.flush()
 
 
 class Silent:
@@ -56,6 +69,31 @@ class Silent:
     def update(self, done: int, text: str) -> None: ...
 
     def close(self) -> None: ...
+
+
+def say(text: str) -> None:
+    """A line for people, on the standard error: above the live progress line, where there is one."""
+    with _lock:
+        live = _live
+        if live:
+            live._write("\r" + " " * len(live._line) + "\r")
+        print(text, file=sys.stderr, flush=True)
+        if live:
+            live._write(live._line)
+
+
+def end_line() -> None:
+    """Ends the live line of a phase that an error has cut short."""
+    with _lock:
+        if _live:
+            _live.close()
+
+
+class AboveProgress(logging.Handler):
+    """Says each log record, from whatever thread, on a line of its own."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        say(f"{record.levelname.lower()}: {self.format(record)}")
 
 
 def duration(seconds: float) -> str:

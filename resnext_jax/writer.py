@@ -7,9 +7,6 @@ from typing import Any
 from etils import epath
 from tensorboardX import SummaryWriter
 
-from resnext_jax.progress import Progress as Progress
-from resnext_jax.progress import Silent as Silent
-
 METRICS_FILE = "metrics.jsonl"
 
 

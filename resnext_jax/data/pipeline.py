@@ -5,14 +5,13 @@ and no generator state needs saving. Threads work ahead of the training step.
 """
 
 import functools
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator
 
 import numpy as np
-from jaxtyping import Int, UInt8
 
-from resnext_jax.data import decode
+from resnext_jax.data.filling import center_crop, fill_rows, random_crop
 from resnext_jax.data.order import train_indices
-from resnext_jax.data.readers import GatherSource, Record, Source
+from resnext_jax.data.readers import Source
 from resnext_jax.data.subset import ReplacingSource
 from resnext_jax.data.workers import Watch, batches
 from resnext_jax.errors import UserError, raise_all, unknown
@@ -21,59 +20,6 @@ from resnext_jax.types import Batch
 CROPS = ("none", "random_sized")
 # Images in memory are copied, not decoded: more threads would only hold more batches.
 GATHER_THREADS = 2
-
-
-def crop_rng(seed: int, step: int, row: int) -> np.random.Generator:
-    """The random numbers of one image: row `row` of the global batch at `step`. No other image shares any of them."""
-    # A counter-based generator: the low word counts the draws, the others are the address.
-    return np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, row, step]))
-
-
-def _fill(
-    batch: Batch,
-    rows: slice,
-    source: Source,
-    indices: Int[np.ndarray, " rows"],
-    crops: Sequence[Callable[[Record], np.ndarray]] | None,
-    watch: Watch,
-) -> None:
-    """Puts images and labels of `indices` into `rows`, each record through its own crop (None: as it is)."""
-    if crops is None:
-        assert isinstance(source, GatherSource)  # as _check made sure
-        batch.image[rows], batch.label[rows] = source.gather(indices)
-        return
-    with watch.reading() as begin:
-        for row, index, crop in zip(range(rows.start, rows.stop), indices.tolist(), crops, strict=True):
-            batch.image[row], batch.label[row] = _example(source, index, crop, begin)
-
-
-def _example(
-    source: Source, index: int, crop: Callable[[Record], np.ndarray], begin: Callable[[int], None]
-) -> tuple[UInt8[np.ndarray, "size_px size_px channel"], int]:
-    """The crop and the label at `index`, or of its stand-in where the source has one."""
-    while True:
-        begin(index)
-        try:
-            record = source[index]
-            return crop(record), record.label
-        except UserError as error:
-            if not isinstance(source, ReplacingSource):
-                raise
-            index = source.stand_in(index, error)
-
-
-def _random_crop(
-    record: Record, *, size_px: int, seed: int, step: int, row: int
-) -> UInt8[np.ndarray, "size_px size_px channel"]:
-    rng = crop_rng(seed, step, row)  # anew for each record: a stand-in is cropped as the one that it stands in for
-    if isinstance(record.image, bytes):
-        return decode.read_random_sized_crop(record.image, record.name, size_px, rng)
-    return decode.random_sized_crop(record.image, size_px, rng)
-
-
-def _center_crop(record: Record, *, size_px: int, resize_px: int) -> UInt8[np.ndarray, "size_px size_px channel"]:
-    image = decode.decode(record.image, record.name) if isinstance(record.image, bytes) else record.image
-    return decode.center_crop(image, size_px, resize_px)
 
 
 def _stream(
@@ -174,11 +120,11 @@ def train_batches(
         crops = None
         if crop == "random_sized":
             crops = [
-                functools.partial(_random_crop, size_px=image_size_px, seed=seed, step=step, row=row)
+                functools.partial(random_crop, size_px=image_size_px, seed=seed, step=step, row=row)
                 for row in global_rows.tolist()
             ]
         try:
-            _fill(batch, part, source, indices, crops, watch)
+            fill_rows(batch, part, source, indices, crops, watch)
         except UserError as error:
             if isinstance(source, ReplacingSource):
                 raise
@@ -227,14 +173,14 @@ def evaluation_batches(
             ]
         )
     rows = _local_rows(batch_size, process_index, process_count)
-    center_crop = functools.partial(_center_crop, size_px=image_size_px, resize_px=resize_px)
+    crop_center = functools.partial(center_crop, size_px=image_size_px, resize_px=resize_px)
 
     def fill(batch: Batch, step: int, part: slice, watch: Watch) -> None:
         first = step * batch_size + rows.start + part.start
         indices = np.arange(first, min(first + part.stop - part.start, len(source)))
         if n := len(indices):
             filled = slice(part.start, part.start + n)
-            _fill(batch, filled, source, indices, None if crop == "none" else [center_crop] * n, watch)
+            fill_rows(batch, filled, source, indices, None if crop == "none" else [crop_center] * n, watch)
             batch.mask[filled] = 1
 
     return _stream(

@@ -1,7 +1,6 @@
 """Data sets that TFDS has prepared in ArrayRecord format, read without TensorFlow."""
 
 import concurrent.futures
-import logging
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -10,9 +9,13 @@ import numpy as np
 
 from resnext_jax.data import decode
 from resnext_jax.data.absent import TFDS_INSTALL, absent
+from resnext_jax.data.label_file import kept_labels
 from resnext_jax.data.readers import ArraySource, Labels, Record, Source
 from resnext_jax.errors import UserError
+from resnext_jax.progress import Progress, say
 from resnext_jax.types import DatasetInfo
+
+NUM_LABEL_THREADS, LABELS_AT_ONCE = 32, 256
 
 
 class TfdsSource:
@@ -27,7 +30,10 @@ class TfdsSource:
         import tensorflow_datasets as tfds  # slow to import, and only this needs it
 
         self.records = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
-        missing = [path for path in builder.info.splits[split].filepaths if not path.exists()]
+        paths = builder.info.splits[split].filepaths
+        with concurrent.futures.ThreadPoolExecutor(32) as threads:  # a bucket answers slowly
+            sizes = list(threads.map(_size, paths))
+        missing = [path for path, size in zip(paths, sizes, strict=True) if size is None]
         if missing:
             raise UserError(
                 f"{len(missing)} shard(s) of {name!r} ({split}) are missing, the first {missing[0]}. "
@@ -35,23 +41,63 @@ class TfdsSource:
             )
         self.info = DatasetInfo(name, len(self.records), tuple(builder.info.features["label"].names), None)
         self.where = f"{builder.data_path}/{split}"
+        self.label_file = builder.data_path / f"{name}-{split}.labels"
+        self.version = f"{name} {split} {builder.info.version} {builder.info.splits[split].num_bytes} {sizes}"
 
     def __len__(self) -> int:
         return self.info.num_images
 
     def __getitem__(self, index: int) -> Record:
-        example = self.records[index]
+        try:
+            example = self.records[index]
+        except Exception as error:  # whatever TFDS stumbles over in a record that is damaged
+            raise self._unreadable(index, error) from None
         return Record(bytes(example["image"]), int(example["label"]), self.locate(index))
 
     def locate(self, index: int) -> str:
         return f"{self.where}[{index}]"
 
+    def _unreadable(self, index: int, error: Exception) -> UserError:
+        reason = str(error).split(";")[0]
+        return UserError(f"{self.locate(index)} could not be read ({reason}). Copy or prepare the data set again.")
+
     def all_labels(self) -> Labels:
-        # TFDS keeps labels inside the records, so that each image is read for its label.
-        logging.getLogger(__name__).warning("reading %s images of %s for their labels", f"{len(self):,}", self.where)
-        with concurrent.futures.ThreadPoolExecutor(32) as threads:
-            labels = threads.map(lambda index: int(self.records[index]["label"]), range(len(self)))
-            return np.fromiter(labels, np.int32, len(self))
+        return kept_labels(self.label_file, self.version, len(self), self._read_labels)
+
+    def _read_labels(self) -> Labels:
+        """From the records, of which each brings its image along: the 140 GB of ImageNet."""
+        from tensorflow_datasets.proto import tf_example_pb2
+
+        def label(index: int) -> int:
+            try:
+                example = tf_example_pb2.Example.FromString(self.records.data_source[index])
+            except Exception as error:
+                raise self._unreadable(index, error) from None
+            return example.features.feature["label"].int64_list.value[0]
+
+        def labels_of(part: range) -> list[int]:
+            return [label(index) for index in part]
+
+        say(f"reading {len(self):,} images of {self.where} for their labels, this once")
+        progress, labels = Progress("labels", len(self), "image"), np.empty(len(self), np.int32)
+        parts = [range(len(self))[start : start + LABELS_AT_ONCE] for start in range(0, len(self), LABELS_AT_ONCE)]
+        threads = concurrent.futures.ThreadPoolExecutor(NUM_LABEL_THREADS)
+        try:
+            for part, found in zip(parts, threads.map(labels_of, parts), strict=True):
+                labels[part.start : part.stop] = found
+                progress.update(part.stop, "")
+        finally:
+            progress.close()
+            threads.shutdown(cancel_futures=True)  # Ctrl-C does not wait for the rest
+        return labels
+
+
+def _size(path: Any) -> int | None:
+    """In bytes; None of a file that is not there."""
+    try:
+        return path.stat().length
+    except FileNotFoundError:
+        return None
 
 
 def open_tfds(name: str, split: str, data_dir: str | None, places: Sequence[str] = (), **_) -> Source:

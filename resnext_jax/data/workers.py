@@ -1,20 +1,18 @@
-"""Grain's threads, which fill the batches of the coming steps, and what is said of one that hangs.
+"""The threads that fill the batches of the coming steps, and what is said of one that hangs.
 
 All threads fill one batch together, each a part of its rows, and no more than `BATCHES_AHEAD` batches are begun: so the
 memory is that of a few batches, whatever the number of threads.
+
+They are daemons of our own: Python waits for the threads of an executor when it exits, even for one that hangs.
 """
 
-import concurrent.futures.thread as executor_threads
+import atexit
 import contextlib
-import dataclasses
 import itertools
 import logging
-import queue
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator
-
-import grain
+from collections.abc import Callable, Generator, Iterator, Sequence
 
 from resnext_jax.errors import UserError
 from resnext_jax.types import Batch
@@ -23,6 +21,11 @@ BATCHES_AHEAD = 2  # enough to overlap, and batches are memory
 LOOK_EVERY_S = 1.0
 WARN_AFTER_S = 60.0  # at one image
 GIVE_UP_AFTER_S = 600.0
+END_WITHIN_S = 1.0  # a thread ends with the image at hand: milliseconds, if it does not hang
+
+
+class _Stopped(BaseException):
+    """Ends a thread between two images."""
 
 
 class Watch:
@@ -30,6 +33,7 @@ class Watch:
 
     def __init__(self, locate: Callable[[int], str]):
         self._locate, self._at, self._warned = locate, {}, set()
+        self.stopped = False
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[Callable[[int], None]]:
@@ -37,6 +41,8 @@ class Watch:
         thread = threading.current_thread()
 
         def begin(index: int) -> None:
+            if self.stopped:
+                raise _Stopped
             self._at[thread] = (time.monotonic(), index)
 
         try:
@@ -69,31 +75,92 @@ class Watch:
                 logging.getLogger(__name__).warning("%s; still waiting.", sentence)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Parts:
-    """The parts of the batches of all steps in order, as the indexable object that Grain reads from.
+class _Ahead:
+    """The batches that the threads have begun.
 
-    An item is the batch that its part belongs to; with the last part of a step it is full.
+    Attributes:
+      unfilled: of each of these steps, how many parts are not filled yet.
+      errors: of each step, by the first of the rows that could not be filled.
+      wanted: the step that is handed over next.
     """
 
-    num_steps: int
-    rows: list[slice]
-    empty: Callable[[], Batch]
-    fill: Callable[[Batch, int, slice], None]
-    begun: dict[int, Batch] = dataclasses.field(default_factory=dict)
-    lock: threading.Lock = dataclasses.field(default_factory=threading.Lock)
+    def __init__(self, steps: range, rows: Sequence[slice], empty: Callable[[], Batch], fill: Callable, watch: Watch):
+        self.rows, self.empty, self.fill, self.watch = rows, empty, fill, watch
+        self.tasks = ((step, part) for step in steps for part in rows)
+        self.begun: dict[int, Batch] = {}
+        self.unfilled: dict[int, int] = {}
+        self.errors: dict[int, dict[int, BaseException]] = {}
+        self.wanted = steps.start
+        self.changed = threading.Condition()
+        self.threads: list[threading.Thread] = []
 
-    def __len__(self) -> int:
-        return self.num_steps * len(self.rows)
+    def start(self, num_threads: int) -> None:
+        """Begins."""
+        atexit.register(self.stop)  # a daemon that runs on while Python is taken down would end in a crash
+        self.threads = [threading.Thread(target=self._work, name=f"input-{n}", daemon=True) for n in range(num_threads)]
+        for thread in self.threads:
+            thread.start()
 
-    def __getitem__(self, index: int) -> Batch:
-        step, part = divmod(index, len(self.rows))
-        with self.lock:
-            if step not in self.begun:
-                self.begun[step] = self.empty()
-            batch = self.begun[step]
-        self.fill(batch, step, self.rows[part])
-        return batch
+    def stop(self) -> None:
+        """Drops all batches. The threads end with the image at hand; one that hangs is left behind."""
+        atexit.unregister(self.stop)
+        with self.changed:
+            self.watch.stopped = True
+            self.begun.clear()
+            self.changed.notify_all()
+        end_s = time.monotonic() + END_WITHIN_S
+        for thread in self.threads:
+            thread.join(max(0.0, end_s - time.monotonic()))
+
+    def take(self, step: int) -> Batch:
+        """The batch of the next step, when it is full.
+
+        Raises:
+          UserError: an image of it cannot be read, or has taken so long that it will not come.
+        """
+        with self.changed:
+            self.wanted = step
+            self.changed.notify_all()
+            while self.unfilled.get(step, 1):
+                if not self.changed.wait(LOOK_EVERY_S):
+                    self.watch.check()
+            del self.unfilled[step]
+            batch = self.begun.pop(step)
+            if errors := self.errors.pop(step, None):
+                raise errors[min(errors)]
+            self.wanted = step + 1
+            self.changed.notify_all()
+            return batch
+
+    def _next(self) -> tuple[int, slice, Batch] | None:
+        """The next part to be filled, once its batch may be begun."""
+        with self.changed:
+            step, rows = next(self.tasks, (None, None))
+            if step is None or rows is None:
+                return None
+            self.changed.wait_for(lambda: self.watch.stopped or step < self.wanted + BATCHES_AHEAD)
+            if self.watch.stopped:
+                return None
+            if step not in self.unfilled:
+                self.begun[step], self.unfilled[step] = self.empty(), len(self.rows)
+            return step, rows, self.begun[step]
+
+    def _work(self) -> None:
+        while (task := self._next()) is not None:
+            step, rows, batch = task
+            error = None
+            try:
+                self.fill(batch, step, rows)
+            except _Stopped:
+                return
+            except BaseException as problem:  # whatever it is, it is for who waits for this batch
+                error = problem
+            del task, batch  # else one that has been handed over would be held until the next
+            with self.changed:
+                if error is not None:
+                    self.errors.setdefault(step, {})[rows.start] = error
+                self.unfilled[step] -= 1
+                self.changed.notify_all()
 
 
 def batches(
@@ -118,62 +185,20 @@ def batches(
       num_threads: 0 fills each batch when it is asked for, without a thread.
       num_parts: how many threads share a batch, at most.
     """
+    steps = range(start_step, num_steps)
+    if not num_threads:
+        for step in steps:
+            batch = empty()
+            fill(batch, step, slice(0, num_rows))
+            yield batch
+        return
     num_parts = min(num_parts, num_rows)
     cuts = [num_rows * part // num_parts for part in range(num_parts + 1)]
     rows = [slice(first, last) for first, last in itertools.pairwise(cuts)]
-    parts = _Parts(num_steps, rows, empty, fill)
-    buffer_size = max(num_threads + 1, BATCHES_AHEAD * num_parts) if num_threads else 0
-    options = grain.ReadOptions(num_threads, prefetch_buffer_size=buffer_size)
-    items = iter(grain.MapDataset.source(parts)[start_step * num_parts :].to_iter_dataset(options))
-
-    def whole() -> Iterator[Batch]:
-        for step in range(start_step, num_steps):
-            for _ in rows:
-                batch = next(items)
-            del parts.begun[step]
-            yield batch
-
+    ahead = _Ahead(steps, rows, empty, fill, watch)
+    ahead.start(num_threads)
     try:
-        yield from _watched(whole(), watch) if num_threads else whole()
+        for step in steps:
+            yield ahead.take(step)
     finally:
-        items.close()  # drops the batches in waiting; the threads end with the part at hand
-
-
-def _watched(source: Iterator[Batch], watch: Watch) -> Generator[Batch]:
-    """The same batches by way of a thread of their own, so that who waits for one can be told why, and interrupted."""
-    ready: queue.Queue[Batch | BaseException | None] = queue.Queue(maxsize=1)
-    stop = threading.Event()
-
-    def feed() -> None:
-        last = None
-        try:
-            for batch in source:
-                ready.put(batch)
-                if stop.is_set():
-                    return
-        except BaseException as error:  # whatever it is, it is for the thread that waits
-            last = error
-        if not stop.is_set():
-            ready.put(last)
-
-    # The threads that Grain starts from a daemon are daemons: no exit waits for one that hangs.
-    threading.Thread(target=feed, name="input", daemon=True).start()
-    try:
-        while True:
-            try:
-                item = ready.get(timeout=LOOK_EVERY_S)
-            except queue.Empty:
-                watch.check()
-                continue
-            if isinstance(item, BaseException):
-                raise item
-            if item is None:
-                return
-            yield item
-    finally:
-        stop.set()
-        with contextlib.suppress(queue.Empty):
-            ready.get_nowait()  # lets the feeder go
-        for thread, *_ in watch.hanging(LOOK_EVERY_S):
-            # Python waits for the threads of every executor when it exits, daemons too, unless they are not listed.
-            executor_threads._threads_queues.pop(thread, None)  # pyright: ignore[reportAttributeAccessIssue]
+        ahead.stop()

@@ -17,13 +17,14 @@ from resnext_jax.data.pipeline import train_batches
 from resnext_jax.data.sources import Source
 from resnext_jax.errors import UserError
 from resnext_jax.evaluate.classify import evaluate
+from resnext_jax.progress import Progress, Silent
 from resnext_jax.sharding import Place, agree, from_first_process, to_global
 from resnext_jax.train import report
 from resnext_jax.train.assemble import assemble
 from resnext_jax.train.dataset import open_data, same_classes
 from resnext_jax.train.step import all_finite
 from resnext_jax.types import PyTree
-from resnext_jax.writer import MetricsWriter, Progress, Silent, read_metrics
+from resnext_jax.writer import MetricsWriter, read_metrics
 
 # The host prepares this many steps ahead of the device: enough to overlap, and batches are memory.
 STEPS_IN_FLIGHT = 2

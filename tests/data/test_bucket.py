@@ -1,8 +1,12 @@
-"""gs:// paths, on a bucket in memory: what epath is asked for, not Google's answers."""
+"""gs:// paths, on a bucket in memory: what epath and ArrayRecord ask for, not Google's answers."""
 
+import http.server
 import importlib.machinery
+import re
 import sys
+import threading
 import types
+import urllib.parse
 from concurrent.futures import ThreadPoolExecutor
 
 import fsspec
@@ -15,7 +19,8 @@ from resnext_jax.data.prepare.__main__ import main
 from resnext_jax.data.prepare.job import Job, prepare
 from resnext_jax.data.sources import open_source
 from resnext_jax.errors import UserError
-from tests.data.archives import class_tar_of_tars, jpeg, validation_tar
+from tests.data.archives import class_tar_of_tars, jpeg, validation_tar, write_folders
+from tests.data.test_sources import write_tfds
 
 
 class Bucket(MemoryFileSystem):
@@ -23,6 +28,9 @@ class Bucket(MemoryFileSystem):
 
     protocol = ("gs", "gcs")
     store, pseudo_dirs = {}, [""]
+
+    def glob(self, path, **options):
+        return [name.removeprefix("gs://") for name in super().glob(path, **options)]  # as gcsfs names them
 
     def mv(self, *arguments, **options):
         raise AssertionError("an object is written whole under its own name, not renamed")
@@ -39,6 +47,42 @@ def bucket(monkeypatch):
     Bucket.store.clear()
     yield systems["gcs"]
     Bucket.store.clear()
+
+
+@pytest.fixture
+def google(bucket, monkeypatch):
+    """The same files as Google's server of storage gives them, which ArrayRecord asks without epath; its requests."""
+    requests = []
+
+    class Server(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            url, ranged = urllib.parse.urlsplit(self.path), self.headers["Range"]
+            requests.append((url.path, ranged))
+            name = re.fullmatch("/storage/v1/b/bucket/o/(.*)", url.path)
+            path = f"gs://bucket/{urllib.parse.unquote(name[1])}" if name else ""
+            if not bucket.exists(path):
+                self.send_error(404)
+                return
+            content = bucket.cat(path)
+            first, last = re.fullmatch(r"bytes=(\d*)-(\d*)", ranged or "bytes=0-").groups()
+            start = int(first) if first else max(0, len(content) - int(last))
+            end = int(last) + 1 if first and last else len(content)
+            self.send_response(206 if ranged else 200)
+            self.send_header("Content-Range", f"bytes {start}-{min(end, len(content)) - 1}/{len(content)}")
+            self.send_header("Content-Length", str(len(content[start:end])))
+            self.end_headers()
+            self.wfile.write(content[start:end])
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server) as server:
+        monkeypatch.setenv("CLOUD_STORAGE_EMULATOR_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield requests
+        server.shutdown()
+        thread.join()
 
 
 def job_of(root: str, pool) -> Job:
@@ -72,6 +116,58 @@ def test_from_bucket_to_bucket(bucket, tmp_path, monkeypatch):
         prepare(remote, "gs://bucket/out", pool, 2, skip_bad=False)
     train = open_source("imagenet2012", "train", data_dir="gs://bucket/out")
     assert sorted(train.all_labels().tolist()) == [0, 0, 0, 0, 1, 1, 1, 1, 1]
+
+
+@pytest.mark.parametrize("file", ["unfinished.json", "train-00000-of-00001.array_record", "manifest.json"])
+def test_a_bucket_that_refuses_is_named(bucket, tmp_path, capsys, monkeypatch, file):
+    class HttpError(Exception):
+        """As gcsfs's own, which is no OSError."""
+
+    whole = Bucket._open
+
+    def refuses(self, path, mode="rb", **options):
+        if path.endswith(file) and "w" in mode:
+            raise HttpError("Forbidden, 403")
+        return whole(self, path, mode, **options)
+
+    monkeypatch.setattr(Bucket, "_open", refuses)
+    write_folders(tmp_path, "train", {"ant": 1})
+    assert main(["folder", f"--dir={tmp_path}", "--out=gs://bucket/out", "--num_processes=1"]) == 2
+    assert f"gs://bucket/out/{file} could not be written: Forbidden, 403." in capsys.readouterr().err
+    assert not bucket.exists("gs://bucket/out/manifest.json")
+
+
+def test_records_of_a_bucket_are_read_image_by_image(bucket, google, tmp_path):
+    write_folders(tmp_path, "train", {"ant": 5, "bee": 4})
+    assert (
+        main(["folder", f"--dir={tmp_path}", "--out=gs://bucket/out", "--images_per_shard=4", "--num_processes=1"]) == 0
+    )
+    assert (
+        main(["folder", f"--dir={tmp_path}", f"--out={tmp_path / 'out'}", "--images_per_shard=4", "--num_processes=1"])
+        == 0
+    )
+    remote, local = (open_source("folder", "train", data_dir=out) for out in ("gs://bucket/out", str(tmp_path / "out")))
+    assert not google  # nothing is read before it is asked for
+    assert [remote[i] for i in range(9)] == [local[i] for i in range(9)]
+    assert {path for path, _ in google} == {
+        f"/storage/v1/b/bucket/o/out%2Ftrain-0000{shard}-of-00002.array_record" for shard in (0, 1)
+    }
+
+
+def test_tfds_in_a_bucket(bucket, google, tmp_path):
+    images = [jpeg(number) for number in range(5)]
+    names = {"class_names": ["n01", "n02"], "image_shape": (None, None, 3)}
+    directory = write_tfds(tmp_path, "imagenet2012", "5.1.0", {"train": images}, [0, 1, 1, 0, 1], **names)
+    for file in directory.iterdir():
+        bucket.pipe(f"gs://bucket/tfds/imagenet2012/5.1.0/{file.name}", file.read_bytes())
+    (tmp_path / "list").write_text("n02\n")
+    arguments = {"data_dir": "gs://bucket/tfds", "class_list": str(tmp_path / "list")}
+    source = open_source("imagenet2012", "train", **arguments)
+    assert [(source[i].image, source[i].label) for i in range(3)] == [(images[i], 0) for i in (1, 2, 4)]
+    google.clear()
+    assert len(open_source("imagenet2012", "train", **arguments)) == 3
+    assert not google  # the labels now lie in a file in the bucket
+    assert bucket.exists("gs://bucket/tfds/imagenet2012/5.1.0/imagenet2012-train.labels")
 
 
 def test_class_folders_in_a_bucket(bucket):

@@ -16,6 +16,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from resnext_jax.data import decode, pipeline
+from resnext_jax.data.filling import crop_rng
 from resnext_jax.data.folder import FolderSource
 from resnext_jax.data.order import SMALL_NUM_IMAGES, train_indices
 from resnext_jax.data.readers import ArraySource
@@ -237,7 +238,7 @@ def test_each_image_has_crop_numbers_of_its_own(photos):
         rng = np.random.Generator(np.random.Philox(key=3, counter=[0, 0, row, 2]))
         np.testing.assert_array_equal(batch.image[row], decode.random_sized_crop(image, 32, rng))
     keys = [(seed, step, row) for seed in (0, 1) for step in (0, 1, 2) for row in (0, 1, 2)]
-    assert len({pipeline.crop_rng(*key).integers(1 << 63) for key in keys}) == len(keys)
+    assert len({crop_rng(*key).integers(1 << 63) for key in keys}) == len(keys)
 
 
 def test_array_images_can_be_cropped_too():
@@ -334,8 +335,8 @@ def test_a_broken_image_is_named(tmp_path, num_threads):
 # ---- ends
 
 
-def grain_threads():
-    return [thread for thread in threading.enumerate() if thread.name.startswith("grain-prefetch")]
+def input_threads():
+    return [thread for thread in threading.enumerate() if thread.name.startswith("input-")]
 
 
 def test_stopping_early_leaves_no_thread(photos):
@@ -343,11 +344,11 @@ def test_stopping_early_leaves_no_thread(photos):
         photos, batch_size=8, seed=0, start_step=0, num_steps=10**9, image_size_px=32, crop="random_sized"
     )
     next(stream)
-    assert grain_threads()
+    assert input_threads()
     stream.close()
-    for thread in grain_threads():
+    for thread in input_threads():
         thread.join(timeout=10)
-    assert not grain_threads()
+    assert not input_threads()
 
 
 def test_ctrl_c_ends_the_process():

@@ -1,10 +1,12 @@
 """data.prepare: from archives and folders to records, twice the same, after a kill, and never half."""
 
+import errno
 import hashlib
 import io
 import json
 import os
 import pathlib
+import resource
 import signal
 import subprocess
 import sys
@@ -12,15 +14,17 @@ import time
 
 import numpy as np
 import pytest
+from etils import epath
 from PIL import Image
 
 from resnext_jax.data import records
-from resnext_jax.data.prepare import imagenet, shards
+from resnext_jax.data.prepare import directory, imagenet, shards
 from resnext_jax.data.prepare.__main__ import main
 from resnext_jax.data.prepare.images import Entry
 from resnext_jax.data.sources import open_source
 from resnext_jax.errors import UserError
 from tests.data.archives import (
+    PHOTOS,
     class_files,
     class_tar_of_tars,
     jpeg,
@@ -215,6 +219,42 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path):
     assert len(contents(tmp_path / "whole")) == 16 + 2
 
 
+def of_group(group: int) -> list[str]:
+    """The processes of a group that still run (a dead one waits for somebody to ask for it)."""
+    found = subprocess.run(["ps", "-eo", "pgid=,stat=,args="], capture_output=True, text=True, check=True).stdout
+    return [line for line in found.splitlines() if line.split()[0] == str(group) and line.split()[1][0] != "Z"]
+
+
+# With 1 in the middle of the work, with 4 while workers are still being started.
+@pytest.mark.parametrize(("num_processes", "until"), [(1, "*.array_record"), (4, "unfinished.json")])
+def test_ctrl_c_ends_it_at_once_and_leaves_nothing_behind(tmp_path, num_processes, until):
+    write_folders(tmp_path, "train", {"a": 60, "b": 60}, width=500, height=375)
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "resnext_jax.data.prepare", "folder", f"--dir={tmp_path}", f"--out={out}"]
+    command += ["--images_per_shard=5", f"--num_processes={num_processes}", "--short_side_px=300"]  # slow
+    # A terminal sends it to all of the group; a job in the background would ignore it.
+    code = f"import os, signal; signal.signal(2, signal.default_int_handler); os.execv({sys.executable!r}, {command!r})"
+    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True, start_new_session=True)
+    try:
+        deadline_s = time.monotonic() + 60
+        while not list(out.glob(until)):
+            assert time.monotonic() < deadline_s
+            assert process.poll() is None, "it was through before it could be interrupted"
+            time.sleep(0.002)
+        time.sleep(0.2)
+        os.killpg(process.pid, signal.SIGINT)
+        _, errors = process.communicate(timeout=10)
+        while of_group(process.pid) and time.monotonic() < deadline_s:
+            time.sleep(0.1)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert errors.endswith("stopped; the same command goes on from here\n")
+    assert "Traceback" not in errors
+    assert not (out / "manifest.json").exists()
+    assert not of_group(process.pid)
+
+
 def test_a_finished_directory_is_mended_not_written_anew(tmp_path, capsys):
     write_folders(tmp_path, "train", {"a": 20, "b": 20})
     flags = ["folder", f"--dir={tmp_path}", f"--out={tmp_path / 'out'}", "--images_per_shard=10", "--num_processes=1"]
@@ -235,6 +275,44 @@ def test_a_finished_directory_is_mended_not_written_anew(tmp_path, capsys):
     capsys.readouterr()
     assert main([f"--verify={tmp_path / 'out'}"]) == 2
     assert f"{first} has other content than was written" in capsys.readouterr().err
+
+
+# ---- two at once
+
+
+def test_a_second_command_on_the_same_directory_waits_its_turn(tmp_path, capsys):
+    write_folders(tmp_path, "train", {"a": 2})
+    flags = ["folder", f"--dir={tmp_path}", f"--out={tmp_path / 'out'}", "--num_processes=1"]
+    holder = subprocess.Popen(
+        [
+            *(sys.executable, "-c"),
+            "import sys; from resnext_jax.data.prepare.directory import locked\n"
+            "with locked(sys.argv[1]): print('locked', flush=True); sys.stdin.read()",
+            str(tmp_path / "out"),
+        ],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        cwd=pathlib.Path(__file__).parents[2],
+    )
+    try:
+        assert holder.stdout.readline() == b"locked\n"
+        assert f"another prepare command is writing to {tmp_path / 'out'}" in failure(capsys, *flags)
+        assert not list((tmp_path / "out").iterdir())
+    finally:
+        holder.kill()  # which is all that it takes to end its lock
+        holder.communicate()
+    assert main(flags) == 0
+    assert main(flags) == 0
+
+
+def test_where_nothing_can_be_locked_it_goes_on_and_says_so(tmp_path, capsys, monkeypatch):
+    def unsupported(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(directory.fcntl, "flock", unsupported)
+    write_folders(tmp_path, "train", {"a": 2})
+    assert main(["folder", f"--dir={tmp_path}", f"--out={tmp_path / 'out'}", "--num_processes=1"]) == 0
+    assert "out cannot be locked (No locks available): start no second" in capsys.readouterr().out
 
 
 # ---- smaller images
@@ -356,6 +434,58 @@ def test_folders_that_do_not_fit(tmp_path, capsys, monkeypatch):
     assert "val are not in" in failure(capsys, *flags)
     (tmp_path / "train" / "b").mkdir()
     assert "train/b has no image file" in failure(capsys, *flags)
+
+
+def test_a_disk_that_fills_up_leaves_what_is_finished_and_nothing_half(tmp_path):
+    """The whole command; for the disk stands a limit on the size of a file, which is met in the middle of a shard."""
+    write_folders(tmp_path, "train", {"a": 30, "b": 30}, width=300, height=200)
+    Image.fromarray(PHOTOS[0]).save(tmp_path / "train" / "a" / "large.png")  # makes one shard larger than the others
+    command = [sys.executable, "-m", "resnext_jax.data.prepare", "folder", f"--dir={tmp_path}", "--num_processes=1"]
+    command += ["--images_per_shard=15"]
+    subprocess.run([*command, f"--out={tmp_path / 'whole'}"], capture_output=True, check=True)
+    sizes = sorted(path.stat().st_size for path in (tmp_path / "whole").glob("*.array_record"))
+    assert sizes[-2] < sizes[-1]
+    out = tmp_path / "out"
+    full = subprocess.run(
+        [*command, f"--out={out}"],
+        capture_output=True,
+        text=True,
+        check=False,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, ((sizes[-1] + sizes[-2]) // 2,) * 2),
+    )
+    assert full.returncode == 2
+    assert "could not be written: " in full.stderr
+    assert "run the same command again" in full.stderr
+    assert "Traceback" not in full.stderr
+    finished = {name: value for name, value in contents(out).items() if name != "unfinished.json"}
+    assert finished.items() < contents(tmp_path / "whole").items()
+    assert "manifest.json" not in finished
+    with pytest.raises(UserError, match="is not complete"):
+        open_source("records", "train", data_dir=str(out))
+    again = subprocess.run([*command, f"--out={out}"], capture_output=True, text=True, check=True)
+    assert f"{len(finished)} of 4 shards are finished already" in again.stdout
+    assert contents(out) == contents(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("file", ["unfinished.json", "train.labels", "manifest.json"])
+def test_a_disk_that_is_full_for_the_last_files(tmp_path, capsys, monkeypatch, file):
+    write_folders(tmp_path, "train", {"a": 2})
+    flags = ["folder", f"--dir={tmp_path}", f"--out={tmp_path / 'out'}", "--num_processes=1"]
+    whole = type(epath.Path()).write_bytes
+
+    def full(path, data):
+        if file not in path.name:
+            return whole(path, data)
+        whole(path, data[: len(data) // 2])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(epath.Path()), "write_bytes", full)
+        assert f"{file} could not be written: No space left on device. Make room" in failure(capsys, *flags)
+    assert not {file, "manifest.json"} & contents(tmp_path / "out").keys()
+    assert not list((tmp_path / "out").glob(".*"))
+    assert main(flags) == 0
+    assert len(open_source("folder", "train", data_dir=str(tmp_path / "out"))) == 2
 
 
 def test_a_full_disk_leaves_no_shard(tmp_path):

@@ -89,6 +89,16 @@ def test_batches_are_those_of_the_folder_in_another_order(prepared):
     assert sorted(image.tobytes() for image in images[0]) == sorted(image.tobytes() for image in images[1])
 
 
+def test_some_of_the_classes(prepared, tmp_path):
+    (tmp_path / "list").write_text("cat\nant\n")
+    whole = source_of(prepared)
+    part = open_source("records", "train", data_dir=str(prepared), class_list=str(tmp_path / "list"))
+    assert part.info.class_names == ("ant", "cat")
+    kept = [record for record in map(whole.__getitem__, range(24)) if not record.name.startswith("bee/")]
+    assert [(part[i].image, part[i].name) for i in range(16)] == [(record.image, record.name) for record in kept]
+    assert [part[i].label for i in range(16)] == [{"ant": 0, "cat": 1}[record.name[:3]] for record in kept]
+
+
 def test_a_directory_is_taken_for_what_it_was_prepared_as(prepared):
     assert len(open_source("folder", "train", data_dir=str(prepared))) == 24
     text = message(prepared, name="imagenet2012")

@@ -15,6 +15,7 @@ from PIL import Image
 from resnext_jax.data import folder, sources
 from resnext_jax.data.readers import ArraySource, GatherSource, read_idx
 from resnext_jax.data.sources import open_source
+from resnext_jax.data.tfds import TfdsSource
 from resnext_jax.errors import UserError
 
 
@@ -376,11 +377,55 @@ def test_imagenet_of_tfds_in_the_default_place(tmp_path):
     part = open_source("imagenet2012", "validation", class_list=str(tmp_path / "list"))
     assert part.info.class_names == ("n02",)
     assert [(part[i].image, part[i].label) for i in range(2)] == [(jpegs[0], 0), (jpegs[2], 0)]
+    assert (directory / "imagenet2012-validation.labels").read_bytes()[32:] == b"\1\0\0\0\0\0\0\0\1\0\0\0"
     info = directory / "dataset_info.json"
     info.write_text(info.read_text().replace('"array_record"', '"tfrecord"'))
     text = message("imagenet2012", "validation")
     assert "is in the format 'tfrecord'" in text
     assert f"tfds convert_format --dataset_version_dir={directory} --out_file_format=array_record" in text
+
+
+def test_labels_of_tfds_are_read_out_of_the_images_once(tmp_path, monkeypatch):
+    labels = np.random.default_rng(0).integers(0, 3, 1000).tolist()
+    arguments = {"class_names": ["a", "b", "c"], "image_shape": (None, None, 3)}
+    images = [b"no image: the labels alone are read"] * 1000
+    directory = write_tfds(tmp_path, "imagenet2012", "5.1.0", {"train": images}, labels, **arguments)
+    (tmp_path / "list").write_text("c\n")
+
+    def of_class_c():
+        return open_source("imagenet2012", "train", data_dir=str(tmp_path), class_list=str(tmp_path / "list")).indices
+
+    expected = np.flatnonzero(np.array(labels) == 2)
+    np.testing.assert_array_equal(of_class_c(), expected)
+    with monkeypatch.context() as patch:
+        patch.setattr(TfdsSource, "_read_labels", None)  # cannot be called
+        np.testing.assert_array_equal(of_class_c(), expected)
+    # another set in the same place: its labels are not those of the file
+    assert (directory / "imagenet2012-train.labels").exists()
+    for file in directory.iterdir():
+        if not file.name.endswith(".labels"):
+            file.unlink()
+    directory.rename(tmp_path / "aside")
+    labels = [1 - label % 2 for label in labels[:999]] + [2]
+    write_tfds(tmp_path, "imagenet2012", "5.1.0", {"train": [*images[1:], b"other"]}, labels, **arguments)
+    (tmp_path / "aside" / "imagenet2012-train.labels").rename(directory / "imagenet2012-train.labels")
+    np.testing.assert_array_equal(of_class_c(), [999])
+
+
+def test_a_damaged_record_of_tfds_is_named(tmp_path):
+    jpegs = [encoded(np.full((20 + i, 30, 3), 50 * i, np.uint8), "JPEG") for i in range(4)]
+    arguments = {"class_names": ["a", "b"], "image_shape": (None, None, 3)}
+    directory = write_tfds(tmp_path, "imagenet2012", "5.1.0", {"train": jpegs}, [0, 1, 0, 1], **arguments)
+    shard = directory / "imagenet2012-train.array_record-00001-of-00002"
+    content = bytearray(shard.read_bytes())
+    content[200] ^= 1
+    shard.write_bytes(content)
+    source = open_source("imagenet2012", "train", data_dir=str(tmp_path))
+    assert source[1].image == jpegs[1]
+    with pytest.raises(UserError, match=r"imagenet2012/5\.1\.0/train\[2\] could not be read"):
+        source[2]
+    with pytest.raises(UserError, match=r"imagenet2012/5\.1\.0/train\[2\] could not be read"):
+        source.all_labels()
 
 
 def test_imagenet_v2_of_tfds_is_for_validation(tmp_path):

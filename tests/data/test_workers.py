@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from resnext_jax.data import pipeline, workers
+from resnext_jax.data.order import train_indices
 from resnext_jax.data.readers import Record
 from resnext_jax.errors import UserError
 from resnext_jax.types import DatasetInfo
@@ -73,12 +74,23 @@ def test_1000_batches_are_the_same_with_any_number_of_threads_and_hosts():
         np.testing.assert_array_equal(other_labels, labels)
 
 
+@pytest.mark.parametrize("start_step", [0, 400_000])
+def test_a_start_anywhere_reads_only_what_it_yields(start_step):
+    source = Files()
+    batches = list(stream(source, start_step=start_step, num_steps=start_step + 3))
+    assert len(batches) == 3
+    positions = [divmod(4 * step + row, 200) for step in range(start_step, start_step + 3) for row in range(4)]
+    expected = [int(train_indices(200, 0, np.array([epoch * 200 + offset]))[0]) for epoch, offset in positions]
+    assert sorted(source.read) == sorted(expected)
+    assert [label for batch in batches for label in batch.label.tolist()] == [index % 2 for index in expected]
+
+
 def test_a_hanging_thread_is_named_first_in_a_warning_then_in_an_error(monkeypatch, caplog):
     monkeypatch.setattr(workers, "LOOK_EVERY_S", 0.02)
     monkeypatch.setattr(workers, "WARN_AFTER_S", 0.1)
     monkeypatch.setattr(workers, "GIVE_UP_AFTER_S", 0.5)
     source = Files(hanging=17)
-    with caplog.at_level(logging.WARNING), pytest.raises(UserError, match=r"grain-prefetch_. has been at") as raised:
+    with caplog.at_level(logging.WARNING), pytest.raises(UserError, match=r"thread input-\d has been at") as raised:
         list(stream(source))
     source.let_go.set()
     assert "mount/17.jpg" in str(raised.value)
@@ -86,6 +98,19 @@ def test_a_hanging_thread_is_named_first_in_a_warning_then_in_an_error(monkeypat
     warnings = [record.getMessage() for record in caplog.records if "mount/17.jpg" in record.getMessage()]
     assert len(warnings) == 1
     assert warnings[0].endswith("still waiting.")
+
+
+def test_of_several_errors_that_of_the_first_row_is_told_after_every_batch_before_it():
+    for _ in range(5):
+        source = Files()
+        order = [int(batch.label[0]) for batch in stream(source, batch_size=1, num_steps=8, num_threads=0)]
+        broken = source.read[6:8]  # both in the batch that follows
+        for index in broken:
+            source.files[index] = b"broken"
+        batches = stream(source, batch_size=4, num_threads=4)
+        assert next(batches).label.tolist() == order[:4]
+        with pytest.raises(UserError, match=rf"^mount/{broken[0]}\.jpg is not a readable image"):
+            next(batches)
 
 
 def test_a_slow_thread_is_waited_for(monkeypatch):
@@ -119,6 +144,18 @@ def test_a_hanging_thread_does_not_keep_the_process(how):
         finally:
             run.kill()
     assert (b"mount/17.jpg" if how == "gives up" else b"KeyboardInterrupt") in errors
+
+
+def test_an_exit_in_the_middle_is_an_ordinary_one():
+    code = (
+        "import sys\n"
+        "from tests.data.test_workers import Files, stream\n"
+        "batches = stream(Files(), num_threads=8, batch_size=64)\n"
+        "next(batches)\n"
+        "sys.exit(7)\n"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, cwd=ROOT, check=False, timeout=60)
+    assert (run.returncode, run.stderr) == (7, b"")
 
 
 @pytest.mark.parametrize("num_threads", [1, 3, 16])

@@ -18,7 +18,7 @@ from resnext_jax.data.prepare.job import Job, prepare
 from resnext_jax.data.prepare.pool import worker_pool
 from resnext_jax.data.records import MANIFEST, Manifest, check_files, read_manifest
 from resnext_jax.errors import UserError, raise_all, report_error
-from resnext_jax.progress import Progress, duration
+from resnext_jax.progress import Progress, duration, end_line
 
 MAX_PROCESSES = 32  # by default: each takes 0.2 GB, and so many outrun any disk
 IMAGES_PER_SHARD = 700  # some 75 MB at ImageNet's size
@@ -44,7 +44,9 @@ def flags() -> argparse.ArgumentParser:
         command.add_argument("--partial", action="store_true", help="for a trial: take archives that are not complete")
     folder.add_argument("--dir", required=True, help="with the class folders")
     for command in (one_k, five_k, folder):
-        command.add_argument("--out", required=True, help="the directory to write; gs:// too")
+        command.add_argument(
+            "--out", required=True, help="the directory to write; gs:// too (where no lock keeps a second run out)"
+        )
         command.add_argument("--short_side_px", type=int, help="make larger images this small; see docs/data.md")
         command.add_argument(
             "--on_bad_image", choices=("error", "skip"), default="error", help="for images that cannot be read"
@@ -193,8 +195,10 @@ def main(argv: list[str]) -> int:
         report(manifest, out)
         return 0
     except UserError as error:
+        end_line()
         return report_error(error)
     except BrokenProcessPool:
+        end_line()
         return report_error(
             UserError(
                 "a worker process ended all at once (killed, or out of memory). Run the same command again: finished "
@@ -202,6 +206,7 @@ def main(argv: list[str]) -> int:
             )
         )
     except KeyboardInterrupt:
+        end_line()
         print("stopped; the same command goes on from here", file=sys.stderr, flush=True)
         workers = multiprocessing.active_children()
         for worker in workers:

@@ -2,8 +2,6 @@
 
 import dataclasses
 import hashlib
-import json
-import os
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
@@ -13,6 +11,15 @@ import numpy as np
 from etils import epath
 
 from resnext_jax.data.prepare import shards
+from resnext_jax.data.prepare.directory import (
+    locked,
+    read_unfinished,
+    require_ours,
+    require_same,
+    write_bytes,
+    write_text,
+    write_unfinished,
+)
 from resnext_jax.data.prepare.images import Images
 from resnext_jax.data.prepare.pool import run_tasks
 from resnext_jax.data.prepare.shards import ShardDone, ShardTask
@@ -26,8 +33,7 @@ from resnext_jax.data.records import (
     manifest_json,
     read_manifest,
 )
-from resnext_jax.errors import UserError
-from resnext_jax.progress import Progress
+from resnext_jax.progress import Progress, say
 
 BUCKET_EVERY_S = 10.0  # a bucket takes one version of an object per second
 
@@ -76,19 +82,25 @@ def prepare(job: Job, out: str, pool: Executor, num_processes: int, *, skip_bad:
       skip_bad: leaves out images that cannot be read, instead of stopping.
 
     Raises:
-      UserError: the directory holds something else, an image cannot be read, or a shard cannot be written.
+      UserError: the directory holds something else, or another run writes to it; an image cannot be read, or a shard
+        cannot be written.
     """
+    with locked(out):
+        return _prepare(job, out, pool, num_processes, skip_bad)
+
+
+def _prepare(job: Job, out: str, pool: Executor, num_processes: int, skip_bad: bool) -> Manifest:
     directory, settings = epath.Path(out), job.settings()
+    require_ours(out)
     finished = read_manifest(out)
     if finished is not None:
-        _same(out, (finished.name, finished.settings), (job.name, settings))
+        require_same(out, (finished.name, finished.settings), (job.name, settings))
         if not any(check_files(out, (*split.shards, split.labels)) for split in finished.splits.values()):
             (directory / UNFINISHED).unlink(missing_ok=True)  # of a run that was killed just before it did so
             return finished
         done = {file.file: ShardDone(file, (), 0, ()) for split in finished.splits.values() for file in split.shards}
     else:
-        done = _read_unfinished(out, job.name, settings)
-    _make_directory(out, done, finished)
+        done = read_unfinished(out, job.name, settings)
     for leftover in directory.glob(".*.tmp-*"):
         leftover.unlink(missing_ok=True)
     counts = {split: shards.num_shards(len(images), job.images_per_shard) for split, images in job.splits.items()}
@@ -108,15 +120,14 @@ def prepare(job: Job, out: str, pool: Executor, num_processes: int, *, skip_bad:
     def save(*, every_s: float = 0) -> None:
         nonlocal saved_s
         if time.monotonic() - saved_s >= every_s:
-            state = {"name": job.name, "settings": settings, "shards": [_as_json(shard) for shard in kept.values()]}
-            _write_text(directory / UNFINISHED, json.dumps(state))
+            write_unfinished(out, job.name, settings, kept.values())
             saved_s = time.monotonic()
 
     def on_done(shard: ShardDone) -> None:
         kept[shard.file.file] = shard
         save(every_s=BUCKET_EVERY_S if "://" in out else 0)
         for _, reason in shard.skipped:
-            print(f"left out: {reason}", flush=True)
+            say(f"left out: {reason}")
         images_done = sum(shard.file.num_images + len(shard.skipped) for shard in kept.values())
         progress.update(images_done, f"shard {len(kept):,}/{sum(counts.values()):,}")
 
@@ -136,62 +147,9 @@ def prepare(job: Job, out: str, pool: Executor, num_processes: int, *, skip_bad:
     else:
         notes = finished.notes
     manifest = Manifest(job.name, job.class_names, splits, settings, notes)
-    _write_text(directory / MANIFEST, manifest_json(manifest))
+    write_text(directory / MANIFEST, manifest_json(manifest))
     (directory / UNFINISHED).unlink(missing_ok=True)
     return manifest
-
-
-# ---- what an earlier run left
-
-
-def _same(out: str, found: tuple[str, dict], wanted: tuple[str, dict]) -> None:
-    if found != wanted:
-        pairs = {"name": (found[0], wanted[0])}
-        pairs |= {key: (found[1].get(key), value) for key, value in wanted[1].items()}
-        differ = [f"{key} {there!r} there, {now!r} now" for key, (there, now) in pairs.items() if there != now]
-        raise UserError(
-            f"{out} holds another preparation ({'; '.join(differ)}). Give another --out, or remove that directory."
-        )
-
-
-def _read_unfinished(out: str, name: str, settings: dict[str, Any]) -> dict[str, ShardDone]:
-    path = epath.Path(out) / UNFINISHED
-    if not path.exists():
-        return {}
-    try:
-        content = json.loads(path.read_text())
-        found = [
-            ShardDone(
-                File(**shard["file"]),
-                tuple((position, reason) for position, reason in shard["skipped"]),
-                shard["source_bytes"],
-                tuple((levels, decibel) for levels, decibel in shard["fidelity"]),
-            )
-            for shard in content["shards"]
-        ]
-        _same(out, (content["name"], content["settings"]), (name, settings))
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is damaged ({error!r}). Remove {out}, then start again.") from None
-    return {shard.file.file: shard for shard in found}
-
-
-def _as_json(shard: ShardDone) -> dict[str, Any]:
-    return {**dataclasses.asdict(shard), "file": shard.file._asdict()}
-
-
-def _make_directory(out: str, done: dict[str, ShardDone], finished: Manifest | None) -> None:
-    directory = epath.Path(out)
-    try:
-        if directory.exists() and not done and finished is None and not (directory / UNFINISHED).exists():
-            others = sorted(path.name for path in directory.iterdir() if ".tmp-" not in path.name)
-            if others:
-                raise UserError(
-                    f"{out} is not empty (it holds {others[0]}) and was not written by this command. Give a new or an "
-                    "empty directory with --out."
-                )
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{out} cannot be written to: {error.strerror or error}. Give another --out.") from None
 
 
 # ---- the work
@@ -220,7 +178,7 @@ def _write_labels(directory: epath.Path, split: str, images: Images, done: Seque
         parts.append(np.delete(images.label[indices], [position for position, _ in shard.skipped]))
     labels = np.concatenate(parts).astype("<i4")
     content, name = labels.tobytes(), f"{split}.labels"
-    _write_bytes(directory / name, content)
+    write_bytes(directory / name, content)
     return File(name, len(labels), len(content), hashlib.sha256(content).hexdigest())
 
 
@@ -234,24 +192,3 @@ def _fidelity(done: Sequence[ShardDone]) -> dict[str, Any]:
         "mean_difference_levels": round(float(found[:, 0].mean()), 3),
         "mean_psnr_db": round(float(found[:, 1].mean()), 2),
     }
-
-
-def _write_text(path: epath.Path, text: str) -> None:
-    _write_bytes(path, text.encode("utf-8", "surrogateescape"))
-
-
-def _write_bytes(path: epath.Path, content: bytes) -> None:
-    """Whole or not at all; a bucket does that by itself."""
-    if "://" in str(path):
-        path.write_bytes(content)
-        return
-    temporary = path.parent / f".{path.name}.tmp-{os.getpid()}"
-    try:
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise UserError(
-            f"{path} could not be written: {error.strerror}. Make room, then run the same command again: finished "
-            "shards are not written again."
-        ) from None

@@ -9,7 +9,8 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
-from multiprocessing import connection
+from multiprocessing import connection, resource_tracker
+from multiprocessing.context import SpawnContext, SpawnProcess
 from typing import TypeVar
 
 from resnext_jax.errors import UserError
@@ -68,14 +69,30 @@ def _collect(running: set[Future[Result]], on_done: Callable[[Result], None]) ->
     return error
 
 
+class _Process(SpawnProcess):
+    """A process that Ctrl-C does not reach, from its first moment on: a pool starts them when work comes."""
+
+    def start(self) -> None:
+        # What is blocked here while it is started stays blocked there, and comes through here afterwards.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            super().start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+class _Spawn(SpawnContext):
+    Process = _Process
+
+
 @contextlib.contextmanager
 def worker_pool(num_processes: int) -> Iterator[Executor]:
     """Processes that end when this one does, however it does; for one, a thread of this one."""
     if num_processes == 1:
         pool = ThreadPoolExecutor(1)
     else:
-        context = multiprocessing.get_context("spawn")
-        pool = ProcessPoolExecutor(num_processes, mp_context=context, initializer=_end_with_parent)
+        resource_tracker.ensure_running()  # a process of its own, whose start would unblock signals
+        pool = ProcessPoolExecutor(num_processes, mp_context=_Spawn(), initializer=_end_with_parent)
     try:
         yield pool
     except BaseException:
@@ -87,7 +104,6 @@ def worker_pool(num_processes: int) -> Iterator[Executor]:
 def _end_with_parent() -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None  # only workers come here
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's
 
     def watch() -> None:
         connection.wait([parent.sentinel])

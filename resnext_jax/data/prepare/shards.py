@@ -87,6 +87,7 @@ def write_shard(task: ShardTask) -> ShardDone:
     """
     final = epath.Path(task.directory) / task.file
     remote = "://" in task.directory
+    failures = (Exception,) if remote else (OSError, RuntimeError)  # a bucket's library raises errors of its own
     folder = tempfile.mkdtemp(prefix="prepare-") if remote else task.directory
     temporary = os.path.join(folder, f".{task.file}.tmp-{os.getpid()}")
     try:
@@ -95,7 +96,9 @@ def write_shard(task: ShardTask) -> ShardDone:
             epath.Path(temporary).copy(final, overwrite=True)  # a bucket shows an object when it is whole
         else:
             os.replace(temporary, final)
-    except (OSError, RuntimeError) as error:
+    except UserError:
+        raise
+    except failures as error:
         reason = getattr(error, "strerror", None) or str(error).split(";")[0]
         raise UserError(
             f"{final} could not be written: {reason}. Nothing of it is kept; make room (or mend the place), then run "
