@@ -25,7 +25,7 @@ from resnext_jax.errors import UserError, raise_all, report_error, unknown
 from resnext_jax.net import load
 from resnext_jax.ops.conv_choice import chip_of
 from resnext_jax.train.assemble import evaluation_problems, jit_evaluation, model_of
-from resnext_jax.train.dataset import open_data, same_classes
+from resnext_jax.train.dataset import facts, open_data, same_classes
 from resnext_jax.train.loop import evaluate_all, train
 
 INTERRUPTED_STATUS = 130
@@ -71,8 +71,7 @@ def run_evaluation(flag_values: flags.FlagValues, arguments: Sequence[str]) -> N
     place = here()
     raise_all(evaluation_problems(config, place.mesh.size))
     source = open_data(config, "validation")
-    dataset = {"name": source.info.name, "class_names": list(source.info.class_names)}
-    same_classes(dataset, description["dataset"], str(checkpoint))
+    same_classes(facts(source.info), description["dataset"], str(checkpoint))
     model = model_of(config, source.info.num_classes, place)
     variables = read_variables(checkpoint, sharding.replicated(place.mesh))
     images = jax.ShapeDtypeStruct(

@@ -11,23 +11,22 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from resnext_jax import metrics
-from resnext_jax.checkpoint import Checkpoints
 from resnext_jax.curves import draw_curves
 from resnext_jax.data.pipeline import train_batches
 from resnext_jax.data.sources import Source
 from resnext_jax.errors import UserError
 from resnext_jax.evaluate.classify import evaluate
-from resnext_jax.sharding import Place, agree, from_first_process, to_global
+from resnext_jax.sharding import Place, agree, to_global
 from resnext_jax.train import report
 from resnext_jax.train.assemble import assemble
-from resnext_jax.train.dataset import open_data, same_classes
+from resnext_jax.train.dataset import facts, open_data, same_classes
+from resnext_jax.train.resume import check_resumable, claim, open_checkpoints
 from resnext_jax.train.step import all_finite
 from resnext_jax.types import PyTree
 from resnext_jax.writer import MetricsWriter, Progress, Silent, read_metrics
 
 # The host prepares this many steps ahead of the device: enough to overlap, and batches are memory.
 STEPS_IN_FLIGHT = 2
-NO_CHECKPOINT = -1
 
 
 def train(config: ConfigDict, workdir: str, place: Place, environment: dict[str, Any]) -> None:
@@ -61,23 +60,21 @@ def _train(
         mistake = error
     agree(place, mistake)
     title = report.model_title(config)
-    description = {
-        "config": json.loads(config.to_json_best_effort()),
-        "dataset": {"name": train_source.info.name, "class_names": list(train_source.info.class_names)},
-    }
+    description = {"config": json.loads(config.to_json_best_effort()), "dataset": facts(train_source.info)}
 
     # ---------------------------------------------------------------------------------------- Where it was left
     report.check_shared(workdir, place)
-    checkpoints = Checkpoints(workdir, keep_newest=config.checkpoint.keep_newest, keep_best=config.checkpoint.keep_best)
+    lock, newest = claim(workdir, place, stack, say)
+    checkpoints = open_checkpoints(config, run, workdir)
     stack.callback(checkpoints.close)
-    newest = checkpoints.latest_step()
-    start_step = from_first_process(place, NO_CHECKPOINT if newest is None else newest)
     state_shapes = run.state_shapes(place.mesh)
-    if start_step == NO_CHECKPOINT:
+    if newest is None:
         state, start_step = run.create_state(), 0
     else:
-        same_classes(description["dataset"], checkpoints.description(start_step)["dataset"], workdir)
-        state = checkpoints.restore(start_step, state_shapes)
+        start_step, saved = newest, checkpoints.description(newest)
+        same_classes(description["dataset"], saved["dataset"], workdir)
+        state = checkpoints.restore(newest, state_shapes)
+        check_resumable(description, saved, f"of step {newest} in {workdir}", allow=config.resume_changed, say=say)
     if start_step >= run.total_steps:
         say(f"{workdir} is done: {start_step:,} of {run.total_steps:,} steps.")
         report.summarize(workdir, title, say)
@@ -132,7 +129,7 @@ def _train(
             jax.block_until_ready(window[-1 - STEPS_IN_FLIGHT])
 
         evaluates = run.evaluates_after(step)
-        saves = evaluates or step % config.checkpoint.every_steps == 0
+        saves = evaluates or step % config.checkpoint.every_steps == 0 or run.keeps_for_ever(step)
         epoch = step / run.steps_per_epoch
         if not (saves or step % config.log.every_steps == 0):
             progress.update(step, f"epoch {epoch:.2f}  {line}")
@@ -159,11 +156,15 @@ def _train(
             evaluation = evaluate_all(config, run.evaluation_step, variables, validation_source, place)
             if writer:
                 writer.write(step, epoch, "evaluate", evaluation)
+                writer.flush()
                 draw_curves(read_metrics(workdir), workdir, title)
         if saves:
             if not is_finite(state):
                 raise not_finite("norm of parameters and statistics", step, workdir)
-            checkpoints.save(state, description, evaluation)
+            if writer and lock:
+                writer.flush()
+                lock.check()
+            checkpoints.save(state, description, evaluation, {"window": {}, "evaluated": evaluation is not None})
         window, waited_s, window_start_s = [], 0.0, time.monotonic()
 
     checkpoints.wait()

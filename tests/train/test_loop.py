@@ -127,7 +127,7 @@ def test_run_again_when_done_changes_nothing(start, first_part):
 def test_not_finite_stops_with_the_step_and_keeps_the_last_good_checkpoint(start, first_part, tmp_path):
     workdir = shutil.copytree(first_part, tmp_path / "run")
     before = tiny.digests(workdir / "checkpoints")
-    output = tiny.finish(start(workdir, "--config.learning_rate=1e30"), status=2)
+    output = tiny.finish(start(workdir, "--config.learning_rate=1e30", "--config.resume_changed=true"), status=2)
     # Step 11 still starts from good weights; its update ruins them.
     assert "not finite at step 12" in output
     assert "learning_rate" in output
