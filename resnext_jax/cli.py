@@ -9,8 +9,10 @@ import logging
 import os
 import platform as python_platform
 import sys
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import jax
@@ -39,6 +41,7 @@ def main(flag_values: flags.FlagValues, argv: Sequence[str]) -> None:
         mode = flag_values.mode
         raise_all([unknown("mode", mode, MODES)] if mode not in MODES else [])
         quiet_logging()
+        keep_compiled(flag_values.compilation_cache)
         join_processes()
         MODES[mode](flag_values, arguments)
     except UserError as error:
@@ -199,7 +202,44 @@ def environment() -> dict[str, Any]:
     }
 
 
+def keep_compiled(directory: str | None) -> None:
+    """Compiled programs outlive the process: the second start of a run loads them.
+
+    Args:
+      directory: where; "" for nowhere. By default JAX_COMPILATION_CACHE_DIR where it is set, or a directory of this
+        user: what lies there is run, so that it must not be anybody else's to write.
+    """
+    if directory is None and not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "resnext_jax"
+        # JAX does not ask on which processor a program for the CPU was compiled.
+        directory = str(cache / f"compiled-{python_platform.machine()}-{_processor():08x}")
+        try:
+            os.makedirs(directory, mode=0o700, exist_ok=True)
+        except OSError:
+            return  # a home that cannot be written to is no reason to stop
+    if directory is not None:
+        jax.config.update("jax_compilation_cache_dir", os.path.expanduser(directory) or None)
+
+
+def _processor() -> int:
+    """A number for what the processor can do; 0 where the system does not tell."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return 0
+    return zlib.crc32("".join(sorted({line for line in lines if line.startswith(("flags", "Features"))})).encode())
+
+
 def quiet_logging() -> None:
     """Orbax and JAX tell a lot; warnings are enough beside a progress line."""
     logging.getLogger("absl").setLevel(logging.WARNING)
     logging.getLogger("jax").setLevel(logging.WARNING)
+    # What fails in a thread of orbax is raised to us, and told in a sentence.
+    logging.getLogger("absl").addFilter(lambda record: not (record.exc_info and "orbax" in record.pathname))
+    sys.excepthook = _silent_of_closed_loops
+
+
+def _silent_of_closed_loops(kind: type[BaseException], error: BaseException, where: TracebackType | None) -> None:
+    """The other writes of a save that failed find its event loop closed, and would each print a traceback."""
+    if not (kind is RuntimeError and str(error) == "Event loop is closed"):
+        sys.__excepthook__(kind, error, where)
