@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import fsspec
 import pytest
 from etils.epath import backend
-from fsspec.implementations.memory import MemoryFileSystem
+from fake_bucket import Bucket
 
 from resnext_jax.data.prepare import imagenet
 from resnext_jax.data.prepare.__main__ import main
@@ -16,16 +16,6 @@ from resnext_jax.data.prepare.job import Job, prepare
 from resnext_jax.data.sources import open_source
 from resnext_jax.errors import UserError
 from tests.data.archives import class_tar_of_tars, jpeg, validation_tar
-
-
-class Bucket(MemoryFileSystem):
-    """An object store: no directories, and no `rename` that is atomic."""
-
-    protocol = ("gs", "gcs")
-    store, pseudo_dirs = {}, [""]
-
-    def mv(self, *arguments, **options):
-        raise AssertionError("an object is written whole under its own name, not renamed")
 
 
 @pytest.fixture
