@@ -12,7 +12,6 @@ import sys
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import jax
@@ -236,10 +235,3 @@ def quiet_logging() -> None:
     logging.getLogger("jax").setLevel(logging.WARNING)
     # What fails in a thread of orbax is raised to us, and told in a sentence.
     logging.getLogger("absl").addFilter(lambda record: not (record.exc_info and "orbax" in record.pathname))
-    sys.excepthook = _silent_of_closed_loops
-
-
-def _silent_of_closed_loops(kind: type[BaseException], error: BaseException, where: TracebackType | None) -> None:
-    """The other writes of a save that failed find its event loop closed, and would each print a traceback."""
-    if not (kind is RuntimeError and str(error) == "Event loop is closed"):
-        sys.__excepthook__(kind, error, where)

@@ -1,6 +1,7 @@
 """The checkpoints of one run: the newest sound one is found, restored strictly; others are written, kept by policy."""
 
 import contextlib
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -83,6 +84,8 @@ class Checkpoints:
             # Called after all items are written and before the checkpoint gets its name.
             async_options=ocp.AsyncOptions(post_finalization_callback=self._write_checksums),
         )
+        if not isinstance(sys.unraisablehook, _SilentOfClosedLoops):
+            sys.unraisablehook = _SilentOfClosedLoops(sys.unraisablehook)
         self._manager = ocp.CheckpointManager(self.directory, options=options, item_handlers=handlers())
 
     def save(
@@ -193,6 +196,17 @@ class Checkpoints:
                 f"({_file_error(error)}); {newest}. Make room, or mend what is wrong with the directory, and run the "
                 "same command again: it goes on from the newest checkpoint."
             ) from error
+
+
+class _SilentOfClosedLoops:
+    """When one write of a save fails, the others find its event loop closed, and each would print a traceback."""
+
+    def __init__(self, before: Callable[[Any], object]):
+        self._before = before
+
+    def __call__(self, unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            self._before(unraisable)
 
 
 def _file_error(error: BaseException) -> str:

@@ -122,6 +122,8 @@ class Lock:
         probe = self._path.parent / f".{LOCK_FILE}.{self._own['token']}"
         try:
             write_whole(probe, "now")
+            if not in_bucket(self._workdir):
+                return os.stat(probe).st_mtime - os.stat(self._path).st_mtime
             now_s, renewed_s = probe.stat().mtime, self._path.stat().mtime
         except FileNotFoundError:
             return 0.0
