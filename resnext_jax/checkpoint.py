@@ -7,7 +7,7 @@ temporary directory and renames it when all is there, so a save that did not fin
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -31,20 +31,13 @@ class Checkpoints:
       workdir: they lie in `workdir/checkpoints`.
       keep_newest: how many of the newest to keep.
       keep_best: how many of those with the best validation top-1 to keep besides.
+      top1: of the evaluations made so far, by step. Add to it what is evaluated after a save.
     """
 
-    def __init__(self, workdir: str, *, keep_newest: int, keep_best: int):
-        preservation = ocp.checkpoint_managers
-        policies = [preservation.LatestN(keep_newest)]
-        if keep_best:
-            policies.append(
-                preservation.BestN(
-                    get_metric_fn=lambda metrics: metrics["top1"], n=keep_best, keep_checkpoints_without_metrics=False
-                )
-            )
-        options = ocp.CheckpointManagerOptions(
-            preservation_policy=preservation.AnyPreservationPolicy(policies), cleanup_tmp_directories=True
-        )
+    def __init__(self, workdir: str, *, keep_newest: int, keep_best: int, top1: Mapping[int, float] | None = None):
+        self.top1 = dict(top1 or {})
+        self._keep_newest, self._keep_best = keep_newest, keep_best
+        options = ocp.CheckpointManagerOptions(preservation_policy=self, cleanup_tmp_directories=True)
         self.directory = _absolute(workdir) / DIRECTORY
         self._manager = ocp.CheckpointManager(self.directory, options=options, item_handlers=_handlers())
 
@@ -52,22 +45,39 @@ class Checkpoints:
         """The step of the newest complete checkpoint; None where there is none."""
         return self._manager.latest_step()
 
-    def save(self, state: TrainState, description: dict[str, Any], metrics: dict[str, float] | None) -> None:
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        """Which of these to keep; orbax asks after every save, and removes the others."""
+        steps = sorted(checkpoint.step for checkpoint in checkpoints)
+        by_top1 = sorted((self.top1[step], step) for step in steps if step in self.top1)[::-1]
+        kept = {*steps[-self._keep_newest :], *(step for _, step in by_top1[: self._keep_best])}
+        return [checkpoint.step in kept for checkpoint in checkpoints]
+
+    def save(
+        self,
+        state: TrainState,
+        description: dict[str, Any],
+        evaluation: Mapping[str, float] | None,
+        progress: dict[str, Any] | None = None,
+    ) -> None:
         """Copies the state to the host and writes it in the background; waits for the write before this one.
 
         Args:
           state: any later donation of its buffers is safe.
           description: the JSON item: `config` and `dataset`.
-          metrics: of an evaluation at this very step (`top1` ranks the best); None where there was none.
+          evaluation: at this very step (`top1` ranks the best); None where there was none.
+          progress: of the run between two rows of its metrics, as plain numbers, texts, lists and dicts.
         """
         step = int(state.step)
+        if evaluation is not None:
+            self.top1[step] = evaluation["top1"]
+        description = description if progress is None else {**description, "progress": progress}
         tree = serialization.to_state_dict(state)
         items = ocp.args.Composite(
             variables=ocp.args.StandardSave({"params": tree["params"], "batch_stats": tree["batch_stats"]}),
             training=ocp.args.StandardSave({"step": tree["step"], "opt_state": tree["opt_state"]}),
             config=ocp.args.JsonSave(description),
         )
-        self._manager.save(step, args=items, metrics=metrics, force=True)
+        self._manager.save(step, args=items, force=True)
 
     def restore(self, step: int, like: TrainState) -> TrainState:
         """The state at `step`, every array where `like` (shapes with shardings) wants it.
