@@ -22,19 +22,24 @@ from ml_collections import ConfigDict
 from resnext_jax import config_file, sharding
 from resnext_jax.checkpoint import locate, read_description, read_variables, require_same_arrays
 from resnext_jax.data.decode import read_image
-from resnext_jax.errors import UserError, raise_all, report_error, unknown
+from resnext_jax.errors import PREEMPTED_STATUS, Preempted, UserError, raise_all, report_error, unknown
 from resnext_jax.net import load
 from resnext_jax.ops.conv_choice import chip_of
 from resnext_jax.train.assemble import evaluation_problems, jit_evaluation, model_of
 from resnext_jax.train.dataset import facts, open_data, same_classes
-from resnext_jax.train.loop import evaluate_all, train
+from resnext_jax.train.loop import train
+from resnext_jax.train.validation import evaluate_all
 
 INTERRUPTED_STATUS = 130
 TOP_CLASSES = 5
 
 
 def main(flag_values: flags.FlagValues, argv: Sequence[str]) -> None:
-    """Runs the command and exits: 0 when it is done, 2 for a mistake that the user can mend, 130 after Ctrl-C."""
+    """Runs the command and exits.
+
+    Status: 0 when it is done, 2 for a mistake that the user can mend, 75 where training was preempted and wants to be
+    run again, 130 after Ctrl-C.
+    """
     try:
         arguments = config_file.parse(list(argv), flag_values)
         mode = flag_values.mode
@@ -45,6 +50,9 @@ def main(flag_values: flags.FlagValues, argv: Sequence[str]) -> None:
         MODES[mode](flag_values, arguments)
     except UserError as error:
         sys.exit(report_error(error, argv))
+    except Preempted as news:
+        print(news, file=sys.stderr, end="\n" if str(news) else "")
+        sys.exit(PREEMPTED_STATUS)
     except KeyboardInterrupt:
         print(
             "\ninterrupted; training resumes from its newest checkpoint when the command is run again", file=sys.stderr

@@ -61,7 +61,7 @@ class Checkpoints:
       keep_newest: how many of the newest to keep.
       keep_best: how many of those with the best validation top-1 to keep besides.
       keep_for_ever: whether to keep the checkpoint of a step besides.
-      top1: of the evaluations made so far, by step. Add to it what is evaluated without a save.
+      top1: of the evaluations made so far, by step. Add to it what is evaluated after a save.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class Checkpoints:
         state: TrainState,
         description: dict[str, Any],
         evaluation: Mapping[str, float] | None,
-        progress: dict[str, Any],
+        progress: dict[str, Any] | None = None,
     ) -> None:
         """Copies the state to the host and writes it in the background; waits for the write before this one.
 
@@ -102,7 +102,7 @@ class Checkpoints:
           description: the JSON item: `config` and `dataset`.
           evaluation: at this very step (`top1` ranks the best); None where there was none.
           progress: of the run between two rows of its metrics; plain numbers, texts, lists and dicts, which come back
-            as they were: `description(step)["progress"]`.
+            as they were: `description(step)["progress"]`. None for nothing.
 
         Raises:
           UserError: this checkpoint, or the one before it, could not be written. Those that exist are untouched.
@@ -115,7 +115,7 @@ class Checkpoints:
         items = ocp.args.Composite(
             variables=ocp.args.StandardSave({"params": tree["params"], "batch_stats": tree["batch_stats"]}),
             training=ocp.args.StandardSave({"step": tree["step"], "opt_state": tree["opt_state"]}),
-            config=ocp.args.JsonSave({**description, "progress": progress}),
+            config=ocp.args.JsonSave({**description, "progress": progress or {}}),
         )
         with self._writing():
             self._manager.save(step, args=items, force=True)

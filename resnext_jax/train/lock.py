@@ -53,6 +53,10 @@ class Lock:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.release()
+
+    def release(self) -> None:
+        """Lets others have the workdir; what `with` does at its end."""
         self._stop.set()
         self._thread.join()
         if self._is_ours(self._read()):

@@ -1,7 +1,7 @@
 """How a run goes on: one run per workdir, from the newest sound checkpoint, with a config that may go on from it."""
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -11,7 +11,6 @@ from resnext_jax.errors import UserError
 from resnext_jax.sharding import Place, agree, from_first_process
 from resnext_jax.train.assemble import Run
 from resnext_jax.train.lock import Lock
-from resnext_jax.writer import read_metrics
 
 NO_CHECKPOINT = -1
 
@@ -60,14 +59,14 @@ def claim(
     return lock, None if step == NO_CHECKPOINT else step
 
 
-def open_checkpoints(config: ConfigDict, run: Run, workdir: str) -> Checkpoints:
-    """The checkpoints of a run, kept as the config says; which were the best is known from its metrics."""
+def open_checkpoints(config: ConfigDict, run: Run, workdir: str, rows: Sequence[dict[str, Any]]) -> Checkpoints:
+    """The checkpoints of a run, kept as the config says; which were the best is known from the rows of its metrics."""
     return Checkpoints(
         workdir,
         keep_newest=config.checkpoint.keep_newest,
         keep_best=config.checkpoint.keep_best,
         keep_for_ever=run.keeps_for_ever,
-        top1={row["step"]: row["top1"] for row in read_metrics(workdir) if row["phase"] == "evaluate"},
+        top1={row["step"]: row["top1"] for row in rows if row["phase"] == "evaluate"},
     )
 
 
