@@ -130,7 +130,12 @@ class Run:
 
     def resumed_at(self) -> int:
         """The step at which this start went on; 0 where it began, or did not come that far."""
-        found = re.search(r"resuming \S+ at step ([\d,]+)", self.said())
+        found = re.search(r"resuming \S+ at step ([\d,]+)|is done: ([\d,]+) of", self.said())
+        return int((found[1] or found[2]).replace(",", "")) if found else 0
+
+    def preempted_at(self) -> int:
+        """The step that this start said it saved after a SIGTERM; 0 where it did not."""
+        found = re.search(r"preempted \(SIGTERM\): saved at step ([\d,]+)", self.said())
         return int(found[1].replace(",", "")) if found else 0
 
     def is_saving(self) -> bool:
