@@ -15,6 +15,12 @@ def define_flags(to: flags.FlagValues) -> flags.FlagValues:
         "workdir", None, "Where the run lies; default runs/<config name>. Run again, it resumes.", flag_values=to
     )
     flags.DEFINE_string("mode", "train", f"One of: {', '.join(cli.MODES)}.", flag_values=to)
+    flags.DEFINE_string(
+        "compilation_cache",
+        None,
+        "Where compiled programs are kept for the next start; default ~/.cache/resnext_jax; empty: nowhere.",
+        flag_values=to,
+    )
     flags.DEFINE_bool("json", False, "Evaluate and predict: print one JSON object as the last line.", flag_values=to)
     return to
 

@@ -60,6 +60,9 @@ def base() -> ConfigDict:
     config.checkpoint.every_steps = 1000
     config.checkpoint.keep_newest = 2
     config.checkpoint.keep_best = 1  # by top-1
+    config.checkpoint.keep_every_epochs = config_dict.placeholder(int)  # save at these and keep for ever
+    config.checkpoint.keep_every_steps = config_dict.placeholder(int)  # likewise
+    config.resume_changed = False  # True: go on though fields changed that change the trajectory
     config.log = ConfigDict()
     config.log.every_steps = 50
     return config

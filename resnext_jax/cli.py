@@ -9,6 +9,7 @@ import logging
 import os
 import platform as python_platform
 import sys
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,30 +22,39 @@ from ml_collections import ConfigDict
 from resnext_jax import config_file, sharding
 from resnext_jax.checkpoint import locate, read_description, read_variables, require_same_arrays
 from resnext_jax.data.decode import read_image
-from resnext_jax.errors import UserError, raise_all, report_error, unknown
+from resnext_jax.errors import PREEMPTED_STATUS, Preempted, UserError, raise_all, report_error, unknown
 from resnext_jax.net import load
 from resnext_jax.ops.conv_choice import chip_of
 from resnext_jax.progress import AboveProgress, end_line
 from resnext_jax.train.assemble import evaluation_problems, jit_evaluation, model_of
-from resnext_jax.train.dataset import open_data, same_classes
-from resnext_jax.train.loop import evaluate_all, train
+from resnext_jax.train.dataset import facts, open_data, same_classes
+from resnext_jax.train.loop import train
+from resnext_jax.train.validation import evaluate_all
 
 INTERRUPTED_STATUS = 130
 TOP_CLASSES = 5
 
 
 def main(flag_values: flags.FlagValues, argv: Sequence[str]) -> None:
-    """Runs the command and exits: 0 when it is done, 2 for a mistake that the user can mend, 130 after Ctrl-C."""
+    """Runs the command and exits.
+
+    Status: 0 when it is done, 2 for a mistake that the user can mend, 75 where training was preempted and wants to be
+    run again, 130 after Ctrl-C.
+    """
     try:
         arguments = config_file.parse(list(argv), flag_values)
         mode = flag_values.mode
         raise_all([unknown("mode", mode, MODES)] if mode not in MODES else [])
         quiet_logging()
+        keep_compiled(flag_values.compilation_cache)
         join_processes()
         MODES[mode](flag_values, arguments)
     except UserError as error:
         end_line()
         sys.exit(report_error(error, argv))
+    except Preempted as news:
+        print(news, file=sys.stderr, end="\n" if str(news) else "")
+        sys.exit(PREEMPTED_STATUS)
     except KeyboardInterrupt:
         print(
             "\ninterrupted; training resumes from its newest checkpoint when the command is run again", file=sys.stderr
@@ -73,8 +83,7 @@ def run_evaluation(flag_values: flags.FlagValues, arguments: Sequence[str]) -> N
     place = here()
     raise_all(evaluation_problems(config, place.mesh.size))
     source = open_data(config, "validation")
-    dataset = {"name": source.info.name, "class_names": list(source.info.class_names)}
-    same_classes(dataset, description["dataset"], str(checkpoint))
+    same_classes(facts(source.info), description["dataset"], str(checkpoint))
     model = model_of(config, source.info.num_classes, place)
     variables = read_variables(checkpoint, sharding.replicated(place.mesh))
     images = jax.ShapeDtypeStruct(
@@ -202,6 +211,34 @@ def environment() -> dict[str, Any]:
     }
 
 
+def keep_compiled(directory: str | None) -> None:
+    """Compiled programs outlive the process: the second start of a run loads them.
+
+    Args:
+      directory: where; "" for nowhere. By default JAX_COMPILATION_CACHE_DIR where it is set, or a directory of this
+        user: what lies there is run, so that it must not be anybody else's to write.
+    """
+    if directory is None and not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "resnext_jax"
+        # JAX does not ask on which processor a program for the CPU was compiled.
+        directory = str(cache / f"compiled-{python_platform.machine()}-{_processor():08x}")
+        try:
+            os.makedirs(directory, mode=0o700, exist_ok=True)
+        except OSError:
+            return  # a home that cannot be written to is no reason to stop
+    if directory is not None:
+        jax.config.update("jax_compilation_cache_dir", os.path.expanduser(directory) or None)
+
+
+def _processor() -> int:
+    """A number for what the processor can do; 0 where the system does not tell."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return 0
+    return zlib.crc32("".join(sorted({line for line in lines if line.startswith(("flags", "Features"))})).encode())
+
+
 def quiet_logging() -> None:
     """Orbax and JAX tell a lot; warnings are enough beside a progress line, and on lines of their own."""
     # Importing Orbax leaves a handler that writes on the progress line. One of another kind is meant.
@@ -209,3 +246,5 @@ def quiet_logging() -> None:
         logging.basicConfig(handlers=[AboveProgress(logging.WARNING)], format="%(message)s", force=True)
     logging.getLogger("absl").setLevel(logging.WARNING)
     logging.getLogger("jax").setLevel(logging.WARNING)
+    # What fails in a thread of orbax is raised to us, and told in a sentence.
+    logging.getLogger("absl").addFilter(lambda record: not (record.exc_info and "orbax" in record.pathname))

@@ -1,8 +1,11 @@
 """The picture of a run: training and validation error per epoch, as in the paper's Figure 5."""
 
+import io
 from typing import Any
 
 from etils import epath
+
+from resnext_jax.files import write_whole
 
 CURVES_FILE = "curves.png"
 
@@ -66,6 +69,7 @@ def draw_curves(rows: list[dict[str, Any]], workdir: str, title: str) -> str | N
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
     path = epath.Path(workdir) / CURVES_FILE
-    with path.open("wb") as file:
-        figure.savefig(file, format="png")
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png")
+    write_whole(path, picture.getvalue())
     return str(path)

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterable, Sequence
 
 USER_ERROR_STATUS = 2
+PREEMPTED_STATUS = 75  # EX_TEMPFAIL of sysexits.h: saved; run the same command again
 # Stands in a message for the command that was typed; `report_error` puts it in.
 THIS_COMMAND = "python main.py --config=configs/NAME.py"
 
@@ -21,6 +22,10 @@ class UserError(Exception):
     def __init__(self, *problems: str):
         super().__init__("\n".join(problems))
         self.problems = problems
+
+
+class Preempted(Exception):
+    """The machine is taken back: all is saved, and the process ends with `PREEMPTED_STATUS`."""
 
 
 def raise_all(problems: Sequence[str]) -> None:

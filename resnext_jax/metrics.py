@@ -13,6 +13,9 @@ from resnext_jax.types import Leaf
 
 Tree = TypeVar("Tree")
 
+# Of a row in metrics.jsonl: what depends on the machine and the moment. All else is the same in every run of a config.
+TIMED_FIELDS = frozenset({"images_per_s", "input_wait"})
+
 
 class Sums(struct.PyTreeNode):
     """Sums over the images that the mask keeps.

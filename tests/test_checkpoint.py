@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 import tiny
 
-from resnext_jax.checkpoint import Checkpoints, locate, mismatches, read_description, read_variables
+from resnext_jax.checkpoint import Checkpoints, locate, mismatches, newest_sound, read_description, read_variables
 from resnext_jax.errors import UserError
 from resnext_jax.sharding import make_mesh, replicated
 from resnext_jax.types import TrainState
 
 DESCRIPTION = {"config": {"seed": 3}, "dataset": {"name": "builtin", "class_names": ["a", "b"]}}
+PROGRESS = {"window": {"loss": 0.1, "top1": 3}, "evaluated": False}
 
 
 def state_at(step, weight=1.0):
@@ -34,7 +35,7 @@ def saved(workdir, *states, keep_newest=9, keep_best=0, top1=()):
     checkpoints = Checkpoints(str(workdir), keep_newest=keep_newest, keep_best=keep_best)
     for state in states:
         metrics = dict(top1).get(int(state.step))
-        checkpoints.save(state, DESCRIPTION, None if metrics is None else {"top1": metrics})
+        checkpoints.save(state, DESCRIPTION, None if metrics is None else {"top1": metrics}, PROGRESS)
     checkpoints.close()
     return sorted(int(path.name) for path in (workdir / "checkpoints").iterdir())
 
@@ -43,8 +44,8 @@ def test_round_trip_onto_other_devices(tmp_path):
     state = state_at(7, weight=0.1)
     saved(tmp_path, state)
     sharding = replicated(make_mesh(jax.devices()))
+    assert newest_sound(str(tmp_path), pytest.fail) == 7
     checkpoints = Checkpoints(str(tmp_path), keep_newest=1, keep_best=0)
-    assert checkpoints.latest_step() == 7
     restored = checkpoints.restore(7, shapes_of(state, sharding))
     checkpoints.close()
     assert jax.tree.structure(restored) == jax.tree.structure(state)
@@ -57,7 +58,7 @@ def test_round_trip_onto_other_devices(tmp_path):
 def test_read_without_the_optimizer(tmp_path, monkeypatch):
     saved(tmp_path / "run", state_at(7, weight=0.1))
     monkeypatch.chdir(tmp_path)
-    assert read_description(locate("run")) == DESCRIPTION
+    assert read_description(locate("run")) == {**DESCRIPTION, "progress": PROGRESS}
     variables = read_variables(locate("run"), jax.sharding.SingleDeviceSharding(jax.devices()[5]))
     assert variables.keys() == {"params", "batch_stats"}
     np.testing.assert_array_equal(variables["params"]["conv"]["kernel"], np.full((3, 4), np.float32(0.1)))
@@ -70,7 +71,7 @@ def test_save_is_of_its_moment_though_buffers_are_donated_at_once(tmp_path):
     state = TrainState(jnp.asarray(1, jnp.int32), {"kernel": jnp.ones((2048, 2048))}, {}, ())
     checkpoints = Checkpoints(str(tmp_path), keep_newest=9, keep_best=0)
     for _ in range(3):
-        checkpoints.save(state, DESCRIPTION, None)
+        checkpoints.save(state, DESCRIPTION, None, PROGRESS)
         for _ in range(4):
             state = step(state)
     checkpoints.close()
@@ -103,9 +104,11 @@ def test_unfinished_save_is_never_read(tmp_path):
     (unfinished / "commit_success.txt").unlink()
     with pytest.raises(UserError, match="no checkpoint"):
         locate(str(tmp_path))
+    assert newest_sound(str(tmp_path), pytest.fail) is None
     checkpoints = Checkpoints(str(tmp_path), keep_newest=1, keep_best=0)
-    assert checkpoints.latest_step() is None
-    checkpoints.save(state_at(8, weight=5), DESCRIPTION, None)  # the same step again: the leftover is out of the way
+    checkpoints.save(
+        state_at(8, weight=5), DESCRIPTION, None, PROGRESS
+    )  # the same step again: the leftover is out of the way
     checkpoints.close()
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["8"]
     assert (tiny.arrays(locate(str(tmp_path)))["['params']['conv']['kernel']"] == 5).all()

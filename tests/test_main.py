@@ -332,5 +332,7 @@ def test_fields_that_do_not_fit_are_named_before_any_time_is_spent(refused, tmp_
     assert "are not one step of batch_size=128" in refused(QUICKSTART, "--config.num_epochs=0.001")
 
 
-def test_workdir_of_a_bucket(refused):
-    assert "Mount the bucket" in refused(QUICKSTART, "--workdir=gs://bucket/run")
+def test_workdir_of_a_bucket_without_gcsfs(refused):
+    message = refused(QUICKSTART, "--workdir=gs://bucket/run")
+    assert "the workdir gs://bucket/run is in a bucket, which gcsfs reads and writes" in message
+    assert "pip install gcsfs" in message

@@ -72,7 +72,7 @@ def save_fresh(workdir: Path | str, *overrides: str) -> TrainState:
     run, _ = assembled(*overrides)
     state = run.create_state()
     checkpoints = Checkpoints(str(workdir), keep_newest=1, keep_best=0)
-    checkpoints.save(state, description(*overrides), None)
+    checkpoints.save(state, description(*overrides), None, {})
     checkpoints.close()
     return state
 
@@ -88,13 +88,18 @@ def description(*overrides: str) -> dict[str, Any]:
 def start(workdir: Path | str, *overrides: str, **environment: str) -> subprocess.Popen:
     """`python main.py` on the tiny run in a process of its own, on one device unless `environment` says otherwise."""
     return subprocess.Popen(
-        [sys.executable, "main.py", *_once((*ARGUMENTS, f"--workdir={workdir}", *overrides))],
+        [sys.executable, "main.py", *arguments(f"--workdir={workdir}", *overrides)],
         cwd=ROOT,
         env={**os.environ, "JAX_NUM_CPU_DEVICES": "1", "PYTHONPATH": str(ROOT), **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     )
+
+
+def arguments(*overrides: str) -> list[str]:
+    """The command line of the tiny run."""
+    return _once((*ARGUMENTS, *overrides))
 
 
 def finish(process: subprocess.Popen, status: int = 0) -> str:

@@ -31,6 +31,7 @@ class Run:
       steps_per_epoch: images of the training set over the batch size; rarely whole.
       total_steps: of the run.
       evaluate_every_steps: None for the end of every epoch.
+      keep_every_epochs, keep_every_steps: checkpoints to keep for ever; None for none.
       schedule: step -> learning rate.
       create_state: () -> the first state, replicated over the mesh.
       train_step: (state, batch) -> (state, metrics); donates the state.
@@ -42,6 +43,8 @@ class Run:
     steps_per_epoch: float
     total_steps: int
     evaluate_every_steps: int | None
+    keep_every_epochs: int | None
+    keep_every_steps: int | None
     schedule: optax.Schedule
     create_state: Callable[[], TrainState]
     train_step: Callable
@@ -52,8 +55,18 @@ class Run:
         if self.evaluate_every_steps is not None:
             due = step % self.evaluate_every_steps == 0
         else:
-            due = step == round(max(1, round(step / self.steps_per_epoch)) * self.steps_per_epoch)
+            due = self._ends_epochs(step, 1)
         return due or step == self.total_steps
+
+    def keeps_for_ever(self, step: int) -> bool:
+        """Whether the checkpoint of this step is saved and never removed."""
+        by_steps = self.keep_every_steps is not None and step % self.keep_every_steps == 0
+        return by_steps or (self.keep_every_epochs is not None and self._ends_epochs(step, self.keep_every_epochs))
+
+    def _ends_epochs(self, step: int, num_epochs: int) -> bool:
+        """Whether this is the last step of so many epochs or a multiple of them; steps per epoch are rarely whole."""
+        steps = num_epochs * self.steps_per_epoch
+        return step == round(max(1, round(step / steps)) * steps)
 
     def state_shapes(self, mesh: Mesh) -> TrainState:
         """The state as shapes with shardings."""
@@ -122,6 +135,8 @@ def assemble(config: ConfigDict, info: DatasetInfo, place: sharding.Place) -> Ru
         steps_per_epoch=steps_per_epoch,
         total_steps=total_steps,
         evaluate_every_steps=config.evaluate.every_steps,
+        keep_every_epochs=config.checkpoint.keep_every_epochs,
+        keep_every_steps=config.checkpoint.keep_every_steps,
         schedule=schedule,
         create_state=jax.jit(
             partial(create_state, model, optimizer, config.seed, image_shape), out_shardings=everywhere
@@ -233,6 +248,14 @@ def training_problems(config: ConfigDict, num_devices: int) -> list[str]:
         "evaluate.every_steps": (every, every is None or every > 0, "positive, or unset for every epoch"),
         "checkpoint.every_steps": (config.checkpoint.every_steps, config.checkpoint.every_steps > 0, "positive"),
         "checkpoint.keep_newest": (config.checkpoint.keep_newest, config.checkpoint.keep_newest > 0, "1 or more"),
+        **{
+            f"checkpoint.{name}": (
+                config.checkpoint[name],
+                config.checkpoint[name] is None or config.checkpoint[name] > 0,
+                "positive, or unset for none",
+            )
+            for name in ("keep_every_epochs", "keep_every_steps")
+        },
         "checkpoint.keep_best": (config.checkpoint.keep_best, config.checkpoint.keep_best >= 0, "0 or more"),
     }
     return lines + _out_of_range(ranges)

@@ -6,6 +6,7 @@ from ml_collections import ConfigDict
 
 from resnext_jax.data.sources import Source, open_source
 from resnext_jax.errors import UserError
+from resnext_jax.types import DatasetInfo
 
 
 def open_data(config: ConfigDict, split: str) -> Source:
@@ -29,6 +30,11 @@ def open_data(config: ConfigDict, split: str) -> Source:
             f"{config.data.name!r} have {found}: set data.mean and data.std to one entry per channel."
         )
     return source
+
+
+def facts(info: DatasetInfo) -> dict[str, Any]:
+    """What a checkpoint remembers of the data set that it was trained on."""
+    return {"name": info.name, "class_names": list(info.class_names), "num_images": info.num_images}
 
 
 def same_classes(ours: dict[str, Any], saved: dict[str, Any], where: str) -> None:

@@ -3,32 +3,27 @@
 import contextlib
 import json
 import time
-from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
-import numpy as np
 from ml_collections import ConfigDict
 
-from resnext_jax import metrics
-from resnext_jax.checkpoint import Checkpoints
 from resnext_jax.curves import draw_curves
 from resnext_jax.data.pipeline import train_batches
-from resnext_jax.data.sources import Source
 from resnext_jax.errors import UserError
-from resnext_jax.evaluate.classify import evaluate
-from resnext_jax.progress import Progress, Silent
 from resnext_jax.sharding import Place, agree, from_first_process, to_global
 from resnext_jax.train import report
 from resnext_jax.train.assemble import assemble
-from resnext_jax.train.dataset import open_data, same_classes
+from resnext_jax.train.dataset import facts, open_data, same_classes
+from resnext_jax.train.faults import not_finite
+from resnext_jax.train.preemption import Preemption
+from resnext_jax.train.resume import check_resumable, claim, open_checkpoints
 from resnext_jax.train.step import all_finite
-from resnext_jax.types import PyTree
+from resnext_jax.train.validation import evaluate_all, show_progress
+from resnext_jax.train.window import Window
+from resnext_jax.types import TrainState
 from resnext_jax.writer import MetricsWriter, read_metrics
-
-# The host prepares this many steps ahead of the device: enough to overlap, and batches are memory.
-STEPS_IN_FLIGHT = 2
-NO_CHECKPOINT = -1
 
 
 def train(config: ConfigDict, workdir: str, place: Place, environment: dict[str, Any]) -> None:
@@ -42,6 +37,7 @@ def train(config: ConfigDict, workdir: str, place: Place, environment: dict[str,
 
     Raises:
       UserError: anything that the user can mend, with every checkpoint untouched.
+      Preempted: after a SIGTERM, when all is saved.
     """
     with contextlib.ExitStack() as stack:
         _train(config, workdir, place, environment, stack)
@@ -51,6 +47,7 @@ def _train(
     config: ConfigDict, workdir: str, place: Place, environment: dict[str, Any], stack: contextlib.ExitStack
 ) -> None:
     say = report.say if place.speaks else lambda line: None
+    preemption = stack.enter_context(Preemption(place))
 
     # ------------------------------------------------------------------------------------------- What is trained
     mistake = None
@@ -62,24 +59,27 @@ def _train(
         mistake = error
     agree(place, mistake)
     title = report.model_title(config)
-    description = {
-        "config": json.loads(config.to_json_best_effort()),
-        "dataset": {"name": train_source.info.name, "class_names": list(train_source.info.class_names)},
-    }
+    description = {"config": json.loads(config.to_json_best_effort()), "dataset": facts(train_source.info)}
 
     # ---------------------------------------------------------------------------------------- Where it was left
     report.check_shared(workdir, place)
-    checkpoints = Checkpoints(workdir, keep_newest=config.checkpoint.keep_newest, keep_best=config.checkpoint.keep_best)
+    lock, newest = claim(workdir, place, stack, say)
+    rows = read_metrics(workdir)
+    checkpoints = open_checkpoints(config, run, workdir, rows)
     stack.callback(checkpoints.close)
-    newest = checkpoints.latest_step()
-    start_step = from_first_process(place, NO_CHECKPOINT if newest is None else newest)
+    preemption.before_leaving += [checkpoints.wait, *([lock.release] if lock else [])]
     state_shapes = run.state_shapes(place.mesh)
-    if start_step == NO_CHECKPOINT:
-        state, start_step = run.create_state(), 0
+    if newest is None:
+        state, start_step, left = run.create_state(), 0, {}
     else:
-        same_classes(description["dataset"], checkpoints.description(start_step)["dataset"], workdir)
-        state = checkpoints.restore(start_step, state_shapes)
-    if start_step >= run.total_steps:
+        start_step, saved = newest, checkpoints.description(newest)
+        same_classes(description["dataset"], saved["dataset"], workdir)
+        state = checkpoints.restore(newest, state_shapes)
+        check_resumable(description, saved, f"of step {newest} in {workdir}", allow=config.resume_changed, say=say)
+        left = saved["progress"]
+    made = any(row["phase"] == "evaluate" and row["step"] == start_step for row in rows)
+    evaluates = bool(from_first_process(place, not (left.get("evaluated", True) or made)))
+    if start_step >= run.total_steps and not evaluates:
         say(f"{workdir} is done: {start_step:,} of {run.total_steps:,} steps.")
         report.summarize(workdir, title, say)
         return
@@ -117,106 +117,72 @@ def _train(
     step_fn = run.train_step.lower(state_shapes, run.batch_shapes(place.mesh, config.batch_size)).compile()
     say(f"compiled in {time.monotonic() - compile_start_s:.1f} s")
 
+    # -------------------------------------------------------------------------------------- What a step may bring
+    is_finite = jax.jit(all_finite)
+    window = Window(config.batch_size, workdir, left.get("window"))
+
+    def save(state: TrainState, step: int, evaluated: bool) -> None:
+        if not is_finite(state):
+            raise not_finite("norm of parameters and statistics", step, workdir)
+        if writer and lock:
+            writer.flush()
+            lock.check()
+        with preemption.saving:
+            checkpoints.save(state, description, None, {"window": window.carried(), "evaluated": evaluated})
+
+    def validate(state: TrainState, step: int) -> None:
+        progress.close()
+        variables = {"params": state.params, "batch_stats": state.batch_stats}
+        evaluation = evaluate_all(config, run.evaluation_step, variables, validation_source, place)
+        checkpoints.top1[step] = evaluation["top1"]
+        if writer:
+            writer.write(step, step / run.steps_per_epoch, "evaluate", evaluation)
+            writer.flush()
+            draw_curves(read_metrics(workdir), workdir, title)
+
     # ------------------------------------------------------------------------------------------------------ Steps
     progress = show_progress(place, "train", run.total_steps, "step", start_step)
     stack.callback(progress.close)
-    is_finite = jax.jit(all_finite)
-    window: list[metrics.Sums] = []  # of the steps since the last row, still on the device
-    window_start_s, waited_s, line = time.monotonic(), 0.0, ""
+    saved_step, line = start_step, ""
+    if evaluates:
+        validate(state, start_step)
+    preemption.start_steps(start_step)
+    window.restart_clock()
     for step in range(start_step + 1, run.total_steps + 1):
         wait_start_s = time.monotonic()
-        batch = to_global(place.mesh, next(batches))
-        waited_s += time.monotonic() - wait_start_s
+        batch = preemption.take(batches, step)
+        if batch is None:
+            if saved_step != step - 1:
+                window.drain()
+                save(state, step - 1, evaluated=True)
+            break
+        batch = to_global(place.mesh, batch)
+        waited_s = time.monotonic() - wait_start_s
         state, sums = step_fn(state, batch)
-        window.append(sums)
-        if len(window) > STEPS_IN_FLIGHT:
-            jax.block_until_ready(window[-1 - STEPS_IN_FLIGHT])
+        window.add(step, sums, waited_s)
 
         evaluates = run.evaluates_after(step)
-        saves = evaluates or step % config.checkpoint.every_steps == 0
+        saves = evaluates or step % config.checkpoint.every_steps == 0 or run.keeps_for_ever(step)
         epoch = step / run.steps_per_epoch
         if not (saves or step % config.log.every_steps == 0):
             progress.update(step, f"epoch {epoch:.2f}  {line}")
             continue
 
-        # ----------------------------------------------------------------------------------------- A row
-        scalars = flush(window, step, workdir)
-        elapsed_s = time.monotonic() - window_start_s
-        scalars |= {
-            "learning_rate": float(run.schedule(step - 1)),
-            "images_per_s": len(window) * config.batch_size / elapsed_s,
-            "input_wait": waited_s / elapsed_s,
-        }
+        # --------------------------------------------------------------------- A row, a checkpoint, an evaluation
+        scalars = window.row() | {"learning_rate": float(run.schedule(step - 1))}
         if writer:
             writer.write(step, epoch, "train", scalars)
         line = report.train_line(scalars)
         progress.update(step, f"epoch {epoch:.2f}  {line}")
-
-        # ----------------------------------------------------------------------- Evaluation and checkpoint
-        evaluation = None
-        if evaluates:
-            progress.close()
-            variables = {"params": state.params, "batch_stats": state.batch_stats}
-            evaluation = evaluate_all(config, run.evaluation_step, variables, validation_source, place)
-            if writer:
-                writer.write(step, epoch, "evaluate", evaluation)
-                draw_curves(read_metrics(workdir), workdir, title)
         if saves:
-            if not is_finite(state):
-                raise not_finite("norm of parameters and statistics", step, workdir)
-            checkpoints.save(state, description, evaluation)
-        window, waited_s, window_start_s = [], 0.0, time.monotonic()
+            save(state, saved_step := step, evaluated=not evaluates)
+        if evaluates:
+            # What is saved already can be left at once; the evaluation is then made at the next start.
+            preemption.with_nothing_at_stake(partial(validate, state, step))
+        window.restart_clock()
 
     checkpoints.wait()
+    preemption.end()
 
     # ---------------------------------------------------------------------------------------------------- Summary
     report.summarize(workdir, title, say)
-
-
-def evaluate_all(
-    config: ConfigDict, step: Callable, variables: PyTree, source: Source, place: Place
-) -> dict[str, float]:
-    """Loss, top-1, top-5 and the number of images of `source`, as the config prepares them."""
-    progress = show_progress(place, "evaluate", len(source), "image")
-    sums = evaluate(
-        step,
-        variables,
-        source,
-        place,
-        batch_size=config.evaluate.batch_size,
-        image_size_px=config.data.image_size_px,
-        resize_px=config.data.resize_px,
-        crop=config.data.crop,
-        num_threads=config.data.num_threads,
-        progress=lambda sums: progress.update(int(sums.images), report.evaluation_line(sums)),
-    )
-    progress.close()
-    return metrics.means(sums) | {"images": int(sums.images)}
-
-
-def flush(window: list[metrics.Sums], step: int, workdir: str) -> dict[str, float]:
-    """Means over the steps of `window`, the last of which is `step`.
-
-    Raises:
-      UserError: a loss was not finite; the first such step is named.
-    """
-    total = metrics.zeros()
-    for offset, sums in enumerate(jax.device_get(window), start=step - len(window) + 1):
-        if not np.isfinite(sums.loss):
-            raise not_finite("loss", offset, workdir)
-        total = metrics.add(total, sums)
-    return metrics.means(total) | {"images": int(total.images)}
-
-
-def not_finite(what: str, step: int, workdir: str) -> UserError:
-    """The instruction for a run that has diverged."""
-    return UserError(
-        f"the {what} is not finite at step {step}: the run has diverged, and stops. What was saved in "
-        f"{workdir}/checkpoints before is untouched. Lower learning_rate, lengthen schedule.warmup_epochs or compute "
-        "in float32; in another --workdir, if the run shall start anew."
-    )
-
-
-def show_progress(place: Place, label: str, total: int, unit: str, start: int = 0) -> Progress | Silent:
-    """The progress line of one phase; only the first process has one."""
-    return Progress(label, total, unit, start) if place.speaks else Silent()

@@ -14,6 +14,7 @@ from resnext_jax import metrics
 from resnext_jax.checkpoint import DIRECTORY
 from resnext_jax.curves import CURVES_FILE
 from resnext_jax.errors import UserError
+from resnext_jax.files import write_whole
 from resnext_jax.sharding import Place, agree, from_first_process
 from resnext_jax.types import PyTree
 from resnext_jax.writer import read_metrics
@@ -26,21 +27,22 @@ def say(line: str) -> None:
 
 def prepare_workdir(workdir: str) -> None:
     """Makes the directory and tries that it can be written, before any time is spent."""
-    if "://" in workdir:
-        raise UserError(
-            f"the workdir {workdir} is no directory of a file system: metrics are appended to. Mount the bucket "
-            "(gcsfuse) or take a local or network directory with --workdir=DIR."
-        )
     path = epath.Path(workdir)
     probe = path / f".probe-{time.time_ns()}"
     try:
         path.mkdir(parents=True, exist_ok=True)
-        probe.write_text("")
+        probe.write_text("probe")
         probe.unlink()
-    except OSError as error:
+    except ImportError as error:
         raise UserError(
-            f"the workdir {workdir} cannot be written ({error.strerror or error}): it must be a directory that you may "
-            "write to. Choose another one with --workdir=DIR."
+            f"the workdir {workdir} is in a bucket, which gcsfs reads and writes, and it is not installed: pip install "
+            "gcsfs. Or take a directory with --workdir=DIR."
+        ) from error
+    except Exception as error:  # a client of a bucket has errors of its own: no such bucket, no credentials
+        words = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise UserError(
+            f"the workdir {workdir} cannot be written ({words}): it must be a directory that you may write to. Choose "
+            "another one with --workdir=DIR."
         ) from error
 
 
@@ -55,7 +57,7 @@ def check_shared(workdir: str, place: Place) -> None:
     token = from_first_process(place, time.time_ns() % 2**31)
     probe = epath.Path(workdir) / f".shared-{token}"
     if place.speaks:
-        probe.write_text("")
+        probe.write_text("shared")
     agree(place, None)  # a barrier: it is written
     seen = probe.exists()
     try:
@@ -76,28 +78,15 @@ def check_shared(workdir: str, place: Place) -> None:
 def write_facts(
     config: ConfigDict, workdir: str, environment: dict[str, Any], params: PyTree, say: Callable[[str], None]
 ) -> None:
-    """`config.json`, `environment.json` and `parameters.txt`; says which fields changed since the last start."""
+    """`config.json`, `environment.json` and `parameters.txt`."""
     root = epath.Path(workdir)
     resolved = json.loads(config.to_json_best_effort())
-    if (root / "config.json").exists():
-        before, now = flat(json.loads((root / "config.json").read_text())), flat(resolved)
-        changed = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
-        for name in changed:
-            say(f"note: {name} was {before.get(name)!r} at the last start, and is {now.get(name)!r} from here on")
-    (root / "config.json").write_text(json.dumps(resolved, indent=2) + "\n")
-    (root / "environment.json").write_text(json.dumps(environment, indent=2) + "\n")
+    write_whole(root / "config.json", json.dumps(resolved, indent=2) + "\n")
+    write_whole(root / "environment.json", json.dumps(environment, indent=2) + "\n")
     overview = parameter_overview.get_parameter_overview(params, include_stats=False)
-    (root / "parameters.txt").write_text(overview + "\n")
+    write_whole(root / "parameters.txt", overview + "\n")
     total = overview.splitlines()[-1].removeprefix("Total: ").replace(" -- ", " parameters, ")
     say(f"{model_title(config)}: {total}; by layer in {root / 'parameters.txt'}")
-
-
-def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested fields as `model.name: value`."""
-    fields = {}
-    for name, value in tree.items():
-        fields |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
-    return fields
 
 
 def train_line(row: Mapping[str, float]) -> str:

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import fsspec
 import pytest
 from etils.epath import backend
-from fsspec.implementations.memory import MemoryFileSystem
+from fake_bucket import Bucket
 
 from resnext_jax.data.prepare import imagenet
 from resnext_jax.data.prepare.__main__ import main
@@ -21,19 +21,6 @@ from resnext_jax.data.sources import open_source
 from resnext_jax.errors import UserError
 from tests.data.archives import class_tar_of_tars, jpeg, validation_tar, write_folders
 from tests.data.test_sources import write_tfds
-
-
-class Bucket(MemoryFileSystem):
-    """An object store: no directories, and no `rename` that is atomic."""
-
-    protocol = ("gs", "gcs")
-    store, pseudo_dirs = {}, [""]
-
-    def glob(self, path, **options):
-        return [name.removeprefix("gs://") for name in super().glob(path, **options)]  # as gcsfs names them
-
-    def mv(self, *arguments, **options):
-        raise AssertionError("an object is written whole under its own name, not renamed")
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ FIRST_PART_STEPS = 10
 def start(tmp_path_factory):
     """`tiny.start` with one compilation cache for all: what is compiled stays the same, bit for bit."""
     cache = {
+        "JAX_ENABLE_COMPILATION_CACHE": "1",
         "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("cache")),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
@@ -127,7 +128,7 @@ def test_run_again_when_done_changes_nothing(start, first_part):
 def test_not_finite_stops_with_the_step_and_keeps_the_last_good_checkpoint(start, first_part, tmp_path):
     workdir = shutil.copytree(first_part, tmp_path / "run")
     before = tiny.digests(workdir / "checkpoints")
-    output = tiny.finish(start(workdir, "--config.learning_rate=1e30"), status=2)
+    output = tiny.finish(start(workdir, "--config.learning_rate=1e30", "--config.resume_changed=true"), status=2)
     # Step 11 still starts from good weights; its update ruins them.
     assert "not finite at step 12" in output
     assert "learning_rate" in output

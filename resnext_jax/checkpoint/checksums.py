@@ -1,0 +1,76 @@
+"""Whether the files of a checkpoint are those that were written: their sizes and CRC-32s, kept beside them.
+
+Neither Orbax nor TensorStore would notice a flipped bit in an array, nor in a number of the JSON item: what they check
+themselves is the index that leads to the arrays.
+"""
+
+import json
+import zlib
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+
+from etils import epath
+
+CHECKSUMS_FILE = "checksums.json"
+# Orbax writes these after the checksums: the time of the commit, and the mark that all is there.
+WRITTEN_LAST = {"_CHECKPOINT_METADATA", "commit_success.txt"}
+CHUNK_BYTES = 1 << 22
+NUM_THREADS = 8
+
+
+def write_checksums(directory: epath.Path) -> None:
+    """Reads every file of an unfinished checkpoint back, and writes `checksums.json`."""
+    names = sorted(set(_files(directory)) - WRITTEN_LAST)
+    with ThreadPoolExecutor(NUM_THREADS) as threads:
+        sums = dict(zip(names, threads.map(lambda name: _size_and_crc32(directory / name), names), strict=True))
+    (directory / CHECKSUMS_FILE).write_text(json.dumps(sums) + "\n")
+
+
+def damage(checkpoint: epath.Path, items: Iterable[str] = ()) -> str | None:
+    """What is wrong with the files of a finished checkpoint, in a few words; None where all are as they were written.
+
+    Args:
+      checkpoint: its directory.
+      items: only files below these subdirectories; all, if none is given.
+    """
+    try:
+        sums = json.loads((checkpoint / CHECKSUMS_FILE).read_text())
+        sums = {str(name): (int(size), int(crc32)) for name, (size, crc32) in sums.items()}
+    except FileNotFoundError:
+        return f"{CHECKSUMS_FILE} is missing"
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        return f"{CHECKSUMS_FILE} cannot be read: {error}"
+    prefixes = tuple(f"{item}/" for item in items) or ("",)
+    names = [name for name in sums if name.startswith(prefixes)]
+    with ThreadPoolExecutor(NUM_THREADS) as threads:
+        found = threads.map(lambda name: _difference(checkpoint / name, name, sums[name]), names)
+        return next((line for line in found if line is not None), None)
+
+
+def _difference(path: epath.Path, name: str, written: tuple[int, int]) -> str | None:
+    try:
+        size, crc32 = _size_and_crc32(path)
+    except FileNotFoundError:
+        return f"{name} is missing"
+    except OSError as error:
+        return f"{name} cannot be read: {error.strerror or error}"
+    if size != written[0]:
+        return f"{name} has {size:,} bytes, {written[0]:,} were written"
+    return None if crc32 == written[1] else f"{name} has changed since it was written: another CRC-32"
+
+
+def _size_and_crc32(path: epath.Path) -> tuple[int, int]:
+    size, crc32 = 0, 0
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK_BYTES):
+            size, crc32 = size + len(chunk), zlib.crc32(chunk, crc32)
+    return size, crc32
+
+
+def _files(directory: epath.Path, prefix: str = "") -> Iterable[str]:
+    """Every file below a directory, as `variables/manifest.ocdbt`."""
+    for path in directory.iterdir():
+        if path.is_dir():
+            yield from _files(path, f"{prefix}{path.name}/")
+        else:
+            yield f"{prefix}{path.name}"

@@ -1,0 +1,84 @@
+"""One checkpoint, read without a run: found, checked, placed."""
+
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+from jax.sharding import Sharding
+
+from resnext_jax.checkpoint.checksums import damage
+from resnext_jax.checkpoint.store import DIRECTORY, absolute, checkpointer, damaged, finished_steps, reading, tree_of
+from resnext_jax.errors import UserError
+from resnext_jax.types import PyTree
+
+
+def locate(path: str) -> epath.Path:
+    """The directory of one checkpoint, given it, or a `checkpoints` directory or a workdir (then the newest).
+
+    Raises:
+      UserError: there is no complete checkpoint.
+    """
+    root = absolute(path)
+    try:
+        root.exists()
+    except ImportError as error:
+        raise UserError(f"{path} cannot be read here: {error}. Copy the checkpoint to a local directory.") from error
+    if (root / "variables").exists() and ocp.path.step.is_checkpoint_finalized(root):
+        return root
+    for directory in (root, root / DIRECTORY):
+        if steps := finished_steps(directory):
+            return directory / str(steps[0])
+    raise UserError(
+        f"no checkpoint in {path}: looked for {root / 'variables'}, {root}/STEP and {root / DIRECTORY}/STEP. "
+        "Give the workdir of a run, its checkpoints directory, or one checkpoint in it; or train first: "
+        "python main.py --config=configs/quickstart.py"
+    )
+
+
+def read_description(checkpoint: epath.Path) -> dict[str, Any]:
+    """The JSON item of one checkpoint (see `locate`): the resolved `config`, the `dataset` and the `progress`.
+
+    Raises:
+      UserError: it is not what was written.
+    """
+    _require_sound(checkpoint, "config")
+    with reading(checkpoint), checkpointer() as opened:
+        return opened.restore(checkpoint, ocp.args.Composite(config=ocp.args.JsonRestore()))["config"]
+
+
+def read_variables(checkpoint: epath.Path, sharding: Sharding) -> PyTree:
+    """`params` and `batch_stats` of one checkpoint (see `locate`), without the optimizer, placed by `sharding`.
+
+    Raises:
+      UserError: they are not what was written.
+    """
+    _require_sound(checkpoint, "variables")
+    with reading(checkpoint), checkpointer() as opened:
+        shapes = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+            tree_of(opened.metadata(checkpoint).item_metadata["variables"]),
+        )
+        items = ocp.args.Composite(variables=ocp.args.StandardRestore(shapes))
+        return opened.restore(checkpoint, items)["variables"]
+
+
+def read_arrays(checkpoint: epath.Path) -> dict[str, np.ndarray]:
+    """Every array of one checkpoint, the optimizer's too, by its path: `params/stem_conv/kernel`."""
+    with reading(checkpoint), checkpointer() as opened:
+        items = opened.metadata(checkpoint).item_metadata
+        shapes = {
+            item: jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), tree_of(items[item]))
+            for item in ("variables", "training")
+        }
+        wanted = ocp.args.Composite(**{item: ocp.args.StandardRestore(tree) for item, tree in shapes.items()})
+        restored = opened.restore(checkpoint, wanted)
+    leaves = jax.tree_util.tree_leaves_with_path({**restored["variables"], **restored["training"]})
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf) for path, leaf in leaves}
+
+
+def _require_sound(checkpoint: epath.Path, item: str) -> None:
+    what = damage(checkpoint, [item])
+    if what is not None:
+        raise damaged(checkpoint, what)

@@ -1,0 +1,111 @@
+"""Files that would run code when unpickled are refused wherever a file is read, and nothing is run.
+
+Weights of other projects (`.pth`, `.t7`) have no reader yet: they are given here in the place of every file that has.
+"""
+
+import io
+import os
+import pickle
+import zipfile
+
+import numpy as np
+import pytest
+
+from resnext_jax.checkpoint import locate
+from resnext_jax.data.decode import read_image
+from resnext_jax.data.sources import open_source
+from resnext_jax.errors import UserError
+from resnext_jax.writer import read_metrics
+
+
+class Hostile:
+    """Unpickled, it makes a directory."""
+
+    def __init__(self, marker):
+        self.marker = str(marker)
+
+    def __reduce__(self):
+        return os.mkdir, (self.marker,)
+
+
+def hostile_pickle(marker) -> bytes:
+    return pickle.dumps(Hostile(marker))
+
+
+def hostile_npz(marker) -> bytes:
+    stream = io.BytesIO()
+    np.savez(stream, images=np.array([Hostile(marker)], object))
+    return stream.getvalue()
+
+
+def hostile_pth(marker) -> bytes:
+    """The container of torch.save: a zip with a pickle inside."""
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as file:
+        file.writestr("archive/data.pkl", hostile_pickle(marker))
+        file.writestr("archive/version", "3\n")
+    return stream.getvalue()
+
+
+def hostile_t7(marker) -> bytes:
+    """A Torch7 object that is a function with byte code: type 8."""
+    return np.array([8, 1, 4], "<i4").tobytes() + f"os.execute('mkdir {marker}')".encode()
+
+
+FILES = {"npz": hostile_npz, "pth": hostile_pth, "t7": hostile_t7, "pkl": hostile_pickle}
+
+
+def test_they_are_hostile(tmp_path):
+    pickle.loads(hostile_pickle(tmp_path / "a"))
+    np.load(io.BytesIO(hostile_npz(tmp_path / "b")), allow_pickle=True)["images"]
+    with zipfile.ZipFile(io.BytesIO(hostile_pth(tmp_path / "c"))) as file:
+        pickle.loads(file.read("archive/data.pkl"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_nothing_is_run(kind, tmp_path):
+    marker = tmp_path / "marker"
+    content = FILES[kind](marker)
+    (tmp_path / f"weights.{kind}").write_bytes(content)
+    path = str(tmp_path / f"weights.{kind}")
+    with pytest.raises(UserError):
+        read_image(path)
+    with pytest.raises(UserError):
+        locate(path)
+    with pytest.raises(UserError):
+        open_source("folder", "train", data_dir=path)
+    with pytest.raises(UserError):
+        open_source("builtin", "train", class_list=path)
+
+    data = tmp_path / "data"
+    for split in ("train", "validation"):
+        (data / split / "ant").mkdir(parents=True)
+        (data / split / "ant" / "0.JPEG").write_bytes(content)
+    with pytest.raises(UserError, match="ant"):
+        read_image(str(data / "train" / "ant" / "0.JPEG"))
+    records = tmp_path / "records"
+    records.mkdir()
+    (records / "manifest.json").write_bytes(content)
+    with pytest.raises(UserError):
+        open_source("records", "train", data_dir=str(records))
+    (tmp_path / "metrics.jsonl").write_bytes(content + b"\n" + content + b"\n{}\n")
+    with pytest.raises(UserError, match=r"line 1 of .*metrics\.jsonl cannot be read"):
+        read_metrics(str(tmp_path))
+    assert not marker.exists()
+
+
+def test_no_source_unpickles():
+    """Every call that could: numpy's with allow_pickle, pickle itself, torch.load, and what hides behind them."""
+    import pathlib
+
+    root = pathlib.Path(__file__).resolve().parents[1]
+    words = ("pickle", "np.load(", "numpy.load(", "torch.load(", "joblib", "shelve", "marshal", "yaml.load(", "dill")
+    found = [
+        f"{path.relative_to(root)}: {word}"
+        for folder in ("resnext_jax", "configs", "experiments")
+        for path in (root / folder).rglob("*.py")
+        for word in words
+        if word in path.read_text()
+    ]
+    assert found == []

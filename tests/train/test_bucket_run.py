@@ -1,0 +1,104 @@
+"""A whole run in a bucket: a stand-in that speaks the protocols, not Google's."""
+
+import json
+
+import fake_bucket
+import jax
+import pytest
+import tiny
+from jax.experimental.compilation_cache import compilation_cache
+
+from resnext_jax.errors import UserError
+from resnext_jax.files import write_whole
+from resnext_jax.sharding import Place, make_mesh
+from resnext_jax.train.lock import Lock
+from resnext_jax.train.loop import train
+from resnext_jax.writer import read_metrics
+
+EQUAL_FIELDS = ("step", "epoch", "phase", "loss", "top1", "top5", "images", "learning_rate")  # whatever the speed
+
+
+@pytest.fixture
+def bucket():
+    """The objects of gs://bucket."""
+    with fake_bucket.served() as served:
+        served.store.clear()
+        yield served
+        served.store.clear()
+
+
+@pytest.fixture
+def compiled_once(tmp_path_factory):
+    """The three runs compile the same step."""
+    before = {name: getattr(jax.config, name) for name in ("jax_enable_compilation_cache", "jax_compilation_cache_dir")}
+    for name, value in zip(before, (True, str(tmp_path_factory.mktemp("compiled"))), strict=True):
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+
+
+def run(workdir, num_steps):
+    every = ("--config.evaluate.every_steps=2", "--config.checkpoint.every_steps=2", "--config.log.every_steps=3")
+    train(
+        tiny.config(f"--config.num_steps={num_steps}", *every), workdir, Place(make_mesh(jax.devices()[:1]), "cpu"), {}
+    )
+
+
+def rows(workdir):
+    return [{name: row[name] for name in EQUAL_FIELDS if name in row} for row in read_metrics(workdir)]
+
+
+def flip_a_bit(bucket, prefix):
+    """In the largest object below a path."""
+    path = max(bucket.find(prefix), key=bucket.size)
+    content = bytearray(bucket.cat_file(path))
+    content[len(content) // 2] ^= 1
+    bucket.pipe_file(path, bytes(content))
+
+
+def test_a_run_in_a_bucket_is_the_run_in_a_directory(bucket, compiled_once, tmp_path, capsys):
+    """Stopped after 4 steps, the checkpoint of step 4 damaged, gone on from step 2 to the end."""
+    run("gs://bucket/run", 4)
+    flip_a_bit(bucket, "gs://bucket/run/checkpoints/4")
+    capsys.readouterr()
+    run("gs://bucket/run", 6)
+    said = " ".join(capsys.readouterr().err.split())
+    assert "warning: the checkpoint gs://bucket/run/checkpoints/4 is damaged" in said
+    assert "it was moved to gs://bucket/run/damaged_checkpoints/4, and that of step 2 is used" in said
+    assert "resuming gs://bucket/run at step 2 of 6" in said
+    run(str(tmp_path), 6)
+    assert rows("gs://bucket/run") == rows(str(tmp_path))
+    assert json.loads(bucket.cat_file("gs://bucket/run/config.json"))["num_steps"] == 6
+    names = {path.removeprefix("gs://bucket/run/").split("/")[0] for path in bucket.find("gs://bucket/run")}
+    assert names == {path.name for path in tmp_path.iterdir()} | {"damaged_checkpoints"}  # no lock, no probes
+    assert bucket.cat_file("gs://bucket/run/curves.png").startswith(b"\x89PNG")
+    events = b"".join(bucket.cat_file(path) for path in bucket.find("gs://bucket/run/tensorboard"))
+    assert all(tag in events for tag in (b"train/loss", b"evaluate/top1"))
+
+    local = tmp_path / "copy"
+    bucket.get("gs://bucket/run/checkpoints/6", str(local / "6"), recursive=True)
+    ours, theirs = tiny.arrays(local / "6"), tiny.arrays(tmp_path / "checkpoints" / "6")
+    assert ours.keys() == theirs.keys()
+    for name, array in theirs.items():
+        assert (ours[name] == array).all(), name
+
+
+def test_of_two_runs_in_a_bucket_one_is_refused(bucket, monkeypatch):
+    monkeypatch.setattr("resnext_jax.train.lock.LOOK_AGAIN_S", 0.05)
+    with Lock("gs://bucket/run", print), pytest.raises(UserError, match="another run is at work in gs://bucket/run"):
+        Lock("gs://bucket/run", print).__enter__()
+    assert bucket.find("gs://bucket/run") == []
+
+
+def test_of_two_that_start_at_once_the_last_who_wrote_has_it(bucket, monkeypatch):
+    def the_other_writes(_):
+        write_whole(lock._path, json.dumps({"pid": 7, "host": "other", "token": "theirs"}))
+
+    monkeypatch.setattr("resnext_jax.train.lock.time.sleep", the_other_writes)
+    lock = Lock("gs://bucket/run", print)
+    with pytest.raises(UserError, match="process 7 on other"):
+        lock.__enter__()
+    assert json.loads(bucket.cat_file("gs://bucket/run/run.lock"))["token"] == "theirs"
