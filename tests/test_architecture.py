@@ -14,7 +14,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 LADDER = (
     {"types", "errors", "progress"},
     {"ops"},
-    {"models", "data", "optim", "metrics", "sharding", "checkpoint", "writer", "curves"},
+    {"models", "data", "optim", "metrics", "sharding", "checkpoint", "writer", "curves", "cluster"},
     {"evaluate"},
     {"train", "net", "config_file"},
     {"convert", "analysis", "detection"},

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from resnext_jax import metrics
+from resnext_jax import cluster, metrics
 from resnext_jax.checkpoint import Checkpoints
 from resnext_jax.curves import draw_curves
 from resnext_jax.data.pipeline import train_batches
@@ -127,6 +127,7 @@ def _train(
         batch = to_global(place.mesh, next(batches))
         waited_s += time.monotonic() - wait_start_s
         state, sums = step_fn(state, batch)
+        cluster.beat(step)
         window.append(sums)
         if len(window) > STEPS_IN_FLIGHT:
             jax.block_until_ready(window[-1 - STEPS_IN_FLIGHT])
