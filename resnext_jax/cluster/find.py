@@ -3,7 +3,7 @@
 import dataclasses
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from resnext_jax.errors import UserError, raise_all
@@ -37,7 +37,6 @@ def find_part(
     process_id: int | None = None,
     *,
     timeout_s: float,
-    environment: Mapping[str, str] = os.environ,
 ) -> Part | None:
     """This process's part; None for a lone one.
 
@@ -45,21 +44,19 @@ def find_part(
       address: HOST:PORT of process 0. These three come from the flags, and win over the environment.
       num_processes, process_id: how many, and which of them.
       timeout_s: for the name of process 0's host to be known.
-      environment: the variables of JAX, of Slurm and of the others.
 
     Raises:
       UserError: a value that cannot be, or one that is missing where others are given.
     """
-    given = _given(address, num_processes, process_id, environment)
+    given = _given(address, num_processes, process_id)
     if given[1] == "1":
         return None
     found: tuple[Any, ...] = (*given, None)
     if None in given:
-        if not any(given) and _is_single_task(environment):
-            return None
-        found = _detect(given, timeout_s)
+        if any(given) or not _is_single_task():
+            found = _detect(given, timeout_s)
         if found[:3] == (None, None, None):
-            _refuse_unknown_launcher(environment)
+            _refuse_unknown_launcher()
             return None
         missing = [name for name, value in zip(NAMES, found[:3], strict=True) if value is None]
         if missing:
@@ -72,32 +69,32 @@ def find_part(
 
 
 def _given(
-    address: str | None, num_processes: int | None, process_id: int | None, environment: Mapping[str, str]
+    address: str | None, num_processes: int | None, process_id: int | None
 ) -> tuple[str | None, str | None, str | None]:
     flags = (address, num_processes, process_id)
-    texts = [environment.get(name) if flag is None else str(flag) for name, flag in zip(NAMES, flags, strict=True)]
+    texts = [os.environ.get(name) if flag is None else str(flag) for name, flag in zip(NAMES, flags, strict=True)]
     address, count, index = (text or None for text in texts)
     return address, count, index
 
 
-def _is_single_task(environment: Mapping[str, str]) -> bool:
+def _is_single_task() -> bool:
     """Whether Slurm runs this step as one task, whatever the job around it is: `salloc`, `srun --ntasks=1`.
 
     JAX reads the tasks of the job, and would wait for processes that nobody starts.
     """
-    under_mpi = "OMPI_MCA_orte_hnp_uri" in environment
-    return environment.get("SLURM_STEP_NUM_TASKS") == "1" and not under_mpi
+    under_mpi = "OMPI_MCA_orte_hnp_uri" in os.environ
+    return os.environ.get("SLURM_STEP_NUM_TASKS") == "1" and not under_mpi
 
 
-def _refuse_unknown_launcher(environment: Mapping[str, str]) -> None:
+def _refuse_unknown_launcher() -> None:
     """Several lone processes would write one workdir."""
     for size, rank in (("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"), ("PMI_SIZE", "PMI_RANK")):
-        if environment.get(size, "1") != "1":
+        if os.environ.get(size, "1") != "1":
             raise UserError(
-                f"{size}={environment[size]}: MPI started several processes, but not how they find each other. Give "
+                f"{size}={os.environ[size]}: MPI started several processes, but not how they find each other. Give "
                 f"--coordinator_address=HOST:PORT (of process 0) --num_processes=${size} --process_id=${rank}. {ALONE}"
             )
-    if "KUBERNETES_SERVICE_HOST" in environment and "JOB_COMPLETION_INDEX" in environment:
+    if "KUBERNETES_SERVICE_HOST" in os.environ and "JOB_COMPLETION_INDEX" in os.environ:
         raise UserError(
             "this is a pod of an indexed Kubernetes job, whose other pods are found with the package kubernetes: "
             f"pip install kubernetes, or give {', '.join(FLAGS)}. {ALONE}"
@@ -123,13 +120,13 @@ def _detect(given: tuple[str | None, str | None, str | None], timeout_s: float) 
             f"the other processes of this run could not be found from the environment ({error}). Give "
             f"{', '.join(FLAGS)} on every host. {ALONE}"
         ) from error
-    return found if local_device_ids else (*found[:3], _own_devices(found[3], os.environ))
+    return found if local_device_ids else (*found[:3], _own_devices(found[3]))
 
 
-def _own_devices(detected: Sequence[int] | None, environment: Mapping[str, str]) -> Sequence[int] | None:
+def _own_devices(detected: Sequence[int] | None) -> Sequence[int] | None:
     """JAX gives GPU k to the k-th task of a host; all of them where a task has the host, or its GPUs, to itself."""
-    tasks = environment.get("SLURM_STEP_TASKS_PER_NODE", "").split("(")[0]
-    visible = [text for text in environment.get("CUDA_VISIBLE_DEVICES", "").split(",") if text]
+    tasks = os.environ.get("SLURM_STEP_TASKS_PER_NODE", "").split("(")[0]
+    visible = [text for text in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if text]
     return None if tasks == "1" or len(visible) == 1 else detected
 
 

@@ -72,12 +72,22 @@ class Hub:
         self._listener, self._num_processes, self._timeout_s, self._say = listener, num_processes, timeout_s, say
         self._members = {0: Member(Wire(own), 0, host)}
         self._complete = False  # all have come: from here on a process that goes is missed
+        self._stopped = False
         self._ending = False  # all have been told why: nobody is missed any more
-        self._started_s = self._beat_s = self._said_s = self._asked_s = time.monotonic()
+        self._started_s = self._beat_s = self._said_s = self._asked_s = self._looked_s = time.monotonic()
         self._selector = selectors.DefaultSelector()
         self._selector.register(listener, selectors.EVENT_READ)
         self._selector.register(self._members[0].wire, selectors.EVENT_READ, self._members[0])
-        threading.Thread(target=self._serve, daemon=True, name="cluster hub").start()
+        self._thread = threading.Thread(target=self._serve, daemon=True, name="cluster hub")
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Hears and tells no more."""
+        self._stopped = True
+        self._thread.join()
+        self._selector.close()
+        for member in self._members.values():
+            member.wire.close()
 
     def last_seen(self) -> list[dict[str, Any]]:
         """Of every process its id, host, last step and when it was heard (seconds since 1970)."""
@@ -90,9 +100,7 @@ class Hub:
     # ------------------------------------------------------------------------------------------------- The thread
 
     def _serve(self) -> None:
-        while True:
-            # Everything that has come is read before anybody is called silent: this process itself may have been
-            # frozen, and the others' beats be waiting.
+        while not self._stopped:
             for key, _ in self._selector.select(TICK_S):
                 if key.fileobj is self._listener:
                     member = Member(Wire(self._listener.accept()[0]))
@@ -108,20 +116,30 @@ class Hub:
             self._close(member, broken(error))
             return
         member.heard_s, member.heard_at = time.monotonic(), time.time()
-        for kind, content in messages:
-            if member.process is None:
-                self._admit(member, kind, content)
-            elif kind == "facts":
-                member.facts = content
-                self._compare()
-            elif kind == "service":
-                self._tell_all("service", content)
-            elif kind == "beat":
-                member.step = content
-            elif kind == "bye":
-                self._part_from(member, content)
+        try:
+            for kind, content in messages:
+                self._take(member, kind, content)
+        except (TypeError, ValueError, LookupError):
+            self._close(member, f"it spoke another language at {clock(time.time())}")
+
+    def _take(self, member: Member, kind: str, content: Any) -> None:
+        if member.process is None:
+            self._admit(member, kind, content)
+        elif kind == "facts":
+            member.facts = dict(content)
+            self._compare()
+        elif kind == "service":
+            self._tell_all("service", int(content))
+        elif kind == "beat":
+            member.step = content if content is None else int(content)
+        elif kind == "bye":
+            self._part_from(member, int(content))
 
     def _look_round(self, now_s: float) -> None:
+        frozen_s, self._looked_s = now_s - self._looked_s, now_s
+        if frozen_s > BEAT_EVERY_S:  # this process was: no one else is to blame for that
+            for member in self._members.values():
+                member.heard_s += frozen_s
         if now_s - self._beat_s >= BEAT_EVERY_S:
             self._beat_s = now_s
             self._tell_all("beat")
@@ -160,24 +178,23 @@ class Hub:
 
     def _admit(self, member: Member, kind: str, content: Any) -> None:
         """Takes in a process that says hello for the first time."""
-        if kind != "hello" or not isinstance(content, dict):
-            self._close(member, "no hello")
-            return
-        process, member.host = content["process"], str(content["host"])
+        if kind != "hello":
+            raise ValueError(kind)
+        process, count, member.host = int(content["process"]), int(content["num_processes"]), str(content["host"])
         name = f"process {process} ({member.host})"
-        if content["num_processes"] != self._num_processes or not 0 <= process < self._num_processes:
+        if self._complete or self._ending:
+            # Started again before the others have noticed its end: it tries again until they have.
+            self._send(member, "busy", f"{name} comes to a run that has all its processes, or ends")
+            self._close(member, "busy")
+            return
+        if count != self._num_processes or not 0 <= process < count:
             self._refuse(
                 member,
-                f"{name} is one of {content['num_processes']} by its own account, but process 0 is one of "
-                f"{self._num_processes}: give all the same --num_processes (JAX_NUM_PROCESSES), each an id below it.",
+                f"{name} is one of {count} by its own account, but process 0 is one of {self._num_processes}: give all "
+                "the same --num_processes (JAX_NUM_PROCESSES), each an id below it.",
             )
             return
         other = self._members.get(process)
-        if self._complete or self._ending:
-            # Started again before the others have noticed its end: it tries again until they have.
-            self._send(member, "busy", f"{name} comes to a run that has all its processes, {self._age(other)}")
-            self._close(member, "busy")
-            return
         if other is not None and time.monotonic() - other.heard_s < 2 * BEAT_EVERY_S:
             self._refuse(
                 member,
@@ -191,9 +208,6 @@ class Hub:
         self._members[process] = member
         self._send(member, "welcome", self._members[0].host)
         self._complete = len(self._members) == self._num_processes
-
-    def _age(self, other: Member | None) -> str:
-        return f"{other.name} among them" if other else "or ends"
 
     def _refuse(self, member: Member, sentence: str) -> None:
         """A mistake that concerns all: none of them need wait for the time limit."""

@@ -82,11 +82,16 @@ class Connection:
     # ------------------------------------------------------------------------------------------------- The thread
 
     def _watch(self) -> None:
-        heard_s, heard_at, beat_s = time.monotonic(), time.time(), 0.0
+        heard_s = looked_s = time.monotonic()
+        heard_at, beat_s = time.time(), 0.0
         news: tuple[float, int, str] | None = None  # until then this process may end by itself; then it ends so
         while True:
-            if time.monotonic() - beat_s >= BEAT_EVERY_S:
-                beat_s = time.monotonic()
+            now_s = time.monotonic()
+            frozen_s, looked_s = now_s - looked_s, now_s
+            if frozen_s > BEAT_EVERY_S:  # this process was, not process 0
+                heard_s += frozen_s
+            if now_s - beat_s >= BEAT_EVERY_S:
+                beat_s = now_s
                 self._send("beat", self.step)
             messages: list[tuple[str, Any]] = []
             if select.select([self._wire], [], [], BEAT_EVERY_S / 10)[0]:
@@ -125,14 +130,13 @@ class Connection:
         os._exit(status)
 
 
-def connect(part: Part, host: str, timeout_s: float, say) -> Connection:
+def connect(part: Part, host: str, timeout_s: float) -> Connection:
     """Finds process 0 and is welcomed by it.
 
     Args:
       part: of this process, not the first.
       host: the name of this one.
       timeout_s: until process 0 must have answered.
-      say: shows a line to people.
 
     Raises:
       Lost: it did not answer.

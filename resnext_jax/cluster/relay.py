@@ -38,7 +38,9 @@ def _forward(near: socket.socket, host: str, port: int, connect_timeout_s: float
     while True:
         try:
             far = socket.create_connection((host, port), timeout=connect_timeout_s)
-            break
+            if far.getsockname() != far.getpeername():  # with itself, as TCP may where nobody listens yet
+                break
+            far.close()
         except OSError:
             if time.monotonic() > deadline_s:
                 near.close()
@@ -52,7 +54,8 @@ def _forward(near: socket.socket, host: str, port: int, connect_timeout_s: float
     with contextlib.suppress(OSError):
         far.shutdown(socket.SHUT_RDWR)
     back.join()
-    near.close()  # not before the near end has: it shall not learn that the far end is gone
+    near.close()  # only now, when the near end has closed: it shall not learn that the far end is gone
+    far.close()
 
 
 def _pump(source: socket.socket, sink: socket.socket) -> None:

@@ -79,7 +79,7 @@ def join(
     if part.process_id == 0:
         run.hub, run.connection = _open_hub(part, run.host, timeout_s)
     else:
-        run.connection = connect(part, run.host, timeout_s, _say)
+        run.connection = connect(part, run.host, timeout_s)
     run.connection.compare(facts)
     _start_jax(part, run.connection, timeout_s)
     devices = jax.local_devices()
