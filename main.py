@@ -21,6 +21,15 @@ def define_flags(to: flags.FlagValues) -> flags.FlagValues:
         "Where compiled programs are kept for the next start; default ~/.cache/resnext_jax; empty: nowhere.",
         flag_values=to,
     )
+    flags.DEFINE_string(
+        "coordinator_address",
+        None,
+        "Several processes: HOST:PORT of process 0, where nobody else knows.",
+        flag_values=to,
+    )
+    flags.DEFINE_integer("num_processes", None, "Several processes: how many; 1 for this one alone.", flag_values=to)
+    flags.DEFINE_integer("process_id", None, "Several processes: which one this is, from 0.", flag_values=to)
+    flags.DEFINE_float("join_timeout_s", 300.0, "Seconds to wait for all processes to come.", flag_values=to)
     flags.DEFINE_bool("json", False, "Evaluate and predict: print one JSON object as the last line.", flag_values=to)
     return to
 

@@ -1,9 +1,7 @@
 """The command: reads flags and config, asks once where it runs, and hands both down to one of MODES."""
 
 import functools
-import glob
 import importlib.metadata
-import importlib.util
 import json
 import logging
 import os
@@ -19,19 +17,30 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
-from resnext_jax import config_file, sharding
+from resnext_jax import cluster, config_file, sharding
 from resnext_jax.checkpoint import locate, read_description, read_variables, require_same_arrays
 from resnext_jax.data.decode import read_image
-from resnext_jax.errors import PREEMPTED_STATUS, Preempted, UserError, raise_all, report_error, unknown
+from resnext_jax.errors import (
+    INTERRUPTED_STATUS,
+    LOST_STATUS,
+    PREEMPTED_STATUS,
+    Lost,
+    Preempted,
+    UserError,
+    print_error,
+    raise_all,
+    report_error,
+    unknown,
+)
 from resnext_jax.net import load
 from resnext_jax.ops.conv_choice import chip_of
 from resnext_jax.progress import AboveProgress, end_line
 from resnext_jax.train.assemble import evaluation_problems, jit_evaluation, model_of
 from resnext_jax.train.dataset import facts, open_data, same_classes
 from resnext_jax.train.loop import train
+from resnext_jax.train.resume import flat
 from resnext_jax.train.validation import evaluate_all
 
-INTERRUPTED_STATUS = 130
 TOP_CLASSES = 5
 
 
@@ -39,7 +48,7 @@ def main(flag_values: flags.FlagValues, argv: Sequence[str]) -> None:
     """Runs the command and exits.
 
     Status: 0 when it is done, 2 for a mistake that the user can mend, 75 where training was preempted and wants to be
-    run again, 130 after Ctrl-C.
+    run again, 76 where another process of the run is gone or never came and all want to be run again, 130 after Ctrl-C.
     """
     try:
         arguments = config_file.parse(list(argv), flag_values)
@@ -47,19 +56,37 @@ def main(flag_values: flags.FlagValues, argv: Sequence[str]) -> None:
         raise_all([unknown("mode", mode, MODES)] if mode not in MODES else [])
         quiet_logging()
         keep_compiled(flag_values.compilation_cache)
-        join_processes()
+        cluster.join(
+            flag_values.coordinator_address,
+            flag_values.num_processes,
+            flag_values.process_id,
+            timeout_s=flag_values.join_timeout_s,
+            facts=what_must_be_alike(flag_values),
+            workdir=None if mode == "predict" or flag_values.config is None else workdir_of(flag_values),
+        )
         MODES[mode](flag_values, arguments)
+        status = 0
     except UserError as error:
         end_line()
-        sys.exit(report_error(error, argv))
+        status = report_error(error, argv)
     except Preempted as news:
         print(news, file=sys.stderr, end="\n" if str(news) else "")
-        sys.exit(PREEMPTED_STATUS)
+        status = PREEMPTED_STATUS
+    except Lost as error:
+        end_line()
+        print_error(str(error))
+        status = LOST_STATUS
     except KeyboardInterrupt:
         print(
             "\ninterrupted; training resumes from its newest checkpoint when the command is run again", file=sys.stderr
         )
-        sys.exit(INTERRUPTED_STATUS)
+        status = INTERRUPTED_STATUS
+    except Exception as error:
+        cluster.failed(error)
+        raise
+    cluster.leave(status)
+    if status:
+        sys.exit(status)
 
 
 # ------------------------------------------------------------------------------------------------------------ Modes
@@ -158,26 +185,16 @@ def workdir_of(flag_values: flags.FlagValues) -> str:
 # -------------------------------------------------------------------------------------------------- Where it runs
 
 
-def join_processes() -> None:
-    """Joins the processes of a pod; a lone process is left alone.
-
-    Several processes anywhere: JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID. On Cloud TPU hosts JAX
-    finds the others itself.
-    """
-    names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
-    values = [os.environ.get(name, "") for name in names]
-    if any(values):
-        if not all(values):
-            missing = ", ".join(name for name, value in zip(names, values, strict=True) if not value)
-            raise UserError(f"several processes are started with {', '.join(names)} all set; {missing} is not.")
-        if not (values[1].isdigit() and values[2].isdigit() and int(values[2]) < int(values[1])):
-            raise UserError(
-                f"JAX_NUM_PROCESSES={values[1]!r} and JAX_PROCESS_ID={values[2]!r}: P whole and positive, and the id "
-                "of this process in [0, P)."
-            )
-        jax.distributed.initialize(values[0], int(values[1]), int(values[2]))
-    elif (glob.glob("/dev/accel*") or glob.glob("/dev/vfio/[0-9]*")) and importlib.util.find_spec("libtpu"):
-        jax.distributed.initialize()
+def what_must_be_alike(flag_values: flags.FlagValues) -> dict[str, str]:
+    """What all processes of one run have in common: code, versions, and what they are asked to do."""
+    fields = {} if flag_values.config is None else flat(json.loads(flag_values.config.to_json_best_effort()))
+    return {
+        "--mode": flag_values.mode,
+        "--workdir": str(flag_values.workdir),  # as given: ~ may lie elsewhere, but is one file system
+        **{name: repr(value) for name, value in fields.items()},
+        **{f"version of {package}": version for package, version in versions().items()},
+        "source code of resnext_jax": cluster.source_digest(),
+    }
 
 
 def here() -> sharding.Place:
@@ -195,17 +212,10 @@ def here() -> sharding.Place:
 
 def environment() -> dict[str, Any]:
     """Versions, devices and the command, for the workdir: what one needs to know to run it again."""
-    packages = ("resnext_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
-    versions = {}
-    for package in packages:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            versions[package] = "not installed"
     return {
         "command": sys.argv,
         "python": python_platform.python_version(),
-        "versions": versions,
+        "versions": versions(),
         "devices": [device.device_kind for device in jax.devices()],
         "processes": jax.process_count(),
     }
@@ -237,6 +247,18 @@ def _processor() -> int:
     except OSError:
         return 0
     return zlib.crc32("".join(sorted({line for line in lines if line.startswith(("flags", "Features"))})).encode())
+
+
+def versions() -> dict[str, str]:
+    """Of the packages that the numbers of a run depend on."""
+    packages = ("resnext_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+    found = {}
+    for package in packages:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return found
 
 
 def quiet_logging() -> None:

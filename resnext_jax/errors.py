@@ -12,6 +12,8 @@ from collections.abc import Iterable, Sequence
 
 USER_ERROR_STATUS = 2
 PREEMPTED_STATUS = 75  # EX_TEMPFAIL of sysexits.h: saved; run the same command again
+LOST_STATUS = 76  # another process of the run is gone or never came: run all of them again
+INTERRUPTED_STATUS = 130
 # Stands in a message for the command that was typed; `report_error` puts it in.
 THIS_COMMAND = "python main.py --config=configs/NAME.py"
 
@@ -26,6 +28,10 @@ class UserError(Exception):
 
 class Preempted(Exception):
     """The machine is taken back: all is saved, and the process ends with `PREEMPTED_STATUS`."""
+
+
+class Lost(Exception):
+    """Another process of the run is gone or never came; the message says which, and what to do."""
 
 
 def raise_all(problems: Sequence[str]) -> None:
@@ -49,5 +55,10 @@ def report_error(error: UserError, argv: Sequence[str] = ()) -> int:
         # Without what it is about to change: the data, and where the run lies.
         kept = [arg for arg in argv if not re.match(r"--(config\.data\.(name|dir)|workdir)=", arg)]
         text = text.replace(THIS_COMMAND, f"python {shlex.join(kept)}")
-    print("error: " + "\n       ".join(text.splitlines()), file=sys.stderr)
+    print_error(text)
     return USER_ERROR_STATUS
+
+
+def print_error(text: str) -> None:
+    """The form of all messages with which a run ends."""
+    print("error: " + "\n       ".join(text.splitlines()), file=sys.stderr, flush=True)

@@ -15,7 +15,7 @@ LADDER = (
     {"types", "errors", "progress"},
     {"files"},
     {"ops"},
-    {"models", "data", "optim", "metrics", "sharding", "checkpoint", "writer", "curves"},
+    {"models", "data", "optim", "metrics", "sharding", "checkpoint", "writer", "curves", "cluster"},
     {"evaluate"},
     {"train", "net", "config_file"},
     {"convert", "analysis", "detection"},

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import os
+import socket
 import subprocess
 import sys
 import warnings
@@ -100,6 +101,22 @@ def start(workdir: Path | str, *overrides: str, **environment: str) -> subproces
 def arguments(*overrides: str) -> list[str]:
     """The command line of the tiny run."""
     return _once((*ARGUMENTS, *overrides))
+
+
+def free_address() -> str:
+    """HOST:PORT of a loopback port that was free a moment ago."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{free.getsockname()[1]}"
+
+
+def part(address: str, num_processes: int, process_id: int) -> dict[str, str]:
+    """The variables of one of several processes."""
+    return {
+        "JAX_COORDINATOR_ADDRESS": address,
+        "JAX_NUM_PROCESSES": str(num_processes),
+        "JAX_PROCESS_ID": str(process_id),
+    }
 
 
 def finish(process: subprocess.Popen, status: int = 0) -> str:

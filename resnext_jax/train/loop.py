@@ -9,6 +9,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from resnext_jax import cluster
 from resnext_jax.curves import draw_curves
 from resnext_jax.data.pipeline import train_batches
 from resnext_jax.errors import UserError
@@ -159,6 +160,7 @@ def _train(
         batch = to_global(place.mesh, batch)
         waited_s = time.monotonic() - wait_start_s
         state, sums = step_fn(state, batch)
+        cluster.beat(step)
         window.add(step, sums, waited_s)
 
         evaluates = run.evaluates_after(step)

@@ -112,11 +112,12 @@ def _matters(name: str, fixed_rate: bool) -> bool:
 def _facts(description: dict[str, Any]) -> dict[str, Any]:
     """Every field of the config as `model.name`, and what the order of the images depends on."""
     num_images = description["dataset"].get("num_images")
-    return _flat(description["config"]) | ({} if num_images is None else {"images in the training set": num_images})
+    return flat(description["config"]) | ({} if num_images is None else {"images in the training set": num_images})
 
 
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested fields as `model.name: value`."""
     fields = {}
     for name, value in tree.items():
-        fields |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+        fields |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
     return fields

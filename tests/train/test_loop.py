@@ -1,9 +1,9 @@
 """The loop as its users meet it: a process that is killed, started again, joined by another, or led astray."""
 
 import json
+import os
 import shutil
 import signal
-import socket
 import time
 
 import numpy as np
@@ -137,26 +137,17 @@ def test_not_finite_stops_with_the_step_and_keeps_the_last_good_checkpoint(start
     assert np.isfinite(load(str(workdir))(np.zeros((1, 28, 28, 1), np.uint8))).all()
 
 
-def two_processes(start, workdirs, *overrides_of_each):
-    """Two processes on a free loopback port, each with its workdir and its own overrides."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
+def two_processes(start, workdir, *overrides, environments=({}, {})):
+    """Two processes on a free loopback port, each with its own environment."""
+    address = tiny.free_address()
     return [
-        start(
-            workdir,
-            *overrides,
-            JAX_COORDINATOR_ADDRESS=address,
-            JAX_NUM_PROCESSES="2",
-            JAX_PROCESS_ID=str(index),
-        )
-        for index, (workdir, overrides) in enumerate(zip(workdirs, overrides_of_each, strict=True))
+        start(workdir, *overrides, **tiny.part(address, 2, index), **environment)
+        for index, environment in enumerate(environments)
     ]
 
 
 def test_two_processes_do_as_one(start, uninterrupted, tmp_path):
-    steps = ["--config.num_steps=20"]
-    spoken, silent = map(tiny.finish, two_processes(start, [tmp_path, tmp_path], steps, steps))
+    spoken, silent = map(tiny.finish, two_processes(start, tmp_path, "--config.num_steps=20"))
     assert "compiling the step for 2 cpu device(s)" in spoken
     assert "step" not in silent  # the second process says nothing
     one = [row for row in rows(uninterrupted) if row["step"] <= 20]
@@ -174,18 +165,22 @@ def test_two_processes_do_as_one(start, uninterrupted, tmp_path):
 
 
 def test_a_mistake_of_one_process_ends_both_with_a_sentence(start, tmp_path):
-    elsewhere = ["--config.data.name=folder", f"--config.data.dir={tmp_path / 'nothing'}"]
-    processes = two_processes(start, [tmp_path, tmp_path], [], elsewhere)
+    """The same command, but what it names is not there on one host."""
+    homes = [{"HOME": str(tmp_path)}, {"HOME": os.devnull}]
+    processes = two_processes(start, "~/run", environments=homes)
     first, second = (tiny.finish(process, status=2) for process in processes)
     assert "process 1 stopped with an error of its own" in first
-    assert "data set 'folder' (train split) was not found" in second
+    assert f"the workdir {os.devnull}/run cannot be written" in second
     assert "Traceback" not in first + second
 
 
 def test_processes_must_share_the_workdir(start, tmp_path):
-    processes = two_processes(start, [tmp_path / "a", tmp_path / "b"], [], [])
+    for home in ("a", "b"):
+        (tmp_path / home).mkdir()
+    homes = [{"HOME": str(tmp_path / home)} for home in ("a", "b")]
+    processes = two_processes(start, "~/run", environments=homes)
     first, second = (tiny.finish(process, status=2) for process in processes)
     assert "process 1 stopped with an error of its own" in first
-    assert f"the workdir {tmp_path / 'b'} of process 1 is not that of process 0" in second
+    assert f"the workdir {tmp_path / 'b' / 'run'} of process 1 is not that of process 0" in second
     assert "Traceback" not in first + second
-    assert [path.name for path in (tmp_path / "a").iterdir()] == []
+    assert [path.name for path in (tmp_path / "a" / "run").iterdir()] == []
