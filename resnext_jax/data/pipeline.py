@@ -63,17 +63,24 @@ def _example(
 
 
 def _random_crop(
-    record: Record, *, size_px: int, seed: int, step: int, row: int
+    record: Record, *, size_px: int, num_channels: int, seed: int, step: int, row: int
 ) -> UInt8[np.ndarray, "size_px size_px channel"]:
     rng = crop_rng(seed, step, row)  # anew for each record: a stand-in is cropped as the one that it stands in for
-    if isinstance(record.image, bytes):
+    if isinstance(record.image, bytes) and num_channels == 3:
         return decode.read_random_sized_crop(record.image, record.name, size_px, rng)
-    return decode.random_sized_crop(record.image, size_px, rng)
+    return decode.random_sized_crop(_pixels(record, num_channels), size_px, rng)
 
 
-def _center_crop(record: Record, *, size_px: int, resize_px: int) -> UInt8[np.ndarray, "size_px size_px channel"]:
-    image = decode.decode(record.image, record.name) if isinstance(record.image, bytes) else record.image
-    return decode.center_crop(image, size_px, resize_px)
+def _center_crop(
+    record: Record, *, size_px: int, num_channels: int, resize_px: int, interpolation: str
+) -> UInt8[np.ndarray, "size_px size_px channel"]:
+    return decode.center_crop(_pixels(record, num_channels), size_px, resize_px, interpolation)
+
+
+def _pixels(record: Record, num_channels: int) -> UInt8[np.ndarray, "height width channel"]:
+    if isinstance(record.image, bytes):
+        return decode.decode(record.image, record.name, num_channels=num_channels)
+    return record.image
 
 
 def _stream(
@@ -89,7 +96,8 @@ def _stream(
 ) -> Generator[Batch]:
     """`fill` in the threads of `workers.batches`, on batches of zeros whose mask is 0."""
     watch = Watch(source.locate)
-    shape = (num_rows, image_size_px, image_size_px, source.info.image_shape[2] if source.info.image_shape else 3)
+    num_channels = source.info.image_shape[2] if source.info.image_shape else source.info.num_channels
+    shape = (num_rows, image_size_px, image_size_px, num_channels)
     return batches(
         num_steps,
         start_step,
@@ -167,16 +175,15 @@ def train_batches(
     if seed < 0:
         raise_all([f"seed {seed} is negative; it must be 0 or more. Change --config.seed."])
     rows = _local_rows(batch_size, process_index, process_count)
+    num_channels = source.info.num_channels
+    random_crop = functools.partial(_random_crop, size_px=image_size_px, num_channels=num_channels, seed=seed)
 
     def fill(batch: Batch, step: int, part: slice, watch: Watch) -> None:
         global_rows = np.arange(rows.start + part.start, rows.start + part.stop)
         indices = train_indices(len(source), seed, step * batch_size + global_rows)
         crops = None
         if crop == "random_sized":
-            crops = [
-                functools.partial(_random_crop, size_px=image_size_px, seed=seed, step=step, row=row)
-                for row in global_rows.tolist()
-            ]
+            crops = [functools.partial(random_crop, step=step, row=row) for row in global_rows.tolist()]
         try:
             _fill(batch, part, source, indices, crops, watch)
         except UserError as error:
@@ -204,6 +211,7 @@ def evaluation_batches(
     image_size_px: int,
     resize_px: int,
     crop: str,
+    interpolation: str = "bicubic",
     process_index: int = 0,
     process_count: int = 1,
     num_threads: int = 2,
@@ -216,6 +224,7 @@ def evaluation_batches(
       crop: "none", or as the training crop "random_sized", for which evaluation takes the centre: the short side
         resized to `resize_px`, then a square of `image_size_px` cut out.
       resize_px: at least image_size_px; unused without a crop.
+      interpolation: a row of `resize.FILTERS`; unused without a crop.
       The others, Yields and Raises: as in `train_batches`.
     """
     _check(source, batch_size, image_size_px, crop, process_index, process_count)
@@ -227,7 +236,13 @@ def evaluation_batches(
             ]
         )
     rows = _local_rows(batch_size, process_index, process_count)
-    center_crop = functools.partial(_center_crop, size_px=image_size_px, resize_px=resize_px)
+    center_crop = functools.partial(
+        _center_crop,
+        size_px=image_size_px,
+        num_channels=source.info.num_channels,
+        resize_px=resize_px,
+        interpolation=interpolation,
+    )
 
     def fill(batch: Batch, step: int, part: slice, watch: Watch) -> None:
         first = step * batch_size + rows.start + part.start

@@ -54,6 +54,7 @@ def evaluate(
     resize_px: int,
     crop: str,
     num_threads: int,
+    interpolation: str = "bicubic",
     progress: Callable[[metrics.Sums], None] = lambda sums: None,
 ) -> metrics.Sums:
     """Adds the sums of every image of `source`, on the host and in float64, so that their number does not round.
@@ -63,7 +64,7 @@ def evaluate(
       variables: `params` and `batch_stats`, replicated.
       source: the images.
       place: the devices and this process.
-      batch_size, image_size_px, resize_px, crop, num_threads: see `data.pipeline.evaluation_batches`.
+      batch_size, image_size_px, resize_px, crop, num_threads, interpolation: see `data.pipeline.evaluation_batches`.
       progress: called with the sums so far after each batch.
     """
     batches = evaluation_batches(
@@ -72,6 +73,7 @@ def evaluate(
         image_size_px=image_size_px,
         resize_px=resize_px,
         crop=crop,
+        interpolation=interpolation,
         process_index=place.process_index,
         process_count=place.process_count,
         num_threads=num_threads,
