@@ -11,6 +11,9 @@ def base() -> ConfigDict:
     config.num_epochs = 100.0
     config.num_steps = config_dict.placeholder(int)  # wins over num_epochs where set
 
+    config.init_from = config_dict.placeholder(str)  # a checkpoint to take weights from; the classifier if it fits
+    config.freeze_backbone = False  # True: only the classifier trains, the rest is in inference mode
+
     config.learning_rate = 0.1
     config.momentum = 0.9  # Nesterov, no dampening
     config.weight_decay = 1e-4  # on every parameter, batch norm and biases included
@@ -42,6 +45,7 @@ def base() -> ConfigDict:
     config.data.on_bad_image = "error"  # error | replace: training goes on with the next image
     config.data.image_size_px = 224
     config.data.resize_px = 256  # evaluation: short side before the centre crop
+    config.data.interpolation = "bicubic"  # bicubic | bilinear, of that resizing; training crops are bicubic
     config.data.crop = "random_sized"  # random_sized | none (images are of image_size_px already)
     config.data.mean = (123.675, 116.28, 103.53)  # 255 * (0.485, 0.456, 0.406)
     config.data.std = (58.395, 57.12, 57.375)  # 255 * (0.229, 0.224, 0.225)

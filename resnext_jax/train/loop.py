@@ -21,6 +21,7 @@ from resnext_jax.sharding import Place, agree, from_first_process, to_global
 from resnext_jax.train import report
 from resnext_jax.train.assemble import assemble
 from resnext_jax.train.dataset import open_data, same_classes
+from resnext_jax.train.finetune import first_state
 from resnext_jax.train.step import all_finite
 from resnext_jax.types import PyTree
 from resnext_jax.writer import MetricsWriter, Progress, Silent, read_metrics
@@ -74,7 +75,7 @@ def _train(
     start_step = from_first_process(place, NO_CHECKPOINT if newest is None else newest)
     state_shapes = run.state_shapes(place.mesh)
     if start_step == NO_CHECKPOINT:
-        state, start_step = run.create_state(), 0
+        state, start_step = first_state(config, run, description["dataset"], place, say), 0
     else:
         same_classes(description["dataset"], checkpoints.description(start_step)["dataset"], workdir)
         state = checkpoints.restore(start_step, state_shapes)
@@ -187,6 +188,7 @@ def evaluate_all(
         resize_px=config.data.resize_px,
         crop=config.data.crop,
         num_threads=config.data.num_threads,
+        interpolation=config.data.get("interpolation", "bicubic"),  # which checkpoints of before do not have
         progress=lambda sums: progress.update(int(sums.images), report.evaluation_line(sums)),
     )
     progress.close()

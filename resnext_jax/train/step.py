@@ -25,6 +25,7 @@ def train_step(
     label_smoothing: float,
     accumulation_steps: int,
     mesh: Mesh,
+    trains_only: str | None = None,
 ) -> tuple[TrainState, metrics.Sums]:
     """Augments, runs forward and backward, and updates; the gradient is of the mean cross-entropy of the batch.
 
@@ -39,6 +40,8 @@ def train_step(
       accumulation_steps: microbatches, one after the other. Whole batch-norm groups, so the mathematics is that of
         one pass: gradients and running statistics are averaged, one update is made.
       mesh: that the batch is split over.
+      trains_only: the one module whose parameters have a gradient; the network is then in inference mode, and its
+        running statistics stay. The optimizer must leave the others alone (`optim.only`).
 
     Returns:
       The state after the step, and the sums over the training images, augmented and before the update. The loss is
@@ -57,8 +60,10 @@ def train_step(
     def loss_fn(params: PyTree, batch_stats: PyTree, micro: Batch, micro_keys: Array) -> tuple[Array, tuple]:
         with jax.named_scope("augment"):
             images = augment(micro.image, micro_keys)
+        if trains_only:
+            params = {name: _constant(value) if name != trains_only else value for name, value in params.items()}
         logits, updated = model.apply(
-            {"params": params, "batch_stats": batch_stats}, images, train=True, mutable=["batch_stats"]
+            {"params": params, "batch_stats": batch_stats}, images, train=not trains_only, mutable=["batch_stats"]
         )
         with jax.named_scope("loss"):
             loss = metrics.cross_entropy(logits, micro.label, label_smoothing).mean()
@@ -92,7 +97,7 @@ def train_step(
         new_state = TrainState(
             step=state.step + 1,
             params=optax.apply_updates(state.params, updates),
-            batch_stats=batch_stats,
+            batch_stats=state.batch_stats if trains_only else batch_stats,
             opt_state=opt_state,
         )
     # A ReLU may hide a NaN from the loss (on the CPU it does), but all gradients end in the first layer's: one that is
@@ -116,6 +121,10 @@ def split_rows(rows: Array, parts: int, group_images: int) -> Array:
     """
     groups = rows.reshape(-1, parts, group_images, *rows.shape[1:])
     return jnp.moveaxis(groups, 1, 0).reshape(parts, -1, *rows.shape[1:])
+
+
+def _constant(tree: PyTree) -> PyTree:
+    return jax.tree.map(jax.lax.stop_gradient, tree)
 
 
 def _float32(tree: PyTree) -> PyTree:
