@@ -18,7 +18,6 @@ from resnext_jax.errors import UserError, raise_all, unknown
 from resnext_jax.evaluate.classify import predict_step
 from resnext_jax.models import zoo
 from resnext_jax.models.layers import Classifier
-from resnext_jax.models.template import ResNeXt
 from resnext_jax.ops.conv_choice import chip_of, resolver
 from resnext_jax.types import PyTree
 
@@ -47,7 +46,7 @@ class Net:
       class_names: one per class, in label order; English names for ImageNet's WordNet ids.
     """
 
-    def __init__(self, model: ResNeXt, variables: PyTree, config: dict[str, Any], class_names: tuple[str, ...]):
+    def __init__(self, model: zoo.Network, variables: PyTree, config: dict[str, Any], class_names: tuple[str, ...]):
         self.model, self.variables, self.config, self.class_names = model, variables, config, class_names
         step = partial(predict_step, model=model, mean=config["data"]["mean"], std=config["data"]["std"])
         self._logits, self._features = jax.jit(step), jax.jit(partial(step, features=True))

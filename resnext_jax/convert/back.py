@@ -9,8 +9,9 @@ import numpy as np
 from resnext_jax.checkpoint import locate, read_description, read_variables, require_same_arrays
 from resnext_jax.convert import files, mapping
 from resnext_jax.convert.layers import layers_of
-from resnext_jax.convert.names import their_names
+from resnext_jax.convert.names import current_name, their_names
 from resnext_jax.errors import UserError
+from resnext_jax.models import zoo
 
 
 def convert_back(path: str, out: str) -> int:
@@ -30,11 +31,12 @@ def convert_back(path: str, out: str) -> int:
     """
     checkpoint = locate(path)
     description = read_description(checkpoint)
-    model = description["config"]["model"].get("name")
-    if not model or not description["config"]["model"].get("shortcut", True):
+    fields = description["config"]["model"]
+    model, arch = fields.get("name"), zoo.select(**fields)
+    if not model or arch != zoo.ARCHS[model] or not getattr(arch, "shortcut", True):
         raise UserError(
-            f"{checkpoint} is of a network by its numbers or without shortcuts, for which torchvision has no name. "
-            "Checkpoints of rows of the zoo (resnext_jax.list_models()) can be converted."
+            f"{checkpoint} is of a network by its numbers, of a changed one or of one without shortcuts, for which "
+            "torchvision has no name. Checkpoints of rows of the zoo (resnext_jax.list_models()) can be converted."
         )
     layers = layers_of(model, len(description["dataset"]["class_names"]))
     names = their_names("torchvision", model, layers)
@@ -49,19 +51,23 @@ def convert_back(path: str, out: str) -> int:
     source = description.get("source", {})
     if source.get("format") == "torchvision":
         arrays |= {name: np.array(count, np.int64) for name, count in source["counters"].items()}
-        arrays = {name: arrays[name].astype(dtype) for name, dtype in source["dtypes"].items()}
+        arrays = {name: arrays[current_name(name)].astype(dtype) for name, dtype in source["dtypes"].items()}
     else:
         step = int(checkpoint.name) if checkpoint.name.isdigit() else 0
-        arrays = dict(_with_counters(arrays, step))
+        arrays = dict(_with_counters(arrays, source.get("counters", {}), step))
     files.write_torch(out, arrays)
     return len(arrays)
 
 
-def _with_counters(arrays: dict[str, np.ndarray], count: int) -> Iterator[tuple[str, np.ndarray]]:
+def _with_counters(
+    arrays: dict[str, np.ndarray], counters: dict[str, int], step: int
+) -> Iterator[tuple[str, np.ndarray]]:
+    """With the counter of every batch norm after its statistics, where PyTorch has it."""
     for name, array in arrays.items():
         yield name, array
-        if name.endswith(".running_var"):  # where PyTorch's states have it
-            yield name.replace("running_var", mapping.COUNTER), np.array(count, np.int64)
+        if name.endswith(".running_var"):
+            counter = name.replace("running_var", mapping.COUNTER)
+            yield counter, np.array(counters.get(counter, step), np.int64)
 
 
 def _flat(tree: Any) -> dict[str, Any]:

@@ -178,9 +178,9 @@ def write_torch(path: str, arrays: Mapping[str, np.ndarray]) -> None:
     tensors = collections.OrderedDict()  # as a state dict is
     for name, array in arrays.items():
         if array.dtype == BFLOAT16:
-            tensors[name] = torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+            tensors[name] = torch.from_numpy(array.view(np.int16).copy()).view(torch.bfloat16)
         else:
-            tensors[name] = torch.from_numpy(array)
+            tensors[name] = torch.from_numpy(array.copy())  # PyTorch wants memory that may be written
     try:
         torch.save(tensors, path)
     except (OSError, RuntimeError) as error:

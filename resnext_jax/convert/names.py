@@ -24,6 +24,7 @@ VGG = {
     "torchvision": {"hidden1": "classifier.0", "hidden2": "classifier.3", "classifier": "classifier.6"},
     "timm": {"hidden1": "pre_logits.fc1", "hidden2": "pre_logits.fc2", "classifier": "head.fc"},
 }
+OLD_DENSENET = re.compile(r"(.*denselayer\d+\.(?:norm|conv))\.([12]\..*)")
 POOLED_PX = 7  # of the first of timm's, which are convolutions
 
 
@@ -52,6 +53,12 @@ def their_names(their: str, model: str, layers: Sequence[Layer]) -> list[str]:
             "there. ResNets, ResNeXts and wide ResNets with batch norm after the convolutions, DenseNets and VGGs have."
         )
     return names
+
+
+def current_name(name: str) -> str:
+    """An array's name as torchvision's networks have it now: its DenseNet files are of when norm1 was norm.1."""
+    old = OLD_DENSENET.fullmatch(name)
+    return f"{old[1]}{old[2]}" if old else name
 
 
 def their_shape(their: str, layer: Layer, shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -49,11 +49,14 @@ def convert(
     zoo.select(model)  # an unknown name is told before a large file is read
     if os.path.exists(os.path.join(out, DIRECTORY)):
         raise UserError(f"{out} holds checkpoints already, and is left as it is. Give another --out=DIR.")
-    if their == "torch7":
-        layers, entries, arrays = _read_torch7(file, model)
-    else:
-        layers, entries, arrays = _read_named(their, file, model)
-    counters = {name: int(array) for name, array in arrays.items() if _counts(name, array, layers, entries)}
+    layers, entries, stored = _read_torch7(file, model) if their == "torch7" else _read_named(their, file, model)
+    arrays = {names.current_name(name): array for name, array in stored.items()}
+    norms = {entry.name.removesuffix("running_mean") for entry in entries}
+    counters = {
+        name: int(array)
+        for name, array in arrays.items()
+        if name.removesuffix(mapping.COUNTER) in norms and (array.shape, array.dtype) == ((), np.int64)
+    }
     rest = {name: array for name, array in arrays.items() if name not in counters}
     variables = mapping.to_variables(entries, rest, file=file, model=model)
 
@@ -70,7 +73,7 @@ def convert(
         "sha256": sha256,
         "weights": row.name,
         # What the way back needs besides the values.
-        "dtypes": {name: array.dtype.name for name, array in arrays.items()} if their != "torch7" else {},
+        "dtypes": {name: array.dtype.name for name, array in stored.items()} if their != "torch7" else {},
         "counters": counters,
     }
     description = {
@@ -85,31 +88,27 @@ def convert(
     return len(entries), row
 
 
-def _read_named(their: str, file: str, model: str) -> tuple[list[Layer], list[mapping.Entry], dict[str, np.ndarray]]:
-    arrays = files.read_arrays(file)
+Read = tuple[list[Layer], list[mapping.Entry], dict[str, np.ndarray]]
+
+
+def _read_named(their: str, file: str, model: str) -> Read:
+    stored = files.read_arrays(file)
+    layer_names = names.their_names(their, model, layers_of(model, NUM_CLASSES))
+    layers = _with_classes_of(stored, layer_names[-1], model)
+    return layers, mapping.entries_of(their, layers, layer_names), stored
+
+
+def _read_torch7(file: str, model: str) -> Read:
     layers = layers_of(model, NUM_CLASSES)
-    layer_names = names.their_names(their, model, layers)
-    classifier = arrays.get(f"{layer_names[-1]}.bias")
-    if classifier is not None and classifier.shape != (NUM_CLASSES,) and classifier.ndim == 1:
-        layers = layers_of(model, len(classifier))
-    return layers, mapping.entries_of(their, layers, layer_names), arrays
+    layer_names, stored = torch7_arrays(read_torch7(file), zoo.select(model), layers, file=file, model=model)
+    layers = _with_classes_of(stored, layer_names[-1], model)
+    return layers, mapping.entries_of("torch7", layers, layer_names), stored
 
 
-def _read_torch7(file: str, model: str) -> tuple[list[Layer], list[mapping.Entry], dict[str, np.ndarray]]:
-    network = read_torch7(file)
-    layers = layers_of(model, NUM_CLASSES)
-    layer_names, arrays = torch7_arrays(network, zoo.select(model), layers, file=file, model=model)
-    classifier = arrays.get(f"{layer_names[-1]}.bias")
-    if classifier is not None and classifier.shape != (NUM_CLASSES,) and classifier.ndim == 1:
-        layers = layers_of(model, len(classifier))
-    return layers, mapping.entries_of("torch7", layers, layer_names), arrays
-
-
-def _counts(name: str, array: np.ndarray, layers: Sequence[Layer], entries: Sequence[mapping.Entry]) -> bool:
-    """Whether this is the counter of one of our batch norms: PyTorch's, of the batches that it has seen."""
-    norm = name.removesuffix(f".{mapping.COUNTER}")
-    known = any(entry.name == f"{norm}.running_mean" for entry in entries)
-    return norm != name and known and array.shape == () and array.dtype == np.int64
+def _with_classes_of(arrays: mapping.Arrays, classifier: str, model: str) -> list[Layer]:
+    """The layers of the model with as many classes as the file's classifier has, if it has one."""
+    bias = arrays.get(f"{classifier}.bias")
+    return layers_of(model, len(bias) if bias is not None and bias.ndim == 1 and len(bias) else NUM_CLASSES)
 
 
 def _config(model: str, row: Weights) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from resnext_jax.convert.layers import Layer
 from resnext_jax.convert.torch7 import Module
 from resnext_jax.errors import UserError
 from resnext_jax.models.template import Arch
+from resnext_jax.models.zoo import Row
 
 EPSILON = 1e-5
 MAX_STEPS = 100_000
@@ -39,7 +40,7 @@ class Step:
 
 
 def torch7_arrays(
-    network: Any, arch: Arch, layers: Sequence[Layer], *, file: str, model: str
+    network: Any, arch: Row, layers: Sequence[Layer], *, file: str, model: str
 ) -> tuple[list[str], dict[str, np.ndarray]]:
     """The name of every layer in the file, and the arrays of the file as `NAME.weight` and so on.
 

@@ -18,7 +18,7 @@ from resnext_jax.data.workers import Watch, batches
 from resnext_jax.errors import UserError, raise_all, unknown
 from resnext_jax.types import Batch
 
-CROPS = ("none", "random_sized")
+CROPS = ("none", "random_sized", "resize")
 # Images in memory are copied, not decoded: more threads would only hold more batches.
 GATHER_THREADS = 2
 
@@ -124,7 +124,7 @@ def _check(
     shape = source.info.image_shape
     if crop == "none" and (shape is None or shape[:2] != (image_size_px, image_size_px)):
         found = "images of many sizes" if shape is None else f"images of {shape[0]}x{shape[1]} px"
-        change = "Set --config.data.crop=random_sized"
+        change = "Set --config.data.crop=random_sized, =resize"
         change += "." if shape is None or shape[0] != shape[1] else f" or --config.data.image_size_px={shape[0]}."
         problems.append(
             f"data set {source.info.name!r} has {found}, and without a crop (data.crop is 'none') all must be of "
@@ -160,7 +160,8 @@ def train_batches(
       start_step: the first step to yield; a resumed run passes the number of steps done.
       num_steps: the steps of the whole run, not of this call.
       image_size_px: height and width of every image in the batch.
-      crop: "none" (the images have that size already) or "random_sized" (`decode.random_sized_crop`).
+      crop: "none" (the images have that size already), "random_sized" (`decode.random_sized_crop`) or "resize" (the
+        short side to that size, and the centre).
       process_index, process_count: process p of P holds rows [p * batch_size / P, (p + 1) * batch_size / P).
       num_threads: that fill the coming batches; 0 fills each when asked for.
 
@@ -177,6 +178,9 @@ def train_batches(
     rows = _local_rows(batch_size, process_index, process_count)
     num_channels = source.info.num_channels
     random_crop = functools.partial(_random_crop, size_px=image_size_px, num_channels=num_channels, seed=seed)
+    center_crop = functools.partial(
+        _center_crop, size_px=image_size_px, num_channels=num_channels, resize_px=image_size_px, interpolation="bicubic"
+    )
 
     def fill(batch: Batch, step: int, part: slice, watch: Watch) -> None:
         global_rows = np.arange(rows.start + part.start, rows.start + part.stop)
@@ -184,6 +188,8 @@ def train_batches(
         crops = None
         if crop == "random_sized":
             crops = [functools.partial(random_crop, step=step, row=row) for row in global_rows.tolist()]
+        elif crop == "resize":
+            crops = [center_crop] * len(global_rows)
         try:
             _fill(batch, part, source, indices, crops, watch)
         except UserError as error:
@@ -221,7 +227,7 @@ def evaluation_batches(
     The last global batch is filled up with zero images of label 0 and mask 0.
 
     Args:
-      crop: "none", or as the training crop "random_sized", for which evaluation takes the centre: the short side
+      crop: "none", or as the training crop "random_sized" or "resize". Then evaluation takes the centre: the short side
         resized to `resize_px`, then a square of `image_size_px` cut out.
       resize_px: at least image_size_px; unused without a crop.
       interpolation: a row of `resize.FILTERS`; unused without a crop.

@@ -8,7 +8,7 @@ import jax
 from resnext_jax import metrics
 from resnext_jax.data.pipeline import evaluation_batches
 from resnext_jax.data.sources import Source
-from resnext_jax.models.template import ResNeXt
+from resnext_jax.models.zoo import Network
 from resnext_jax.ops.augment import normalize
 from resnext_jax.sharding import Place, to_global
 from resnext_jax.types import Batch, PyTree
@@ -18,7 +18,7 @@ def predict_step(
     variables: PyTree,
     images: jax.Array,
     *,
-    model: ResNeXt,
+    model: Network,
     mean: Sequence[float],
     std: Sequence[float],
     features: bool = False,
@@ -36,7 +36,7 @@ def predict_step(
 
 
 def evaluation_step(
-    variables: PyTree, batch: Batch, *, model: ResNeXt, mean: Sequence[float], std: Sequence[float]
+    variables: PyTree, batch: Batch, *, model: Network, mean: Sequence[float], std: Sequence[float]
 ) -> metrics.Sums:
     """The sums of one batch; padding is masked."""
     logits = predict_step(variables, batch.image, model=model, mean=mean, std=std)

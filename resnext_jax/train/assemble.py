@@ -15,7 +15,6 @@ from resnext_jax.data.resize import FILTERS
 from resnext_jax.errors import UserError, raise_all, unknown
 from resnext_jax.evaluate.classify import evaluation_step
 from resnext_jax.models import zoo
-from resnext_jax.models.template import ResNeXt
 from resnext_jax.ops.augment import make_augment
 from resnext_jax.train.state import create_state
 from resnext_jax.train.step import train_step
@@ -40,7 +39,7 @@ class Run:
       evaluation_step: (variables, batch) -> sums.
     """
 
-    model: ResNeXt
+    model: zoo.Network
     image_shape: tuple[int, int, int]
     steps_per_epoch: float
     total_steps: int
@@ -151,7 +150,7 @@ def assemble(config: ConfigDict, info: DatasetInfo, place: sharding.Place) -> Ru
     )
 
 
-def model_of(config: ConfigDict, num_classes: int, place: sharding.Place) -> ResNeXt:
+def model_of(config: ConfigDict, num_classes: int, place: sharding.Place) -> zoo.Network:
     """The network that a config names."""
     return zoo.build_model(
         zoo.select(**config.model),
@@ -164,7 +163,7 @@ def model_of(config: ConfigDict, num_classes: int, place: sharding.Place) -> Res
     )
 
 
-def jit_evaluation(config: ConfigDict, model: ResNeXt, mesh: Mesh) -> Callable:
+def jit_evaluation(config: ConfigDict, model: zoo.Network, mesh: Mesh) -> Callable:
     """(variables, batch) -> sums, jitted for the mesh."""
     everywhere, split = sharding.replicated(mesh), sharding.batch_sharding(mesh)
     return jax.jit(

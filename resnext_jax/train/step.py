@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool
 
 from resnext_jax import metrics, sharding
-from resnext_jax.models.template import ResNeXt
+from resnext_jax.models.zoo import Network
 from resnext_jax.ops.augment import image_keys
 from resnext_jax.types import Batch, PyTree, TrainState
 
@@ -18,7 +18,7 @@ def train_step(
     state: TrainState,
     batch: Batch,
     *,
-    model: ResNeXt,
+    model: Network,
     optimizer: optax.GradientTransformation,
     augment: Callable[[Array, Array], Array],
     seed: int,
@@ -35,7 +35,7 @@ def train_step(
       model: its `bn_group_images` must divide a microbatch (0 needs `accumulation_steps` of 1).
       optimizer: gradients and parameters -> updates.
       augment: (uint8 images, keys) -> normalised float32 images; `ops.augment.make_augment`.
-      seed: of the run; with the step and the position in the batch it keys every draw.
+      seed: of the run; with the step and the position in the batch it keys every draw, of augmentation and dropout.
       label_smoothing: in [0, 1).
       accumulation_steps: microbatches, one after the other. Whole batch-norm groups, so the mathematics is that of
         one pass: gradients and running statistics are averaged, one update is made.
@@ -63,13 +63,16 @@ def train_step(
         if trains_only:
             params = {name: _constant(value) if name != trains_only else value for name, value in params.items()}
         logits, updated = model.apply(
-            {"params": params, "batch_stats": batch_stats}, images, train=not trains_only, mutable=["batch_stats"]
+            *({"params": params, "batch_stats": batch_stats}, images),
+            train=not trains_only,
+            keys=micro_keys,
+            mutable=["batch_stats"],
         )
         with jax.named_scope("loss"):
             loss = metrics.cross_entropy(logits, micro.label, label_smoothing).mean()
             sums = metrics.count(logits, micro.label, micro.mask)
         # Everything comes out as the share of a sum: a mean over microbatches and devices needs no pass of its own.
-        return loss * share, (jax.tree.map(lambda stat: stat * share, updated["batch_stats"]), sums)
+        return loss * share, (jax.tree.map(lambda stat: stat * share, updated.get("batch_stats", {})), sums)
 
     def gradients(variables: PyTree, micro: tuple[Batch, Array]) -> tuple[PyTree, PyTree, metrics.Sums]:
         grads, (stats, sums) = jax.grad(loss_fn, has_aux=True)(variables["params"], variables["batch_stats"], *micro)
@@ -102,7 +105,7 @@ def train_step(
         )
     # A ReLU may hide a NaN from the loss (on the CPU it does), but all gradients end in the first layer's: one that is
     # not finite makes the loss NaN, at the price of one small kernel instead of a pass over all parameters.
-    return new_state, sums.replace(loss=sums.loss + 0.0 * optax.tree.norm(grads["stem_conv"]))
+    return new_state, sums.replace(loss=sums.loss + 0.0 * optax.tree.norm(grads[model.first_layer]))
 
 
 def all_finite(state: TrainState) -> Bool[Array, ""]:
