@@ -26,7 +26,7 @@ setup(
             optional=True,
         )
     ],
-    package_data={"resnext_jax.data": ["builtin/*.gz", "builtin/LICENSE*"]},
+    package_data={"resnext_jax.data": ["builtin/*.gz", "builtin/LICENSE*", "*.tsv"], "resnext_jax.convert": ["*.tsv"]},
     install_requires=[
         f"jax{JAX}",
         "flax>=0.12.8,<0.13",
@@ -44,6 +44,7 @@ setup(
         "simplejpeg>=1.9,<2",
         "numpy>=2.2,<3",
         "jaxtyping>=0.3.11,<0.4",
+        "flatbuffers>=25.2",  # jax.export writes and reads its files with it
         "absl-py>=2.3,<3",
     ],
     extras_require={
@@ -52,7 +53,7 @@ setup(
         "gcs": ["gcsfs"],  # data in a bucket
         "fast": [TURBOJPEG],
         "bench": [TORCH, TURBOJPEG, "tensorflow>=2.21", "scikit-learn>=1.7,<2"],  # whom data.bench compares with
-        "convert": [TORCH, "safetensors>=0.6,<1"],
+        "convert": [TORCH],  # reads and writes .pth; .safetensors and .t7 need nothing
         "dev": [
             TORCH,  # torchvision and timm: requirements-nodeps.lock
             "beartype>=0.22,<0.23",

@@ -11,6 +11,9 @@ def base() -> ConfigDict:
     config.num_epochs = 100.0
     config.num_steps = config_dict.placeholder(int)  # wins over num_epochs where set
 
+    config.init_from = config_dict.placeholder(str)  # a checkpoint to take weights from; the classifier if it fits
+    config.freeze_backbone = False  # True: only the classifier trains, the rest is in inference mode
+
     config.learning_rate = 0.1
     config.momentum = 0.9  # Nesterov, no dampening
     config.weight_decay = 1e-4  # on every parameter, batch norm and biases included
@@ -34,6 +37,8 @@ def base() -> ConfigDict:
     config.model.cardinality = 32
     config.model.bottleneck_width = 4
     config.model.shortcut = True  # False: the ablation of section 5.1
+    config.model.preactivation = False  # True: batch norm and ReLU before the convolutions
+    config.model.dropout = config_dict.placeholder(float)  # of basic blocks and VGG; by default the row's
 
     config.data = ConfigDict()
     config.data.name = "imagenet2012"  # a row of data.sources.SOURCES
@@ -42,7 +47,8 @@ def base() -> ConfigDict:
     config.data.on_bad_image = "error"  # error | replace: training goes on with the next image
     config.data.image_size_px = 224
     config.data.resize_px = 256  # evaluation: short side before the centre crop
-    config.data.crop = "random_sized"  # random_sized | none (images are of image_size_px already)
+    config.data.interpolation = "bicubic"  # bicubic | bilinear, of that resizing; training crops are bicubic
+    config.data.crop = "random_sized"  # random_sized | resize | none (images are of image_size_px already)
     config.data.mean = (123.675, 116.28, 103.53)  # 255 * (0.485, 0.456, 0.406)
     config.data.std = (58.395, 57.12, 57.375)  # 255 * (0.229, 0.224, 0.225)
     config.data.num_threads = 16  # that decode, per host
@@ -105,6 +111,16 @@ def cifar(num_classes: int) -> ConfigDict:
     config.augment.color_jitter = 0.0
     config.augment.lighting_std = 0.0
     config.augment.pad_px = 4
+    return config
+
+
+def wide_resnet(num_classes: int) -> ConfigDict:
+    """CIFAR as Zagoruyko & Komodakis 2016 train Wide ResNets (section 3): 200 epochs, one GPU, the rate times 0.2."""
+    config = cifar(num_classes)
+    config.bn_group_images = 128
+    config.num_epochs = 200.0
+    config.schedule.boundaries_epochs = (60.0, 120.0, 160.0)
+    config.schedule.factor = 0.2
     return config
 
 

@@ -37,6 +37,7 @@ from resnext_jax.ops.conv_choice import chip_of
 from resnext_jax.progress import AboveProgress, end_line
 from resnext_jax.train.assemble import evaluation_problems, jit_evaluation, model_of
 from resnext_jax.train.dataset import facts, open_data, same_classes
+from resnext_jax.train.finetune import fill_from_checkpoint
 from resnext_jax.train.loop import train
 from resnext_jax.train.resume import flat
 from resnext_jax.train.validation import evaluate_all
@@ -98,6 +99,7 @@ def run_training(flag_values: flags.FlagValues, arguments: Sequence[str]) -> Non
     config = flag_values.config
     if config is None:
         raise UserError("training wants a config: python main.py --config=configs/quickstart.py")
+    config = fill_from_checkpoint(config)
     train(config, workdir_of(flag_values), here(), environment())
 
 
@@ -107,6 +109,7 @@ def run_evaluation(flag_values: flags.FlagValues, arguments: Sequence[str]) -> N
     checkpoint = locate(workdir_of(flag_values))
     description = read_description(checkpoint)
     config = flag_values.config or ConfigDict(description["config"])
+    config_file.override(config, flag_values.override)
     place = here()
     raise_all(evaluation_problems(config, place.mesh.size))
     source = open_data(config, "validation")

@@ -3,6 +3,7 @@
 import functools
 import importlib.util
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from absl import flags
@@ -18,12 +19,19 @@ PARSERS = {
     float: (flags.FloatParser().parse, "a number"),
     tuple: (lambda text: [float(part) for part in text.strip("()[], ").split(",") if part], "numbers: 0.5,0.25"),
 }
+PARSERS[list] = PARSERS[tuple]  # a tuple that has been through JSON
 
 
 def define_config(to: flags.FlagValues) -> None:
     """Adds `--config=FILE`, and with it an override for every field of the file."""
     config_flags.DEFINE_config_file(
         "config", None, "A file of configs/; fields by --config.field=value.", flag_values=to
+    )
+    flags.DEFINE_multi_string(
+        "override",
+        [],
+        "FIELD=VALUE of the config that a checkpoint brings; `parse` makes it of --config.FIELD=VALUE.",
+        flag_values=to,
     )
 
 
@@ -43,12 +51,30 @@ def parse(argv: list[str], flag_values: flags.FlagValues) -> list[str]:
     overrides = [(match[1], match[2]) for match in matches if match]
     if path is not None:
         raise_all(_field_problems(load(path), overrides))
+    elif overrides and any(re.fullmatch("--?mode=evaluate", arg) for arg in argv):
+        argv = [re.sub(r"^--?config\.", "--override=", arg) for arg in argv]
     elif overrides:
         raise UserError(f"--config.{overrides[0][0]} changes a field of a config: give --config=FILE as well.")
     try:
         return flag_values(argv)[1:]
     except (flags.Error, ValueError, TypeError) as error:
         raise UserError(f"{error}") from error
+
+
+def override(config: ConfigDict, overrides: Sequence[str]) -> None:
+    """Changes fields of a config that came with a checkpoint, each given as `data.dir=PATH`.
+
+    Raises:
+      UserError: there is no such field, or the value has the wrong type.
+    """
+    pairs = [(text.partition("=")[0], text.partition("=")[2]) for text in overrides]
+    problems = _type_problems(config, pairs)
+    raise_all(problems)
+    for name, value in pairs:
+        *parents, leaf = name.split(".")
+        parent = functools.reduce(getattr, parents, config)
+        kind = type(parent[leaf])
+        parent[leaf] = PARSERS[kind][0](value) if kind in PARSERS else value
 
 
 def _value(argv: list[str], index: int) -> str:
@@ -87,6 +113,20 @@ def load(path: str) -> ConfigDict:
 
 def _field_problems(config: ConfigDict, overrides: list[tuple[str, str | None]]) -> list[str]:
     """Absl would stop at the first of these."""
+    problems = _type_problems(config, overrides)
+    given = dict(overrides)
+    row = given.get("model.name", config.model.name)
+    ignored = [name for name in given if name in MODEL_NUMBERS]
+    if row and ignored:
+        problems.append(
+            f"{', '.join(ignored)}: without effect, since model.name={row!r} names a row of the zoo. "
+            "Add --config.model.name= (empty) to build the network by its numbers."
+        )
+    return problems
+
+
+def _type_problems(config: ConfigDict, overrides: Sequence[tuple[str, str | None]]) -> list[str]:
+    """One sentence for every field that does not exist, or is given a value of another type."""
     fields, problems = field_names(config), []
     for name, value in overrides:
         if name not in fields:
@@ -101,14 +141,6 @@ def _field_problems(config: ConfigDict, overrides: list[tuple[str, str | None]])
             parse(value)
         except (ValueError, TypeError):
             problems.append(f"{name}={value!r} must be {words}.")
-    given = dict(overrides)
-    row = given.get("model.name", config.model.name)
-    ignored = [name for name in given if name in MODEL_NUMBERS]
-    if row and ignored:
-        problems.append(
-            f"{', '.join(ignored)}: without effect, since model.name={row!r} names a row of the zoo. "
-            "Add --config.model.name= (empty) to build the network by its numbers."
-        )
     return problems
 
 

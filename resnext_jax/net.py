@@ -1,42 +1,52 @@
 """A network with its weights, for notebooks and for prediction: no training code, no config to write."""
 
+import pathlib
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import export
 from jaxtyping import Array, Float, UInt8
 
 from resnext_jax.checkpoint import locate, read_description, read_variables
 from resnext_jax.data.decode import center_crop
-from resnext_jax.errors import UserError
+from resnext_jax.data.imagenet_classes import readable
+from resnext_jax.errors import UserError, raise_all, unknown
 from resnext_jax.evaluate.classify import predict_step
 from resnext_jax.models import zoo
-from resnext_jax.models.template import ResNeXt
-from resnext_jax.ops.conv_choice import chip_of
+from resnext_jax.models.layers import Classifier
+from resnext_jax.ops.conv_choice import chip_of, resolver
 from resnext_jax.types import PyTree
 
 IMAGENET_PREPROCESSING = {
     "image_size_px": 224,
     "resize_px": 256,
+    "interpolation": "bicubic",
     "crop": "random_sized",
     "mean": (123.675, 116.28, 103.53),
     "std": (58.395, 57.12, 57.375),
 }
+PLATFORMS = ("cpu", "cuda", "rocm", "tpu")  # what jax.export calls them
 
 
 class Net:
     """Predicts: `net(images)` gives logits, `net.features(images)` the activations of every stage.
 
+    Images are of any size that leaves the last stage a pixel, 32 px or more for the ImageNet networks; each new size
+    (and each new number of images) is compiled when it is first seen.
+
     Attributes:
       model: the Flax module.
       variables: `params` and `batch_stats`.
-      config: the resolved config that it was trained with, or the arguments of `build`.
-      class_names: one per class, in label order.
+      config: the resolved config that it was trained with, or the arguments of `build`; `config["data"]` has the
+        preprocessing that belongs to the weights.
+      class_names: one per class, in label order; English names for ImageNet's WordNet ids.
     """
 
-    def __init__(self, model: ResNeXt, variables: PyTree, config: dict[str, Any], class_names: tuple[str, ...]):
+    def __init__(self, model: zoo.Network, variables: PyTree, config: dict[str, Any], class_names: tuple[str, ...]):
         self.model, self.variables, self.config, self.class_names = model, variables, config, class_names
         step = partial(predict_step, model=model, mean=config["data"]["mean"], std=config["data"]["std"])
         self._logits, self._features = jax.jit(step), jax.jit(partial(step, features=True))
@@ -53,8 +63,71 @@ class Net:
         return self._logits(self.variables, self._checked(images))
 
     def features(self, images: Array | np.ndarray) -> dict[str, Array]:
-        """Activations by name: `stage1` (the stem) to the last stage, and `pooled` (batch, channel)."""
-        return self._features(self.variables, self._checked(images))[1]
+        """Activations by name: `stage1` (the stem) to the last stage, `pooled` (batch, channel), and the `logits`.
+
+        ImageNet networks have five stages, with strides 2 (the stem), 4, 8, 16 and 32.
+        """
+        logits, activations = self._features(self.variables, self._checked(images))
+        return activations | {"logits": logits}
+
+    def with_head(self, classes: int | Sequence[str], *, seed: int = 0) -> "Net":
+        """The same backbone under a fresh classifier.
+
+        Args:
+          classes: their number, or their names in label order.
+          seed: of the classifier's weights.
+        """
+        if (isinstance(classes, int) and classes < 1) or (not isinstance(classes, int) and not classes):
+            raise UserError(f"with_head({classes!r}): a classifier needs 1 class or more.")
+        names = [f"class {index}" for index in range(classes)] if isinstance(classes, int) else classes
+        old = self.variables["params"]["classifier"]["kernel"]
+        head = Classifier(len(names)).init(jax.random.key(seed), jnp.zeros((1, old.shape[0])))["params"]
+        variables = {**self.variables, "params": {**self.variables["params"], "classifier": head}}
+        return Net(self.model.clone(num_classes=len(names)), variables, self.config, tuple(names))
+
+    def export(
+        self,
+        path: str,
+        *,
+        platforms: Sequence[str] = (),
+        batch_size: int | None = None,
+        image_size_px: int | None = None,
+    ) -> None:
+        """Writes a file that serves logits without this package:
+
+            from jax import export
+            served = export.deserialize(bytearray(open(PATH, "rb").read()))
+            logits = served.call(images)  # uint8 (batch, size, size, channel) on the scale 0..255
+
+        Weights, normalisation and network are in it; resizing and cropping are not.
+
+        Args:
+          path: of the file.
+          platforms: those of PLATFORMS that it shall run on; by default that of this process. The convolutions are
+            those that are fast on the first.
+          batch_size: of a request; None allows any.
+          image_size_px: of the images; by default that of the weights.
+
+        Raises:
+          UserError: an unknown platform, or the file cannot be written.
+        """
+        platforms = tuple(platforms) or (export.default_export_platform(),)
+        raise_all([unknown("platform", name, PLATFORMS) for name in platforms if name not in PLATFORMS])
+        if platforms[0] == export.default_export_platform():
+            model = self.model
+        else:
+            first = "gpu" if platforms[0] in ("cuda", "rocm") else platforms[0]
+            model = self.model.clone(choose_conv=resolver("auto", first, ""))
+        size_px = image_size_px or self.config["data"]["image_size_px"]
+        batch = batch_size or export.symbolic_shape("batch")[0]
+        data = self.config["data"]
+        step = partial(predict_step, self.variables, model=model, mean=data["mean"], std=data["std"])
+        images = jax.ShapeDtypeStruct((batch, size_px, size_px, len(data["mean"])), "uint8")
+        exported = export.export(jax.jit(step), platforms=platforms)(images)
+        try:
+            pathlib.Path(path).expanduser().write_bytes(exported.serialize())
+        except OSError as error:
+            raise UserError(f"{path} cannot be written: {error.strerror}. Give the path of a new file.") from None
 
     def preprocess(self, image: UInt8[np.ndarray, "height width channel"]) -> UInt8[np.ndarray, "1 size size channel"]:
         """One decoded image of any size as a batch of one, prepared as for the evaluation that belongs to the weights.
@@ -66,7 +139,7 @@ class Net:
             image = np.round(image @ np.array([[0.299], [0.587], [0.114]])).astype(np.uint8)
         # A data set without a crop has nothing but its own size: the whole short side is kept.
         resize_px = data["image_size_px"] if data["crop"] == "none" else data["resize_px"]
-        return center_crop(image, data["image_size_px"], resize_px)[None]
+        return center_crop(image, data["image_size_px"], resize_px, data.get("interpolation", "bicubic"))[None]
 
     def _checked(self, images: Array | np.ndarray) -> Array:
         images = jnp.asarray(images)
@@ -101,7 +174,7 @@ def load(path: str) -> Net:
         bn_group_images=config["bn_group_images"],
     )
     sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    return Net(model, read_variables(checkpoint, sharding), config, class_names)
+    return Net(model, read_variables(checkpoint, sharding), config, readable(class_names))
 
 
 def build(name: str, *, num_classes: int = 1000, seed: int = 0, compute_dtype: str = "float32") -> Net:

@@ -76,6 +76,12 @@ def make_schedule(
     raise UserError(unknown("schedule.name", name, ("step", "cosine")))
 
 
+def only(optimizer: optax.GradientTransformation, name: str) -> optax.GradientTransformation:
+    """The optimizer, whose updates change nothing but the parameters under `name`: weight decay neither."""
+    others = optax.masked(optax.set_to_zero(), lambda params: {key: key != name for key in params})
+    return optax.chain(optimizer, others)
+
+
 def sgd_nesterov(schedule: optax.Schedule, *, momentum: float, weight_decay: float) -> optax.GradientTransformation:
     """SGD as Torch's: `g += decay * w; v = momentum * v + g; w -= rate * (g + momentum * v)`.
 

@@ -53,12 +53,14 @@ class DatasetInfo:
       num_images: images in this split.
       class_names: one name per class, in label order.
       image_shape: (height, width, channel) where every image has the same; None where they differ.
+      num_channels: that images of many shapes are decoded to: 3, or 1 for grey.
     """
 
     name: str
     num_images: int
     class_names: tuple[str, ...]
     image_shape: tuple[int, int, int] | None
+    num_channels: int = 3
 
     @property
     def num_classes(self) -> int:

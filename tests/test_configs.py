@@ -55,10 +55,11 @@ def test_docstring_gives_the_command(name):
 
 def test_the_rows_of_the_tables_are_there():
     table_3 = [f"{net}_{form}" for net in ("resnext50", "resnext101") for form in ("2x40d", "4x24d", "8x14d", "32x4d")]
-    table_4 = ["resnet101", "resnext101_32x4d", "resnet101_1x100d", "resnext101_2x64d", "resnext101_64x4d"]
+    table_4 = ["resnet101", "resnext101_32x4d", "resnet101_1x100d", "resnext101_2x64d", "resnext101_64x4d", "resnet200"]
     residual = ["resnet50", "resnet50_no_shortcut", "resnext50_32x4d_no_shortcut"]
     table_6 = [f"{net}_imagenet5k" for net in ("resnet50", "resnext50_32x4d", "resnet101", "resnext101_32x4d")]
-    table_7 = [f"resnext29_{form}_cifar{k}" for form in ("8x64d", "16x64d") for k in (10, 100)]
+    networks = ("resnext29_8x64d", "resnext29_16x64d", "wrn28_10")
+    table_7 = [f"{network}_cifar{k}" for network in networks for k in (10, 100)]
     assert set(table_3 + table_4 + residual + table_6 + table_7) <= set(NAMES)
 
 
@@ -98,6 +99,16 @@ def test_cifar_recipe():
     assert (config.augment.pad_px, config.augment.color_jitter, config.augment.lighting_std) == (4, 0.0, 0.0)
     assert run.total_steps == 117_188  # 300 * 50,000 / 128 = 117,187.5, to even
     assert [round(float(run.schedule(step)), 6) for step in (58_593, 58_594, 87_890, 87_891)] == [0.1, 0.01, 0.01, 1e-3]
+
+
+def test_wide_resnet_recipe():
+    config = config_of("wrn28_10_cifar100")
+    run, _ = assembled(config)
+    assert (config.batch_size, config.bn_group_images, config.weight_decay) == (128, 128, 5e-4)
+    assert run.total_steps == 78_125  # 200 * 50,000 / 128; the rate falls after 60, 120 and 160 epochs of 390.625 steps
+    rates = [float(run.schedule(step)) for step in (23_437, 23_438, 46_875, 62_500)]
+    assert rates == pytest.approx([0.1, 0.02, 0.004, 0.0008])
+    assert not run.model.arch.dropout
 
 
 def test_every_config_has_the_same_fields():

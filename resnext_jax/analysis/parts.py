@@ -7,17 +7,20 @@ the scopes of `train.step` give the part, `transpose(...)` marks the backward pa
 import re
 
 from resnext_jax.analysis.hlo import Computation, Instruction, Module, inside
+from resnext_jax.models.densenet import DenseNetArch
 from resnext_jax.models.template import Arch
+from resnext_jax.models.zoo import Row
 
 PARTS = ("input", "stem", "pooling", "1x1", "3x3", "grouped 3x3", "BN", "shortcut", "add and ReLU", "classifier")
 PARTS += ("optimizer", "other")
 DIRECTIONS = ("forward", "backward", "update", "other")
 
 SCOPES = {"augment": "input", "loss": "classifier", "update": "optimizer", "classifier": "classifier"}
+SCOPES |= {"hidden1": "classifier", "hidden2": "classifier", "final_bn": "BN"}
 SCOPES |= {"stem_conv": "stem", "stem_bn": "stem", "shortcut_conv": "shortcut", "shortcut_bn": "shortcut"}
 
 
-def part_of(op_name: str, arch: Arch) -> str:
+def part_of(op_name: str, arch: Row) -> str:
     """One of PARTS. The batch norms of the stem and of the shortcuts count as stem and shortcut.
 
     Example:
@@ -37,10 +40,14 @@ def part_of(op_name: str, arch: Arch) -> str:
         conv = next((word for word in words if re.fullmatch(r"conv\d", word)), None)
         if conv is None:
             return "add and ReLU"
-        if arch.block == "bottleneck" and conv != "conv2":
-            return "1x1"
-        return "grouped 3x3" if arch.cardinality > 1 else "3x3"
-    if "ResNeXt" in words:  # between the modules are only the stem's ReLU and the two poolings
+        if isinstance(arch, Arch):
+            if arch.block == "bottleneck" and conv != "conv2":
+                return "1x1"
+            return "grouped 3x3" if arch.cardinality > 1 else "3x3"
+        return "1x1" if isinstance(arch, DenseNetArch) and conv == "conv1" else "3x3"
+    if "Vgg" in words:  # ReLU and dropout of the fully connected layers
+        return "classifier"
+    if "ResNeXt" in words or "DenseNet" in words:  # between the modules are only the stem's ReLU and the two poolings
         return "stem" if {"relu", "max", "gt", "select_n"} & set(words) else "pooling"
     return "other"
 

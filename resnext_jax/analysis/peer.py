@@ -51,13 +51,15 @@ def import_torch(platform: str) -> tuple[ModuleType, ModuleType]:
     return torch, torchvision
 
 
-def peer_network(arch: Arch, in_channels: int, num_classes: int, platform: str) -> Any:
-    """The network of torchvision for an `Arch`, or for one that it has not, the same template of its blocks.
+def peer_network(arch: zoo.Row, in_channels: int, num_classes: int, platform: str) -> Any:
+    """The network of torchvision for a row, or for one that it has not, the same template of its blocks.
 
     Raises:
-      UserError: an `Arch` that its blocks cannot make.
+      UserError: a row that its blocks cannot make.
     """
     torch, torchvision = import_torch(platform)
+    if not isinstance(arch, Arch) or arch.preactivation or arch.widen > 1 or arch.dropout:
+        raise UserError("the peer is for ResNets and ResNeXts with batch norm after the convolutions: --peer=none")
     if not arch.shortcut:
         raise UserError("torchvision has no blocks without shortcuts (model.shortcut=False): --peer=none")
     nn, basic = torch.nn, arch.block == "basic"

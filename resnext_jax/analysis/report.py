@@ -14,7 +14,7 @@ from typing import Any
 
 from resnext_jax.analysis import hlo, parts
 from resnext_jax.analysis.chips import GIB, Chip
-from resnext_jax.models.template import Arch
+from resnext_jax.models import zoo
 
 NOTE = "estimate of the TPU compiler, not a measurement"
 MIB = 2**20
@@ -56,7 +56,7 @@ class Costs:
     unknown_loops: list[str]
 
 
-def account(text: str, chip: Chip, arch: Arch) -> Costs:
+def account(text: str, chip: Chip, arch: zoo.Row) -> Costs:
     """Counts what stands in the optimised HLO text (`compiled.as_text()`) of a training step of `arch`."""
     module = hlo.parse(text)
     steps, unknown_loops = hlo.executed(module)
@@ -87,7 +87,7 @@ def account(text: str, chip: Chip, arch: Arch) -> Costs:
 # ----------------------------------------------------------------------------------------------------------- Counts
 
 
-def _collectives(module: hlo.Module, steps: list[hlo.Executed], arch: Arch) -> list[Row]:
+def _collectives(module: hlo.Module, steps: list[hlo.Executed], arch: zoo.Row) -> list[Row]:
     rows, spread = [], set()
     for step in steps:
         if _is_collective(step.instruction):
@@ -103,7 +103,7 @@ def _collectives(module: hlo.Module, steps: list[hlo.Executed], arch: Arch) -> l
     return rows
 
 
-def _collective_row(instruction: hlo.Instruction, step: hlo.Executed, arch: Arch) -> Row:
+def _collective_row(instruction: hlo.Instruction, step: hlo.Executed, arch: zoo.Row) -> Row:
     sent, received = _operand_bytes(instruction, step.computation), instruction.num_bytes
     if instruction.opcode in ("all-gather-start", "collective-permute-start"):  # a tuple of both ends
         received -= sent
@@ -119,7 +119,7 @@ def _collective_row(instruction: hlo.Instruction, step: hlo.Executed, arch: Arch
     return row | {"shapes": shapes, "parts": dict(by_part.most_common())}
 
 
-def _without_figure(named: Named, chip: Chip, arch: Arch) -> tuple[list[Row], list[Row], Row]:
+def _without_figure(named: Named, chip: Chip, arch: zoo.Row) -> tuple[list[Row], list[Row], Row]:
     """Custom calls; everything else by opcode and part; asynchronous copies."""
     custom_calls: list[Row] = []
     rest: dict[tuple[str, str], Row] = {}

@@ -20,13 +20,16 @@ from absl import app, flags
 from resnext_jax.analysis import command
 from resnext_jax.errors import raise_all, unknown
 from resnext_jax.models import zoo
-from resnext_jax.models.template import IMAGENET_STEM, ResNeXt
+from resnext_jax.models.template import IMAGENET_STEM
 from resnext_jax.ops import conv_table
 from resnext_jax.ops.conv_choice import ConvShape, chip_of, key_of, rule, section
 from resnext_jax.ops.grouped_conv import grouped_conv
 
 SMALL = "resnext20_8x4d_small"
-NETWORKS = (*(name for name, arch in zoo.ARCHS.items() if arch.stem == IMAGENET_STEM), SMALL)
+NETWORKS = (
+    *(name for name, arch in zoo.ARCHS.items() if isinstance(arch, zoo.Arch) and arch.stem == IMAGENET_STEM),
+    SMALL,
+)
 REPEATS = 7
 HOPELESS = 4.0  # times the best after one run: measured no further
 WORTH = 0.95  # of the rule's time: a smaller gain may be noise, and the table would flicker
@@ -48,7 +51,8 @@ def shapes_of(name: str) -> dict[ConvShape, int]:
         shapes[shape] = batch
         return "native"
 
-    model = ResNeXt(zoo.ARCHS[name], 10, note)
+    arch = zoo.ARCHS[name]
+    model = zoo.NETWORKS[type(arch)](arch, 10, note)
     images = jax.ShapeDtypeStruct((1, size_px, size_px, channels), jnp.float32)
     jax.eval_shape(lambda key, x: model.init(key, x, train=False), jax.random.key(0), images)
     return shapes

@@ -102,6 +102,8 @@ def run(flag_values: flags.FlagValues) -> None:
         raise UserError("give the network with its config: --config=configs/resnext50_32x4d.py")
     chip, devices = open_topology(flag_values.topology)
     arch = assemble_for(config, devices).model.arch  # the mistakes of the config, before a long time is spent
+    if not isinstance(arch, zoo.Arch):
+        raise UserError("the trial is a ResNet or ResNeXt cut to two blocks in each stage: take a config of one.")
     print(f"{flag_values.topology}   ({report.NOTE})")
     with trial_of(config, arch) as trial:
         for shape, row in tune(trial, chip, devices, anew=flag_values.anew):

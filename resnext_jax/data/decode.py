@@ -179,17 +179,18 @@ def read_random_sized_crop(
 
 
 def center_crop(
-    image: UInt8[np.ndarray, "height width channel"], size_px: int, resize_px: int
+    image: UInt8[np.ndarray, "height width channel"], size_px: int, resize_px: int, interpolation: str = "bicubic"
 ) -> UInt8[np.ndarray, "size_px size_px channel"]:
     """Resizes the short side to `resize_px` (the long side rounds down), then cuts the central square.
 
-    An odd margin leaves the extra pixel at the top and at the left. `resize_px` is at least `size_px`.
+    An odd margin leaves the extra pixel at the top and at the left. `resize_px` is at least `size_px`;
+    `interpolation` is one of `resize.FILTERS`.
     """
     height, width = image.shape[:2]
     if width < height:
         height, width = int(height / width * resize_px), resize_px
     else:
         height, width = resize_px, int(width / height * resize_px)
-    image = resize.bicubic(image, height, width)
+    image = resize.scale(image, height, width, interpolation)
     top, left = math.ceil((height - size_px) / 2), math.ceil((width - size_px) / 2)
     return image[top : top + size_px, left : left + size_px]

@@ -22,19 +22,26 @@ def crop_rng(seed: int, step: int, row: int) -> np.random.Generator:
 
 
 def random_crop(
-    record: Record, *, size_px: int, seed: int, step: int, row: int
+    record: Record, *, size_px: int, num_channels: int, seed: int, step: int, row: int
 ) -> UInt8[np.ndarray, "size_px size_px channel"]:
     """The training crop of what stands in a row of the global batch."""
     rng = crop_rng(seed, step, row)  # anew for each record: a stand-in is cropped as the one that it stands in for
-    if isinstance(record.image, bytes):
+    if isinstance(record.image, bytes) and num_channels == 3:
         return decode.read_random_sized_crop(record.image, record.name, size_px, rng)
-    return decode.random_sized_crop(record.image, size_px, rng)
+    return decode.random_sized_crop(_pixels(record, num_channels), size_px, rng)
 
 
-def center_crop(record: Record, *, size_px: int, resize_px: int) -> UInt8[np.ndarray, "size_px size_px channel"]:
+def center_crop(
+    record: Record, *, size_px: int, num_channels: int, resize_px: int, interpolation: str
+) -> UInt8[np.ndarray, "size_px size_px channel"]:
     """The crop of evaluation."""
-    image = decode.decode(record.image, record.name) if isinstance(record.image, bytes) else record.image
-    return decode.center_crop(image, size_px, resize_px)
+    return decode.center_crop(_pixels(record, num_channels), size_px, resize_px, interpolation)
+
+
+def _pixels(record: Record, num_channels: int) -> UInt8[np.ndarray, "height width channel"]:
+    if isinstance(record.image, bytes):
+        return decode.decode(record.image, record.name, num_channels=num_channels)
+    return record.image
 
 
 def fill_rows(

@@ -17,7 +17,7 @@ from resnext_jax.data.workers import Watch, batches
 from resnext_jax.errors import UserError, raise_all, unknown
 from resnext_jax.types import Batch
 
-CROPS = ("none", "random_sized")
+CROPS = ("none", "random_sized", "resize")
 # Images in memory are copied, not decoded: more threads would only hold more batches.
 GATHER_THREADS = 2
 
@@ -35,7 +35,8 @@ def _stream(
 ) -> Generator[Batch]:
     """`fill` in the threads of `workers.batches`, on batches of zeros whose mask is 0."""
     watch = Watch(source.locate)
-    shape = (num_rows, image_size_px, image_size_px, source.info.image_shape[2] if source.info.image_shape else 3)
+    num_channels = source.info.image_shape[2] if source.info.image_shape else source.info.num_channels
+    shape = (num_rows, image_size_px, image_size_px, num_channels)
     return batches(
         num_steps,
         start_step,
@@ -62,7 +63,7 @@ def _check(
     shape = source.info.image_shape
     if crop == "none" and (shape is None or shape[:2] != (image_size_px, image_size_px)):
         found = "images of many sizes" if shape is None else f"images of {shape[0]}x{shape[1]} px"
-        change = "Set --config.data.crop=random_sized"
+        change = "Set --config.data.crop=random_sized, =resize"
         change += "." if shape is None or shape[0] != shape[1] else f" or --config.data.image_size_px={shape[0]}."
         problems.append(
             f"data set {source.info.name!r} has {found}, and without a crop (data.crop is 'none') all must be of "
@@ -98,7 +99,8 @@ def train_batches(
       start_step: the first step to yield; a resumed run passes the number of steps done.
       num_steps: the steps of the whole run, not of this call.
       image_size_px: height and width of every image in the batch.
-      crop: "none" (the images have that size already) or "random_sized" (`decode.random_sized_crop`).
+      crop: "none" (the images have that size already), "random_sized" (`decode.random_sized_crop`) or "resize" (the
+        short side to that size, and the centre).
       process_index, process_count: process p of P holds rows [p * batch_size / P, (p + 1) * batch_size / P).
       num_threads: that fill the coming batches; 0 fills each when asked for.
 
@@ -113,16 +115,20 @@ def train_batches(
     if seed < 0:
         raise_all([f"seed {seed} is negative; it must be 0 or more. Change --config.seed."])
     rows = _local_rows(batch_size, process_index, process_count)
+    num_channels = source.info.num_channels
+    crop_at_random = functools.partial(random_crop, size_px=image_size_px, num_channels=num_channels, seed=seed)
+    crop_center = functools.partial(
+        center_crop, size_px=image_size_px, num_channels=num_channels, resize_px=image_size_px, interpolation="bicubic"
+    )
 
     def fill(batch: Batch, step: int, part: slice, watch: Watch) -> None:
         global_rows = np.arange(rows.start + part.start, rows.start + part.stop)
         indices = train_indices(len(source), seed, step * batch_size + global_rows)
         crops = None
         if crop == "random_sized":
-            crops = [
-                functools.partial(random_crop, size_px=image_size_px, seed=seed, step=step, row=row)
-                for row in global_rows.tolist()
-            ]
+            crops = [functools.partial(crop_at_random, step=step, row=row) for row in global_rows.tolist()]
+        elif crop == "resize":
+            crops = [crop_center] * len(global_rows)
         try:
             fill_rows(batch, part, source, indices, crops, watch)
         except UserError as error:
@@ -150,6 +156,7 @@ def evaluation_batches(
     image_size_px: int,
     resize_px: int,
     crop: str,
+    interpolation: str = "bicubic",
     process_index: int = 0,
     process_count: int = 1,
     num_threads: int = 2,
@@ -159,9 +166,10 @@ def evaluation_batches(
     The last global batch is filled up with zero images of label 0 and mask 0.
 
     Args:
-      crop: "none", or as the training crop "random_sized", for which evaluation takes the centre: the short side
+      crop: "none", or as the training crop "random_sized" or "resize". Then evaluation takes the centre: the short side
         resized to `resize_px`, then a square of `image_size_px` cut out.
       resize_px: at least image_size_px; unused without a crop.
+      interpolation: a row of `resize.FILTERS`; unused without a crop.
       The others, Yields and Raises: as in `train_batches`.
     """
     _check(source, batch_size, image_size_px, crop, process_index, process_count)
@@ -173,7 +181,13 @@ def evaluation_batches(
             ]
         )
     rows = _local_rows(batch_size, process_index, process_count)
-    crop_center = functools.partial(center_crop, size_px=image_size_px, resize_px=resize_px)
+    crop_center = functools.partial(
+        center_crop,
+        size_px=image_size_px,
+        num_channels=source.info.num_channels,
+        resize_px=resize_px,
+        interpolation=interpolation,
+    )
 
     def fill(batch: Batch, step: int, part: slice, watch: Watch) -> None:
         first = step * batch_size + rows.start + part.start

@@ -1,4 +1,4 @@
-"""Bicubic scaling of images: compiled (`_resize.c`) where installing found a C compiler, else Pillow, to equal bits."""
+"""Scaling of images: bicubic is compiled (`_resize.c`) where there was a C compiler, else Pillow's, to equal bits."""
 
 import ctypes
 import importlib.machinery
@@ -21,6 +21,16 @@ def _load() -> ctypes.CDLL | None:
 
 
 COMPILED = _load()
+FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+
+
+def scale(
+    image: UInt8[np.ndarray, "height width channel"], height: int, width: int, interpolation: str
+) -> UInt8[np.ndarray, "new_height new_width channel"]:
+    """`bicubic`, or the same by another of FILTERS: what weights from elsewhere were trained to see."""
+    if interpolation == "bicubic":
+        return bicubic(image, height, width)
+    return image if image.shape[:2] == (height, width) else _by_pillow(image, height, width, interpolation)
 
 
 def bicubic(
@@ -39,7 +49,7 @@ def bicubic(
     if (rows, columns) == (height, width):
         return image
     if COMPILED is None or channels != 3 or image.strides[1:] != (3, 1):
-        return _by_pillow(image, height, width)
+        return _by_pillow(image, height, width, "bicubic")
     result = np.empty((height, width, 3), np.uint8)
     sizes = (image.strides[0], rows, columns)
     if not COMPILED.resnext_jax_resize(image.ctypes.data, *sizes, result.ctypes.data, height, width):
@@ -47,8 +57,8 @@ def bicubic(
     return result
 
 
-def _by_pillow(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    rows, _, channels = image.shape
+def _by_pillow(image: np.ndarray, height: int, width: int, interpolation: str) -> np.ndarray:
+    (rows, _, channels), resample = image.shape, FILTERS[interpolation]
     pixels = Image.fromarray(np.ascontiguousarray(image[..., 0] if channels == 1 else image))
-    pixels = pixels.resize((width, rows), Image.Resampling.BICUBIC).resize((width, height), Image.Resampling.BICUBIC)
+    pixels = pixels.resize((width, rows), resample).resize((width, height), resample)
     return np.asarray(pixels).reshape(height, width, channels)

@@ -1,5 +1,6 @@
 """Data sets by name: where each is looked for, how it is opened, and what to do where it is absent."""
 
+import dataclasses
 import os
 import pathlib
 from collections.abc import Callable
@@ -152,7 +153,8 @@ def open_source(
       name: a row of SOURCES.
       split: "train", or "validation" (which is the test split of a set that has no other).
       data_dir: where to look first; None looks in the default places only.
-      num_images, num_classes, image_size_px, num_channels: of synthetic images; every other set has its own.
+      num_images, num_classes, image_size_px: of synthetic images; every other set has its own.
+      num_channels: of synthetic images; and with 1, image files are decoded to grey.
       class_list: a file with one class name per line: only images of these, labelled 0, 1, ... in the set's order.
       on_bad_image: "error", or "replace" (`ReplacingSource`).
 
@@ -166,6 +168,8 @@ def open_source(
     data_dir = os.path.expanduser(data_dir) if data_dir else None
     sizes = {"num_images": num_images, "num_classes": num_classes, "image_size_px": image_size_px}
     source = SOURCES[name](name, split, data_dir=data_dir, num_channels=num_channels, **sizes)
+    if source.info.image_shape is None and num_channels == 1:
+        source.info = dataclasses.replace(source.info, num_channels=1)
     if class_list is not None:
         class_list = os.path.expanduser(class_list)
         source = subset(source, read_class_list(class_list, source.info.class_names), class_list)

@@ -1,5 +1,6 @@
 """Sources made from other sources: the images of some classes only, and a stand-in for every broken image."""
 
+import dataclasses
 import logging
 import threading
 from collections.abc import Sequence
@@ -9,7 +10,6 @@ from etils import epath
 
 from resnext_jax.data.readers import GatherSource, Images, Labels, Record, Source
 from resnext_jax.errors import UserError, raise_all, unknown
-from resnext_jax.types import DatasetInfo
 
 ON_BAD_IMAGE = ("error", "replace")
 MOST_BAD_IN_A_ROW = 100
@@ -61,7 +61,7 @@ class SubsetSource:
         self.source, self.indices = source, np.flatnonzero(labels >= 0)
         self.labels = labels[self.indices]
         names = tuple(whole[label] for label in kept)
-        self.info = DatasetInfo(source.info.name, len(self.indices), names, source.info.image_shape)
+        self.info = dataclasses.replace(source.info, num_images=len(self.indices), class_names=names)
 
     def __len__(self) -> int:
         return len(self.indices)

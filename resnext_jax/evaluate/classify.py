@@ -8,7 +8,7 @@ import jax
 from resnext_jax import metrics
 from resnext_jax.data.pipeline import evaluation_batches
 from resnext_jax.data.sources import Source
-from resnext_jax.models.template import ResNeXt
+from resnext_jax.models.zoo import Network
 from resnext_jax.ops.augment import normalize
 from resnext_jax.sharding import Place, to_global
 from resnext_jax.types import Batch, PyTree
@@ -18,7 +18,7 @@ def predict_step(
     variables: PyTree,
     images: jax.Array,
     *,
-    model: ResNeXt,
+    model: Network,
     mean: Sequence[float],
     std: Sequence[float],
     features: bool = False,
@@ -36,7 +36,7 @@ def predict_step(
 
 
 def evaluation_step(
-    variables: PyTree, batch: Batch, *, model: ResNeXt, mean: Sequence[float], std: Sequence[float]
+    variables: PyTree, batch: Batch, *, model: Network, mean: Sequence[float], std: Sequence[float]
 ) -> metrics.Sums:
     """The sums of one batch; padding is masked."""
     logits = predict_step(variables, batch.image, model=model, mean=mean, std=std)
@@ -54,6 +54,7 @@ def evaluate(
     resize_px: int,
     crop: str,
     num_threads: int,
+    interpolation: str = "bicubic",
     progress: Callable[[metrics.Sums], None] = lambda sums: None,
 ) -> metrics.Sums:
     """Adds the sums of every image of `source`, on the host and in float64, so that their number does not round.
@@ -63,7 +64,7 @@ def evaluate(
       variables: `params` and `batch_stats`, replicated.
       source: the images.
       place: the devices and this process.
-      batch_size, image_size_px, resize_px, crop, num_threads: see `data.pipeline.evaluation_batches`.
+      batch_size, image_size_px, resize_px, crop, num_threads, interpolation: see `data.pipeline.evaluation_batches`.
       progress: called with the sums so far after each batch.
     """
     batches = evaluation_batches(
@@ -72,6 +73,7 @@ def evaluate(
         image_size_px=image_size_px,
         resize_px=resize_px,
         crop=crop,
+        interpolation=interpolation,
         process_index=place.process_index,
         process_count=place.process_count,
         num_threads=num_threads,

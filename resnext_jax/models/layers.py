@@ -35,7 +35,7 @@ def fan_in_uniform(key: Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.fl
 
 
 class Conv(nn.Module):
-    """A convolution without bias and with symmetric padding `kernel_px // 2`.
+    """A convolution with symmetric padding `kernel_px // 2`, and without bias (VGG's alone have one).
 
     The float32 parameter `kernel` is (kernel_px, kernel_px, in_channels / groups, features), whichever algorithm
     computes it; `choose` names the algorithm for a shape. Channels may come in blocks (see `ops.blocked`).
@@ -47,6 +47,7 @@ class Conv(nn.Module):
     stride: int = 1
     groups: int = 1
     dtype: jnp.dtype = jnp.float32
+    bias: bool = False
 
     def input_blocks(self, height: int, width: int, in_channels: int) -> int:
         """Into how many blocks of channels its input is best split (1: not at all)."""
@@ -81,10 +82,12 @@ class Conv(nn.Module):
         x = x.astype(self.dtype)
         height, width = x.shape[1], x.shape[2]
         impl = self.choose(self._shape(height, width, in_channels))
-        as_one = impl == "moments" and self._is_product and blocks == 1
+        as_one = impl == "moments" and self._is_product and blocks == 1 and not self.bias
         if as_one and norm is not None and train and norm.covers_batch(x):
             return norm(x, train=True, kernel=kernel)
         y = self._convolve(x, kernel, impl, blocks)
+        if self.bias:
+            y = y + self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)[None, None, None]
         return y if norm is None else norm(y, train=train, pool=pool)
 
     @nn.nowrap
@@ -160,6 +163,16 @@ class BatchNorm(nn.Module):
             running_mean.value = batch_norm.update_running(running_mean.value, mean * sign[None], BN_MOMENTUM)
             running_var.value = batch_norm.update_running(running_var.value, unbiased, BN_MOMENTUM)
         return y
+
+
+def check_size(images: Float[Array, "batch height width channel"], smallest_px: int) -> None:
+    """Raises UserError for images of which the last stage would see nothing, or less than it is made for."""
+    height, width = images.shape[1:3]
+    if min(height, width) < smallest_px:
+        raise UserError(
+            f"images of {height}x{width} px are too small for this network: it takes {smallest_px} px or more. Take "
+            "larger images (data.image_size_px), or a network for small ones (model.family='cifar', or a row for them)."
+        )
 
 
 class Classifier(nn.Module):

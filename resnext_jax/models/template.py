@@ -3,15 +3,17 @@
 import dataclasses
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Key
 
 from resnext_jax.models.blocks import Basic, Bottleneck
-from resnext_jax.models.layers import BatchNorm, Classifier, Conv
+from resnext_jax.models.layers import BatchNorm, Classifier, Conv, check_size
 from resnext_jax.ops.conv_choice import ConvShape
+from resnext_jax.ops.dropout import layer_keys
 from resnext_jax.ops.pool import max_pool
 
 Block = Literal["basic", "bottleneck"]
@@ -43,6 +45,9 @@ class Arch:
       stem: see `Stem`.
       width: n, channels of the stem and of a basic block in the first stage (a bottleneck puts out 4n); doubles.
       shortcut: False removes the residual connections.
+      preactivation: batch norm and ReLU before the convolutions of a block, not after (`blocks`), and once at the end.
+      widen: k, how many times as wide basic blocks are as `width` says; the stem is not (Zagoruyko & Komodakis 2016).
+      dropout: the rate between the two convolutions of a basic block, 0 for none.
     """
 
     block: Block
@@ -52,6 +57,14 @@ class Arch:
     stem: Stem = IMAGENET_STEM
     width: int = 64
     shortcut: bool = True
+    preactivation: bool = False
+    widen: int = 1
+    dropout: float = 0.0
+
+    @property
+    def smallest_px(self) -> int:
+        """The height and width of images of which the last stage still sees a whole pixel: its stride."""
+        return self.stem.stride * (2 if self.stem.pool else 1) * 2 ** (len(self.blocks) - 1)
 
 
 class Stage(nn.Module):
@@ -63,17 +76,29 @@ class Stage(nn.Module):
     norm: Callable[..., nn.Module]
 
     @nn.compact
-    def __call__(self, x: Float[Array, "batch height width in"], *, train: bool) -> Array:
+    def __call__(
+        self, x: Float[Array, "batch height width in"], *, train: bool, keys: Key[Array, " batch"] | None
+    ) -> Array:
         arch, scale = self.arch, 2**self.index
         for number in range(arch.blocks[self.index]):
-            stride = 2 if self.index > 0 and number == 0 else 1
-            common: dict[str, Any] = dict(stride=stride, shortcut=arch.shortcut, conv=self.conv, norm=self.norm)
+            common: dict[str, Any] = dict(
+                stride=2 if self.index > 0 and number == 0 else 1,
+                shortcut=arch.shortcut,
+                preactivation=arch.preactivation,
+                activated=self.index == number == 0,
+                conv=self.conv,
+                norm=self.norm,
+                name=f"block{number + 1}",
+            )
             if arch.block == "basic":
-                block = Basic(arch.width * scale, **common, name=f"block{number + 1}")
+                block_keys = None
+                if arch.dropout and train and keys is not None:
+                    block_keys = layer_keys(keys, sum(arch.blocks[: self.index]) + number)
+                block = Basic(arch.width * arch.widen * scale, dropout=arch.dropout, **common)
+                x = block(x, train=train, keys=block_keys)
             else:
                 inner = arch.cardinality * arch.bottleneck_width * scale
-                block = Bottleneck(4 * arch.width * scale, inner, arch.cardinality, **common, name=f"block{number + 1}")
-            x = block(x, train=train)
+                x = Bottleneck(4 * arch.width * scale, inner, arch.cardinality, **common)(x, train=train)
         return x
 
 
@@ -81,7 +106,8 @@ class ResNeXt(nn.Module):
     """The network of one `Arch`; a ResNet is a ResNeXt of cardinality 1.
 
     Call it with normalised images (batch, height, width, channel); it returns float32 logits (batch, classes), or
-    with `features=True` the logits and the activations of every stage.
+    with `features=True` the logits and the activations of every stage. Where there is dropout, training needs the
+    `keys` of the images (`ops.augment.image_keys`).
 
     Attributes:
       arch: a row of `zoo.ARCHS`.
@@ -97,11 +123,19 @@ class ResNeXt(nn.Module):
     bn_group_images: int = 32
     dtype: jnp.dtype = jnp.float32
 
+    first_layer: ClassVar[str] = "stem_conv"
+
     @nn.compact
     def __call__(
-        self, images: Float[Array, "batch height width channel"], *, train: bool, features: bool = False
+        self,
+        images: Float[Array, "batch height width channel"],
+        *,
+        train: bool,
+        features: bool = False,
+        keys: Key[Array, " batch"] | None = None,
     ) -> Array | tuple[Array, dict[str, Array]]:
         arch = self.arch
+        check_size(images, arch.smallest_px)
         conv = partial(Conv, choose=self.choose_conv, dtype=self.dtype)
         norm = partial(BatchNorm, group_images=self.bn_group_images)
 
@@ -117,8 +151,12 @@ class ResNeXt(nn.Module):
 
         for index in range(len(arch.blocks)):
             name = f"stage{index + 2}"
-            x = activations[name] = Stage(arch, index, conv, norm, name=name)(x, train=train)
+            x = activations[name] = Stage(arch, index, conv, norm, name=name)(x, train=train, keys=keys)
 
+        if arch.preactivation:
+            x = norm(name="final_bn")(x, train=train)
+            with jax.named_scope("final_bn"):
+                x = nn.relu(x)
         pooled = x.astype(jnp.float32).mean(axis=(1, 2))
         logits = Classifier(self.num_classes, name="classifier")(pooled)
         return (logits, activations | {"pooled": pooled}) if features else logits

@@ -1,76 +1,38 @@
 """The networks by name: one row each, nothing else to write for a new one."""
 
 import dataclasses
+from typing import Any
 
 import jax.numpy as jnp
 
-from resnext_jax.errors import UserError, unknown
-from resnext_jax.models.template import CIFAR_STEM, SMALL_STEM, Arch, Block, ResNeXt
+from resnext_jax.errors import UserError, raise_all, unknown
+from resnext_jax.models.by_depth import by_depth, wide_resnet
+from resnext_jax.models.densenet import DenseNet, DenseNetArch
+from resnext_jax.models.template import CIFAR_STEM, SMALL_STEM, Arch, ResNeXt
+from resnext_jax.models.vgg import Vgg, VggArch
 from resnext_jax.ops.conv_choice import resolver
 
-# Blocks per stage by depth (Table 1; He et al. 2015, Table 1). Below 50 layers the block is the basic one.
-IMAGENET_BLOCKS: dict[int, tuple[Block, tuple[int, ...]]] = {
-    18: ("basic", (2, 2, 2, 2)),
-    34: ("basic", (3, 4, 6, 3)),
-    50: ("bottleneck", (3, 4, 6, 3)),
-    101: ("bottleneck", (3, 4, 23, 3)),
-    152: ("bottleneck", (3, 8, 36, 3)),
-}
-FAMILIES = ("imagenet", "cifar")
+Row = Arch | VggArch | DenseNetArch
+Network = ResNeXt | Vgg | DenseNet
+NETWORKS: dict[type, type] = {Arch: ResNeXt, VggArch: Vgg, DenseNetArch: DenseNet}
 
-
-def by_depth(
-    depth: int, cardinality: int = 1, bottleneck_width: int = 64, family: str = "imagenet", shortcut: bool = True
-) -> Arch:
-    """The template at a depth, with `cardinality` paths of `bottleneck_width` channels (in the first stage).
-
-    Args:
-      depth: 18, 34, 50, 101 or 152 for "imagenet"; 9n + 2 (11, 20, 29, ...) for "cifar".
-      cardinality: C >= 1; the basic blocks of depth 18 and 34 have no paths and take only 1.
-      bottleneck_width: d >= 1.
-      family: "imagenet" (7x7 stem, pooling, four stages) or "cifar" (3x3 stem, three stages).
-      shortcut: False removes the residual connections.
-
-    Raises:
-      UserError: a family or depth that does not exist, or a cardinality that the block cannot have.
-    """
-    problems = []
-    if family not in FAMILIES:
-        raise UserError(unknown("model.family", family, FAMILIES))
-    if cardinality < 1 or bottleneck_width < 1:
-        problems.append(
-            f"model.cardinality={cardinality} and model.bottleneck_width={bottleneck_width}: both must be 1 or more."
-        )
-    if family == "imagenet":
-        if depth not in IMAGENET_BLOCKS:
-            problems.append(
-                f"model.depth={depth}: the ImageNet depths are {sorted(IMAGENET_BLOCKS)}; take one of them."
-            )
-        block, blocks = IMAGENET_BLOCKS.get(depth, ("bottleneck", ()))
-    else:
-        num_blocks, rest = divmod(depth - 2, 9)
-        if rest or num_blocks < 1:
-            problems.append(f"model.depth={depth}: a CIFAR network has 9n + 2 layers (11, 20, 29, 38, ...); take one.")
-        block, blocks = "bottleneck", (num_blocks,) * 3
-    if block == "basic" and (cardinality, bottleneck_width) != (1, 64):
-        problems.append(
-            f"model.depth={depth} is made of basic blocks, which have no paths: leave model.cardinality at 1 and "
-            "model.bottleneck_width at 64, or take depth 50, 101 or 152."
-        )
-    if problems:
-        raise UserError(*problems)
-    if family == "cifar":
-        return Arch(block, blocks, cardinality, bottleneck_width, stem=CIFAR_STEM, shortcut=shortcut)
-    return Arch(block, blocks, cardinality, bottleneck_width, shortcut=shortcut)
-
-
-ARCHS: dict[str, Arch] = {
+ARCHS: dict[str, Row] = {
     # ResNets: the baselines of Tables 3 and 4.
     "resnet18": by_depth(18),
     "resnet34": by_depth(34),
     "resnet50": by_depth(50),
     "resnet101": by_depth(101),
     "resnet152": by_depth(152),
+    # Pre-activated (He et al. 2016); Table 4 has the one of 200 layers.
+    "resnet200": by_depth(200, preactivation=True),
+    "preresnet18": by_depth(18, preactivation=True),
+    "preresnet34": by_depth(34, preactivation=True),
+    "preresnet50": by_depth(50, preactivation=True),
+    "preresnet101": by_depth(101, preactivation=True),
+    "preresnet152": by_depth(152, preactivation=True),
+    # Without shortcuts: He et al. 2015, Figure 3; the ablation of section 5.1.
+    "plain34": by_depth(34, shortcut=False),
+    "plain50": by_depth(50, shortcut=False),
     # Table 3: cardinality against width at equal complexity.
     "resnext50_2x40d": by_depth(50, 2, 40),
     "resnext50_4x24d": by_depth(50, 4, 24),
@@ -84,12 +46,39 @@ ARCHS: dict[str, Arch] = {
     "resnet101_1x100d": by_depth(101, 1, 100),
     "resnext101_2x64d": by_depth(101, 2, 64),
     "resnext101_64x4d": by_depth(101, 64, 4),
-    # Usual neighbours.
+    # Usual neighbours. The wide ones have a 3x3 of twice the channels (Zagoruyko & Komodakis 2016, WRN-50-2).
     "resnext101_32x8d": by_depth(101, 32, 8),
+    "resnext101_32x16d": by_depth(101, 32, 16),
+    "resnext101_32x32d": by_depth(101, 32, 32),
+    "resnext101_32x48d": by_depth(101, 32, 48),
     "resnext152_32x4d": by_depth(152, 32, 4),
-    # CIFAR, Table 7.
+    "wide_resnet50_2": by_depth(50, 1, 128),
+    "wide_resnet101_2": by_depth(101, 1, 128),
+    # VGG and DenseNet, which the paper's introduction starts from.
+    "vgg11": VggArch((1, 1, 2, 2, 2)),
+    "vgg13": VggArch((2, 2, 2, 2, 2)),
+    "vgg16": VggArch((2, 2, 3, 3, 3)),
+    "vgg19": VggArch((2, 2, 4, 4, 4)),
+    "vgg11_bn": VggArch((1, 1, 2, 2, 2), batch_norm=True),
+    "vgg13_bn": VggArch((2, 2, 2, 2, 2), batch_norm=True),
+    "vgg16_bn": VggArch((2, 2, 3, 3, 3), batch_norm=True),
+    "vgg19_bn": VggArch((2, 2, 4, 4, 4), batch_norm=True),
+    "densenet121": DenseNetArch((6, 12, 24, 16)),
+    "densenet161": DenseNetArch((6, 12, 36, 24), growth=48, width=96),
+    "densenet169": DenseNetArch((6, 12, 32, 32)),
+    "densenet201": DenseNetArch((6, 12, 48, 32)),
+    # CIFAR: Table 7, and Figure 7 from 1x64d on, more paths or wider.
+    "resnet29": by_depth(29, 1, 64, "cifar"),
+    "resnext29_2x64d": by_depth(29, 2, 64, "cifar"),
+    "resnext29_4x64d": by_depth(29, 4, 64, "cifar"),
     "resnext29_8x64d": by_depth(29, 8, 64, "cifar"),
     "resnext29_16x64d": by_depth(29, 16, 64, "cifar"),
+    "resnet29_1x128d": by_depth(29, 1, 128, "cifar"),
+    "resnet29_1x256d": by_depth(29, 1, 256, "cifar"),
+    "wrn28_10": wide_resnet(28, 10),
+    "wrn40_8": wide_resnet(40, 8),
+    "wrn16_8": wide_resnet(16, 8),
+    "densenet_bc100_12": DenseNetArch((16, 16, 16), growth=12, width=24, stem=CIFAR_STEM),
     # 28 px images on a CPU: the quickstart; and the smallest that still has every part, for tests.
     "resnext20_8x4d_small": Arch("bottleneck", (2, 2, 2), 8, 4, stem=SMALL_STEM, width=16),
     "resnext11_4x2d_tiny": Arch("bottleneck", (1, 1, 1), 4, 2, stem=SMALL_STEM, width=4),
@@ -104,24 +93,59 @@ def select(
     cardinality: int = 32,
     bottleneck_width: int = 4,
     shortcut: bool = True,
-) -> Arch:
-    """The network of a config's `model` fields: the row `name` of `ARCHS`, or where it is empty the one `by_depth`.
+    preactivation: bool = False,
+    dropout: float | None = None,
+) -> Row:
+    """The network of a config's `model` fields.
+
+    Args:
+      name: a row of `ARCHS`; where it is empty, the four numbers after it say which (`by_depth`).
+      family, depth, cardinality, bottleneck_width: see `by_depth`.
+      shortcut: False takes the residual connections away.
+      preactivation: True puts batch norm and ReLU before the convolutions.
+      dropout: takes the place of the row's rate, where it is set.
 
     Raises:
-      UserError: there is no such row (the close matches are named) or no such depth.
+      UserError: there is no such row (the close matches are named) or no such depth, or the network cannot have what
+        is asked of it.
     """
-    if not name:
-        return by_depth(depth, cardinality, bottleneck_width, family, shortcut)
-    if name not in ARCHS:
+    if name and name not in ARCHS:
         raise UserError(unknown("model.name", name, ARCHS))
-    return dataclasses.replace(ARCHS[name], shortcut=shortcut)
+    arch = ARCHS[name] if name else by_depth(depth, cardinality, bottleneck_width, family)
+    changes: dict[str, Any] = {} if shortcut else {"shortcut": False}
+    changes |= {"preactivation": True} if preactivation else {}
+    problems = [
+        f"model.{field}={value}: {name} has no residual blocks. Leave it at {not value}, or take a ResNet or ResNeXt."
+        for field, value in changes.items()
+        if not isinstance(arch, Arch)
+    ]
+    if dropout is not None:
+        changes["dropout"] = dropout
+        if not 0 <= dropout < 1:
+            problems.append(f"model.dropout={dropout} must be in [0, 1).")
+        if not (isinstance(arch, VggArch) or (isinstance(arch, Arch) and arch.block == "basic")):
+            problems.append(
+                f"model.dropout={dropout}: only basic blocks (wrn28_10, resnet18, ...) and VGG have a place for "
+                "dropout. Leave it unset, or take one of them."
+            )
+    raise_all(problems)
+    return dataclasses.replace(arch, **changes)
+
+
+IMAGENET_INPUT = (224, 3, 1000)
+
+
+def usual_input(arch: Row) -> tuple[int, int, int]:
+    """(height and width, channels, classes) of what a network was published for: ImageNet, CIFAR-10, Fashion-MNIST."""
+    by_stem = {CIFAR_STEM: (32, 3, 10), SMALL_STEM: (28, 1, 10)}
+    return IMAGENET_INPUT if isinstance(arch, VggArch) else by_stem.get(arch.stem, IMAGENET_INPUT)
 
 
 DTYPES = {"bfloat16": jnp.bfloat16, "float32": jnp.float32}
 
 
 def build_model(
-    arch: Arch,
+    arch: Row,
     num_classes: int,
     *,
     platform: str,
@@ -129,7 +153,7 @@ def build_model(
     conv_impl: str,
     compute_dtype: str,
     bn_group_images: int,
-) -> ResNeXt:
+) -> Network:
     """The network with everything chosen that is no part of its mathematics.
 
     Args:
@@ -146,4 +170,6 @@ def build_model(
     """
     if compute_dtype not in DTYPES:
         raise UserError(unknown("compute_dtype", compute_dtype, DTYPES))
-    return ResNeXt(arch, num_classes, resolver(conv_impl, platform, chip), bn_group_images, DTYPES[compute_dtype])
+    return NETWORKS[type(arch)](
+        arch, num_classes, resolver(conv_impl, platform, chip), bn_group_images, DTYPES[compute_dtype]
+    )

@@ -11,14 +11,16 @@ from ml_collections import ConfigDict
 
 from resnext_jax import optim, sharding
 from resnext_jax.data.pipeline import CROPS
+from resnext_jax.data.resize import FILTERS
 from resnext_jax.errors import UserError, raise_all, unknown
 from resnext_jax.evaluate.classify import evaluation_step
 from resnext_jax.models import zoo
-from resnext_jax.models.template import ResNeXt
 from resnext_jax.ops.augment import make_augment
 from resnext_jax.train.state import create_state
 from resnext_jax.train.step import train_step
 from resnext_jax.types import Batch, DatasetInfo, TrainState
+
+HEAD = "classifier"  # what a frozen backbone leaves to train
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +40,7 @@ class Run:
       evaluation_step: (variables, batch) -> sums.
     """
 
-    model: ResNeXt
+    model: zoo.Network
     image_shape: tuple[int, int, int]
     steps_per_epoch: float
     total_steps: int
@@ -119,6 +121,8 @@ def assemble(config: ConfigDict, info: DatasetInfo, place: sharding.Place) -> Ru
         warmup_epochs=config.schedule.warmup_epochs,
     )
     optimizer = optim.sgd_nesterov(schedule, momentum=config.momentum, weight_decay=config.weight_decay)
+    if config.freeze_backbone:
+        optimizer = optim.only(optimizer, HEAD)
     augment = make_augment(
         mean=config.data.mean,
         std=config.data.std,
@@ -151,6 +155,7 @@ def assemble(config: ConfigDict, info: DatasetInfo, place: sharding.Place) -> Ru
                 label_smoothing=config.label_smoothing,
                 accumulation_steps=config.accumulation_steps,
                 mesh=mesh,
+                trains_only=HEAD if config.freeze_backbone else None,
             ),
             in_shardings=(everywhere, split),
             out_shardings=everywhere,
@@ -160,7 +165,7 @@ def assemble(config: ConfigDict, info: DatasetInfo, place: sharding.Place) -> Ru
     )
 
 
-def model_of(config: ConfigDict, num_classes: int, place: sharding.Place) -> ResNeXt:
+def model_of(config: ConfigDict, num_classes: int, place: sharding.Place) -> zoo.Network:
     """The network that a config names."""
     return zoo.build_model(
         zoo.select(**config.model),
@@ -173,7 +178,7 @@ def model_of(config: ConfigDict, num_classes: int, place: sharding.Place) -> Res
     )
 
 
-def jit_evaluation(config: ConfigDict, model: ResNeXt, mesh: Mesh) -> Callable:
+def jit_evaluation(config: ConfigDict, model: zoo.Network, mesh: Mesh) -> Callable:
     """(variables, batch) -> sums, jitted for the mesh."""
     everywhere, split = sharding.replicated(mesh), sharding.batch_sharding(mesh)
     return jax.jit(
@@ -187,6 +192,9 @@ def evaluation_problems(config: ConfigDict, num_devices: int) -> list[str]:
     """Everything about the fields of evaluation that cannot work on this many devices, one sentence each."""
     data = config.data
     lines = sharding.check_batch_size("evaluate.batch_size", config.evaluate.batch_size, num_devices)
+    interpolation = data.get("interpolation", "bicubic")
+    if interpolation not in FILTERS:
+        lines.append(unknown("data.interpolation", interpolation, FILTERS))
     if data.crop not in CROPS:
         lines.append(unknown("data.crop", data.crop, CROPS))
     elif data.crop != "none" and data.resize_px < data.image_size_px:

@@ -22,8 +22,7 @@ def open_data(config: ConfigDict, split: str) -> Source:
         # An evaluation that counts one image twice would not be exact.
         on_bad_image=config.data.on_bad_image if split == "train" else "error",
     )
-    # Images of many shapes are decoded to RGB.
-    found = source.info.image_shape[2] if source.info.image_shape else 3
+    found = source.info.image_shape[2] if source.info.image_shape else source.info.num_channels
     if found != channels:
         raise UserError(
             f"data.mean={tuple(config.data.mean)} is for {channels} channel(s), but the images of "

@@ -18,6 +18,7 @@ from resnext_jax.train import report
 from resnext_jax.train.assemble import assemble
 from resnext_jax.train.dataset import facts, open_data, same_classes
 from resnext_jax.train.faults import not_finite
+from resnext_jax.train.finetune import first_state
 from resnext_jax.train.preemption import Preemption
 from resnext_jax.train.resume import check_resumable, claim, open_checkpoints
 from resnext_jax.train.step import all_finite
@@ -71,7 +72,7 @@ def _train(
     preemption.before_leaving += [checkpoints.wait, *([lock.release] if lock else [])]
     state_shapes = run.state_shapes(place.mesh)
     if newest is None:
-        state, start_step, left = run.create_state(), 0, {}
+        state, start_step, left = first_state(config, run, description["dataset"], place, say), 0, {}
     else:
         start_step, saved = newest, checkpoints.description(newest)
         same_classes(description["dataset"], saved["dataset"], workdir)

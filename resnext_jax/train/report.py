@@ -107,7 +107,8 @@ def model_title(config: ConfigDict) -> str:
     """The network by its row or its numbers, and the data: `resnext101_64x4d on imagenet2012`."""
     model = config.model
     name = model.name or f"{model.family} {model.depth} ({model.cardinality}x{model.bottleneck_width}d)"
-    return f"{name}{'' if model.shortcut else ' without shortcuts'} on {config.data.name}"
+    changes = f"{'' if model.shortcut else ' without shortcuts'}{' pre-activated' if model.preactivation else ''}"
+    return f"{name}{changes} on {config.data.name}"
 
 
 def summarize(workdir: str, title: str, say: Callable[[str], None]) -> None:

@@ -4,12 +4,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from resnext_jax.models.template import ResNeXt
+from resnext_jax.models.zoo import Network
 from resnext_jax.types import TrainState
 
 
 def create_state(
-    model: ResNeXt, optimizer: optax.GradientTransformation, seed: int, image_shape: tuple[int, int, int]
+    model: Network, optimizer: optax.GradientTransformation, seed: int, image_shape: tuple[int, int, int]
 ) -> TrainState:
     """Initial parameters, statistics and momentum buffers at step 0.
 
@@ -26,6 +26,6 @@ def create_state(
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
-        batch_stats=variables["batch_stats"],
+        batch_stats=variables.get("batch_stats", {}),  # VGG may have no batch norm
         opt_state=optimizer.init(params),
     )

@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool
 
 from resnext_jax import metrics, sharding
-from resnext_jax.models.template import ResNeXt
+from resnext_jax.models.zoo import Network
 from resnext_jax.ops.augment import image_keys
 from resnext_jax.types import Batch, PyTree, TrainState
 
@@ -18,13 +18,14 @@ def train_step(
     state: TrainState,
     batch: Batch,
     *,
-    model: ResNeXt,
+    model: Network,
     optimizer: optax.GradientTransformation,
     augment: Callable[[Array, Array], Array],
     seed: int,
     label_smoothing: float,
     accumulation_steps: int,
     mesh: Mesh,
+    trains_only: str | None = None,
 ) -> tuple[TrainState, metrics.Sums]:
     """Augments, runs forward and backward, and updates; the gradient is of the mean cross-entropy of the batch.
 
@@ -34,11 +35,13 @@ def train_step(
       model: its `bn_group_images` must divide a microbatch (0 needs `accumulation_steps` of 1).
       optimizer: gradients and parameters -> updates.
       augment: (uint8 images, keys) -> normalised float32 images; `ops.augment.make_augment`.
-      seed: of the run; with the step and the position in the batch it keys every draw.
+      seed: of the run; with the step and the position in the batch it keys every draw, of augmentation and dropout.
       label_smoothing: in [0, 1).
       accumulation_steps: microbatches, one after the other. Whole batch-norm groups, so the mathematics is that of
         one pass: gradients and running statistics are averaged, one update is made.
       mesh: that the batch is split over.
+      trains_only: the one module whose parameters have a gradient; the network is then in inference mode, and its
+        running statistics stay. The optimizer must leave the others alone (`optim.only`).
 
     Returns:
       The state after the step, and the sums over the training images, augmented and before the update. The loss is
@@ -57,14 +60,19 @@ def train_step(
     def loss_fn(params: PyTree, batch_stats: PyTree, micro: Batch, micro_keys: Array) -> tuple[Array, tuple]:
         with jax.named_scope("augment"):
             images = augment(micro.image, micro_keys)
+        if trains_only:
+            params = {name: _constant(value) if name != trains_only else value for name, value in params.items()}
         logits, updated = model.apply(
-            {"params": params, "batch_stats": batch_stats}, images, train=True, mutable=["batch_stats"]
+            *({"params": params, "batch_stats": batch_stats}, images),
+            train=not trains_only,
+            keys=micro_keys,
+            mutable=["batch_stats"],
         )
         with jax.named_scope("loss"):
             loss = metrics.cross_entropy(logits, micro.label, label_smoothing).mean()
             sums = metrics.count(logits, micro.label, micro.mask)
         # Everything comes out as the share of a sum: a mean over microbatches and devices needs no pass of its own.
-        return loss * share, (jax.tree.map(lambda stat: stat * share, updated["batch_stats"]), sums)
+        return loss * share, (jax.tree.map(lambda stat: stat * share, updated.get("batch_stats", {})), sums)
 
     def gradients(variables: PyTree, micro: tuple[Batch, Array]) -> tuple[PyTree, PyTree, metrics.Sums]:
         grads, (stats, sums) = jax.grad(loss_fn, has_aux=True)(variables["params"], variables["batch_stats"], *micro)
@@ -92,12 +100,12 @@ def train_step(
         new_state = TrainState(
             step=state.step + 1,
             params=optax.apply_updates(state.params, updates),
-            batch_stats=batch_stats,
+            batch_stats=state.batch_stats if trains_only else batch_stats,
             opt_state=opt_state,
         )
     # A ReLU may hide a NaN from the loss (on the CPU it does), but all gradients end in the first layer's: one that is
     # not finite makes the loss NaN, at the price of one small kernel instead of a pass over all parameters.
-    return new_state, sums.replace(loss=sums.loss + 0.0 * optax.tree.norm(grads["stem_conv"]))
+    return new_state, sums.replace(loss=sums.loss + 0.0 * optax.tree.norm(grads[model.first_layer]))
 
 
 def all_finite(state: TrainState) -> Bool[Array, ""]:
@@ -116,6 +124,10 @@ def split_rows(rows: Array, parts: int, group_images: int) -> Array:
     """
     groups = rows.reshape(-1, parts, group_images, *rows.shape[1:])
     return jnp.moveaxis(groups, 1, 0).reshape(parts, -1, *rows.shape[1:])
+
+
+def _constant(tree: PyTree) -> PyTree:
+    return jax.tree.map(jax.lax.stop_gradient, tree)
 
 
 def _float32(tree: PyTree) -> PyTree:

@@ -27,6 +27,7 @@ def evaluate_all(
         image_size_px=config.data.image_size_px,
         resize_px=config.data.resize_px,
         crop=config.data.crop,
+        interpolation=config.data.get("interpolation", "bicubic"),  # which checkpoints of before do not have
         num_threads=config.data.num_threads,
         progress=lambda sums: progress.update(int(sums.images), report.evaluation_line(sums)),
     )

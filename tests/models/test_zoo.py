@@ -1,6 +1,7 @@
 """zoo.py: the tables against published counts and sums by hand, and every mistake in choosing a network."""
 
 import dataclasses
+import re
 from functools import partial
 
 import jax
@@ -10,7 +11,9 @@ import pytest
 
 from resnext_jax.errors import UserError
 from resnext_jax.models import zoo
-from resnext_jax.models.template import Arch, ResNeXt
+from resnext_jax.models.densenet import DenseNetArch
+from resnext_jax.models.template import CIFAR_STEM, IMAGENET_STEM, Arch, ResNeXt
+from resnext_jax.models.vgg import VggArch
 
 
 def shapes(arch: Arch, num_classes: int = 1000) -> dict:
@@ -79,24 +82,47 @@ def test_equal_complexity(name, width, weights):
     assert weights == pytest.approx(70_000, rel=0.025)
 
 
-@pytest.mark.parametrize("name", zoo.ARCHS)
+@pytest.mark.parametrize("name", [name for name, arch in zoo.ARCHS.items() if isinstance(arch, Arch)])
 def test_a_name_says_what_it_is(name):
     arch = zoo.ARCHS[name]
-    kind, *rest = name.split("_")
-    depth = int(kind.removeprefix("resnet").removeprefix("resnext"))
+    kind, depth, rest = re.fullmatch(r"(wide_resnet|preresnet|resnet|resnext|plain|wrn)(\d+)(.*)", name).groups()
     convs = {"basic": 2, "bottleneck": 3}[arch.block] * sum(arch.blocks)
-    assert convs + 2 == depth  # the stem and the classifier
-    if rest:
-        cardinality, width = rest[0].removesuffix("d").split("x")
-        assert (arch.cardinality, arch.bottleneck_width) == (int(cardinality), int(width))
+    # The stem and the classifier count; Wide ResNets count three projections and not the classifier.
+    assert convs + (4 if kind == "wrn" else 2) == int(depth)
+    paths = re.fullmatch(r"_(\d+)x(\d+)d(_small|_tiny)?", rest)
+    if paths:
+        assert (arch.cardinality, arch.bottleneck_width) == (int(paths[1]), int(paths[2]))
+    elif kind == "wide_resnet":
+        assert (arch.cardinality, arch.bottleneck_width) == (1, 64 * int(rest.removeprefix("_")))
+    elif kind != "wrn":
+        assert (rest, arch.cardinality, arch.bottleneck_width) == ("", 1, 64)
+    assert arch.widen == (int(rest.removeprefix("_")) if kind == "wrn" else 1)
+    assert arch.width == (16 if kind == "wrn" or "small" in rest else 4 if "tiny" in rest else 64)
+    assert arch.preactivation == (kind in ("preresnet", "wrn") or name == "resnet200")
+    assert arch.shortcut == (kind != "plain")
+    assert arch.dropout == 0
+    stems = {4: IMAGENET_STEM, 3: CIFAR_STEM}
+    assert "small" in rest or "tiny" in rest or arch.stem == stems[len(arch.blocks)]
+
+
+@pytest.mark.parametrize("name", [name for name, arch in zoo.ARCHS.items() if not isinstance(arch, Arch)])
+def test_the_depth_of_other_networks(name):
+    arch = zoo.ARCHS[name]
+    if isinstance(arch, VggArch):
+        assert f"vgg{sum(arch.convs) + 3}" == name.removesuffix("_bn")  # and three fully connected layers
+        assert arch.batch_norm == name.endswith("_bn")
     else:
-        assert (arch.cardinality, arch.bottleneck_width) == (1, 64)
+        assert isinstance(arch, DenseNetArch)
+        depth = int(re.fullmatch(r"densenet_?(?:bc)?(\d+)(_12)?", name)[1])
+        # Two convolutions in a layer, one in a transition; the stem and the classifier.
+        assert 2 * sum(arch.layers) + len(arch.layers) - 1 + 2 == depth
+        assert arch.width == 2 * arch.growth
 
 
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
-        ((51,), r"model\.depth=51: the ImageNet depths are \[18, 34, 50, 101, 152\]"),
+        ((51,), r"model\.depth=51: the ImageNet depths are \[18, 34, 50, 101, 152, 200\]"),
         ((30, 8, 64, "cifar"), r"model\.depth=30: .* 9n \+ 2 layers \(11, 20, 29"),
         ((2, 8, 64, "cifar"), r"model\.depth=2: "),
         ((18, 32, 4), r"model\.depth=18 is made of basic blocks"),
@@ -119,6 +145,35 @@ def test_select():
     assert zoo.select("resnext50_32x4d") == zoo.select(None, depth=50, cardinality=32, bottleneck_width=4)
     assert zoo.select("resnet50", shortcut=False) == dataclasses.replace(zoo.ARCHS["resnet50"], shortcut=False)
     assert zoo.select(family="cifar", depth=29, cardinality=8, bottleneck_width=64) == zoo.ARCHS["resnext29_8x64d"]
+
+
+def test_what_is_asked_of_a_row_is_added_to_what_it_has():
+    assert not zoo.select("plain34", shortcut=True).shortcut
+    assert zoo.select("resnet200", preactivation=False).preactivation
+    assert zoo.select("resnext50_32x4d", preactivation=True) == zoo.by_depth(50, 32, 4, preactivation=True)
+    assert zoo.select(depth=101, preactivation=True).preactivation
+    assert zoo.select("wrn28_10", dropout=0.3) == dataclasses.replace(zoo.ARCHS["wrn28_10"], dropout=0.3)
+    assert (zoo.select("vgg16").dropout, zoo.select("vgg16", dropout=0.0).dropout) == (0.5, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problems"),
+    [
+        (dict(name="vgg16", shortcut=False), [r"model\.shortcut=False: vgg16 has no residual blocks"]),
+        (
+            dict(name="densenet121", preactivation=True, dropout=0.2),
+            [r"model\.preactivation=True: densenet121 has no residual", r"model\.dropout=0\.2: only basic blocks"],
+        ),
+        (dict(name="resnet50", dropout=0.2), [r"model\.dropout=0\.2: only basic blocks"]),
+        (dict(name="wrn28_10", dropout=1.0), [r"model\.dropout=1\.0 must be in \[0, 1\)"]),
+    ],
+)
+def test_what_a_row_cannot_have(arguments, problems):
+    with pytest.raises(UserError) as caught:
+        zoo.select(**arguments)
+    assert len(caught.value.problems) == len(problems)
+    for found, wanted in zip(caught.value.problems, problems, strict=True):
+        assert re.match(wanted, found)
 
 
 def test_unknown_names_are_answered_with_the_nearest():

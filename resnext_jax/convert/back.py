@@ -1,0 +1,75 @@
+"""From a checkpoint of ours to a file that torchvision's network of that name loads."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from resnext_jax.checkpoint import locate, read_description, read_variables, require_same_arrays
+from resnext_jax.convert import files, mapping
+from resnext_jax.convert.layers import layers_of
+from resnext_jax.convert.names import current_name, their_names
+from resnext_jax.errors import UserError
+from resnext_jax.models import zoo
+
+
+def convert_back(path: str, out: str) -> int:
+    """Writes the weights under torchvision's names, with a counter of batches for every batch norm.
+
+    Weights that came from a torchvision file go back as they were: order, dtypes and counters.
+
+    Args:
+      path: a workdir, its `checkpoints`, or one checkpoint.
+      out: the file, which must not exist.
+
+    Returns:
+      The number of arrays written.
+
+    Raises:
+      UserError: there is no checkpoint, torchvision has no such network, or the file cannot be written.
+    """
+    checkpoint = locate(path)
+    description = read_description(checkpoint)
+    fields = description["config"]["model"]
+    model, arch = fields.get("name"), zoo.select(**fields)
+    if not model or arch != zoo.ARCHS[model] or not getattr(arch, "shortcut", True):
+        raise UserError(
+            f"{checkpoint} is of a network by its numbers, of a changed one or of one without shortcuts, for which "
+            "torchvision has no name. Checkpoints of rows of the zoo (resnext_jax.list_models()) can be converted."
+        )
+    layers = layers_of(model, len(description["dataset"]["class_names"]))
+    names = their_names("torchvision", model, layers)
+    entries = mapping.entries_of("torchvision", layers, names)
+    variables = read_variables(checkpoint, jax.sharding.SingleDeviceSharding(jax.local_devices()[0]))
+    wanted: dict[str, Any] = {}
+    for entry in entries:
+        wanted["/".join(entry.path)] = jax.ShapeDtypeStruct(entry.shape, "float32")
+    require_same_arrays(checkpoint, wanted, _flat(variables), "Only networks for colour images can be converted.")
+
+    arrays = mapping.from_variables(entries, jax.device_get(variables))
+    source = description.get("source", {})
+    if source.get("format") == "torchvision":
+        arrays |= {name: np.array(count, np.int64) for name, count in source["counters"].items()}
+        arrays = {name: arrays[current_name(name)].astype(dtype) for name, dtype in source["dtypes"].items()}
+    else:
+        step = int(checkpoint.name) if checkpoint.name.isdigit() else 0
+        arrays = dict(_with_counters(arrays, source.get("counters", {}), step))
+    files.write_torch(out, arrays)
+    return len(arrays)
+
+
+def _with_counters(
+    arrays: dict[str, np.ndarray], counters: dict[str, int], step: int
+) -> Iterator[tuple[str, np.ndarray]]:
+    """With the counter of every batch norm after its statistics, where PyTorch has it."""
+    for name, array in arrays.items():
+        yield name, array
+        if name.endswith(".running_var"):
+            counter = name.replace("running_var", mapping.COUNTER)
+            yield counter, np.array(counters.get(counter, step), np.int64)
+
+
+def _flat(tree: Any) -> dict[str, Any]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}

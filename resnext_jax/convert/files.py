@@ -1,0 +1,187 @@
+"""Files of weights as arrays by name. Nothing in a file is ever executed."""
+
+import collections
+import json
+import math
+import mmap
+import os
+import pickle
+import struct
+import warnings
+from collections.abc import Mapping, Sequence
+from types import ModuleType
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from resnext_jax.errors import UserError
+
+BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+SAFETENSORS_DTYPES = {
+    "F64": np.dtype("<f8"),
+    "F32": np.dtype("<f4"),
+    "F16": np.dtype("<f2"),
+    "BF16": BFLOAT16,
+    "I64": np.dtype("<i8"),
+    "I32": np.dtype("<i4"),
+    "I16": np.dtype("<i2"),
+    "I8": np.dtype("i1"),
+    "U8": np.dtype("u1"),
+    "BOOL": np.dtype("?"),
+}
+# Where training scripts put the weights when they save more than those.
+WRAPPERS = ("state_dict", "model")
+
+
+def open_bytes(path: str) -> mmap.mmap:
+    """The content of a file, read where it is looked at.
+
+    Raises:
+      UserError: it cannot be read, or is empty.
+    """
+    try:
+        with open(path, "rb") as file:
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}. Give the path of a file of weights.") from None
+    except ValueError:
+        raise UserError(f"{path} is empty. Fetch the file again.") from None
+
+
+def read_arrays(path: str) -> dict[str, np.ndarray]:
+    """The arrays of a `.safetensors` file, or of a file that PyTorch saved, in the file's order.
+
+    Raises:
+      UserError: it is truncated, or holds anything but arrays by name; code in it is not executed.
+    """
+    return _read_safetensors(path) if path.endswith(".safetensors") else _read_torch(path)
+
+
+# ------------------------------------------------------------------------------------------------------ safetensors
+
+
+def _read_safetensors(path: str) -> dict[str, np.ndarray]:
+    content = open_bytes(path)
+    try:
+        (length,) = struct.unpack_from("<Q", content)
+        header = json.loads(content[8 : 8 + length])
+        if length > len(content) - 8 or not isinstance(header, dict):
+            raise ValueError("its header is cut short or no table")
+        arrays, end = {}, 8 + length
+        for name, fields in header.items():
+            if name == "__metadata__":
+                continue
+            dtype, shape, (first, last) = SAFETENSORS_DTYPES[fields["dtype"]], fields["shape"], fields["data_offsets"]
+            count = _count(shape)
+            start = 8 + length + first
+            if not 0 <= first <= last or last - first != count * dtype.itemsize or 8 + length + last > len(content):
+                raise ValueError(f"{name} lies outside of it")
+            arrays[name] = np.frombuffer(content, dtype, count, start).reshape(shape)
+            end = max(end, 8 + length + last)
+        if end != len(content):
+            raise ValueError(f"{len(content) - end} bytes at its end belong to no array")
+    except (ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
+        reason = f"{type(error).__name__} {error}" if isinstance(error, KeyError | TypeError) else error
+        raise UserError(f"{path} is no whole .safetensors file: {reason}. Fetch it again.") from None
+    return arrays
+
+
+def _count(shape: Sequence[int]) -> int:
+    if not all(isinstance(size, int) and size >= 0 for size in shape):
+        raise ValueError(f"the shape {shape}")
+    return math.prod(shape)
+
+
+# ---------------------------------------------------------------------------------------------------------- PyTorch
+
+
+def import_torch(what: str) -> ModuleType:
+    """PyTorch, which reads and writes its own files.
+
+    Raises:
+      UserError: it is not installed.
+    """
+    try:
+        import torch
+    except ImportError:
+        raise UserError(
+            f"{what} wants PyTorch, which is not installed: pip install -e '.[convert]' (or pip install torch). "
+            ".safetensors and .t7 files are read without it."
+        ) from None
+    return torch
+
+
+def _read_torch(path: str) -> dict[str, np.ndarray]:
+    open_bytes(path).close()
+    torch = import_torch(f"reading {path}")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of storages, for those who write such files
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    # Whatever a broken file makes the reader stumble over; it knows tensors and plain containers alone.
+    except (
+        pickle.UnpicklingError,
+        RuntimeError,
+        EOFError,
+        ValueError,
+        TypeError,
+        LookupError,
+        AttributeError,
+        OSError,
+    ) as error:
+        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise UserError(
+            f"{path} cannot be read as tensors alone ({reason[:200]}). It is broken or cut short, or it holds objects "
+            "and code, which are never executed here. Fetch it again, or where you trust it save its weights by "
+            "themselves: torch.save(model.state_dict(), FILE)."
+        ) from None
+    return {name: _to_numpy(torch, path, name, tensor) for name, tensor in _state_dict(path, content).items()}
+
+
+def _state_dict(path: str, content: Any) -> Mapping[str, Any]:
+    """The weights by name: the file itself, or what a training script wrapped around them."""
+    for key in WRAPPERS:
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+    if not isinstance(content, Mapping) or not all(isinstance(name, str) for name in content):
+        raise UserError(
+            f"{path} holds {type(content).__name__}, no tensors by name. Save the weights by themselves: "
+            "torch.save(model.state_dict(), FILE)."
+        )
+    if content and all(name.startswith("module.") for name in content):  # of DataParallel
+        content = {name.removeprefix("module."): tensor for name, tensor in content.items()}
+    return content
+
+
+def _to_numpy(torch: ModuleType, path: str, name: str, tensor: Any) -> np.ndarray:
+    if not isinstance(tensor, torch.Tensor) or tensor.layout != torch.strided or tensor.is_quantized:
+        raise UserError(
+            f"{path}: {name} is a {type(tensor).__name__}, not a plain tensor. Save the weights by themselves: "
+            "torch.save(model.state_dict(), FILE)."
+        )
+    tensor = tensor.detach().contiguous()
+    if tensor.dtype == torch.bfloat16:
+        return tensor.view(torch.int16).numpy().view(BFLOAT16)
+    return tensor.numpy()
+
+
+def write_torch(path: str, arrays: Mapping[str, np.ndarray]) -> None:
+    """Writes arrays by name as PyTorch saves a state dict.
+
+    Raises:
+      UserError: PyTorch is missing, or the file exists or cannot be written.
+    """
+    torch = import_torch(f"writing {path}")
+    if os.path.exists(path):
+        raise UserError(f"{path} exists, and is left as it is. Remove it, or give another --out=FILE.")
+    tensors = collections.OrderedDict()  # as a state dict is
+    for name, array in arrays.items():
+        if array.dtype == BFLOAT16:
+            tensors[name] = torch.from_numpy(array.view(np.int16).copy()).view(torch.bfloat16)
+        else:
+            tensors[name] = torch.from_numpy(array.copy())  # PyTorch wants memory that may be written
+    try:
+        torch.save(tensors, path)
+    except (OSError, RuntimeError) as error:
+        raise UserError(f"{path} cannot be written: {error}. Give another --out=FILE.") from None

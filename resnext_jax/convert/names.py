@@ -1,0 +1,106 @@
+"""What torchvision and timm call our layers. timm's ResNets and DenseNets bear torchvision's names."""
+
+import re
+from collections.abc import Sequence
+
+from resnext_jax.convert.layers import Layer
+from resnext_jax.errors import UserError
+
+RESNET = {
+    "stem_conv": "conv1",
+    "stem_bn": "bn1",
+    "shortcut_conv": "downsample.0",
+    "shortcut_bn": "downsample.1",
+    "classifier": "fc",
+    **{name: name for name in ("conv1", "conv2", "conv3", "bn1", "bn2", "bn3")},
+}
+DENSENET = {
+    "stem_conv": "features.conv0",
+    "stem_bn": "features.norm0",
+    "final_bn": "features.norm5",
+    "classifier": "classifier",
+}
+VGG = {
+    "torchvision": {"hidden1": "classifier.0", "hidden2": "classifier.3", "classifier": "classifier.6"},
+    "timm": {"hidden1": "pre_logits.fc1", "hidden2": "pre_logits.fc2", "classifier": "head.fc"},
+}
+OLD_DENSENET = re.compile(r"(.*denselayer\d+\.(?:norm|conv))\.([12]\..*)")
+POOLED_PX = 7  # of the first of timm's, which are convolutions
+
+
+def their_names(their: str, model: str, layers: Sequence[Layer]) -> list[str]:
+    """The name of every layer: stage3/block2/conv2 is layer2.1.conv2.
+
+    Args:
+      their: "torchvision" or "timm".
+      model: for the message.
+      layers: of the model.
+
+    Raises:
+      UserError: they have no such network.
+    """
+    inside = {part for layer in layers for part in layer.path}
+    if "hidden1" in inside:
+        names = _vgg(VGG[their], layers)
+    elif "transition" in inside:
+        names = [_densenet(layer.path) for layer in layers]
+    else:
+        names = [".".join(map(_resnet, layer.path)) for layer in layers]
+    strange = [layer for layer, name in zip(layers, names, strict=True) if "?" in name]
+    if strange or len(set(names)) != len(names):
+        raise UserError(
+            f"{model} is none of {their}'s networks{': ' + '/'.join(strange[0].path) if strange else ''} has no name "
+            "there. ResNets, ResNeXts and wide ResNets with batch norm after the convolutions, DenseNets and VGGs have."
+        )
+    return names
+
+
+def current_name(name: str) -> str:
+    """An array's name as torchvision's networks have it now: its DenseNet files are of when norm1 was norm.1."""
+    old = OLD_DENSENET.fullmatch(name)
+    return f"{old[1]}{old[2]}" if old else name
+
+
+def their_shape(their: str, layer: Layer, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of a kernel in their file."""
+    if len(shape) == 4:
+        height, width, group_inputs, out = shape
+        return (out, group_inputs, height, width)
+    if len(shape) == 2:
+        if their == "timm" and layer.path[-1].startswith("hidden"):
+            size_px = POOLED_PX if layer.path[-1] == "hidden1" else 1
+            return (shape[1], shape[0] // size_px**2, size_px, size_px)
+        return shape[::-1]
+    return shape
+
+
+def _resnet(part: str) -> str:
+    numbered = re.fullmatch(r"(stage|block)(\d+)", part)
+    if numbered is None:
+        return RESNET.get(part, "?")
+    number = int(numbered[2])
+    return f"layer{number - 1}" if numbered[1] == "stage" else str(number - 1)
+
+
+def _densenet(path: tuple[str, ...]) -> str:
+    if len(path) == 1:
+        return DENSENET.get(path[0], "?")
+    stage, part, layer = path
+    number = int(stage.removeprefix("stage")) - 1
+    if part == "transition":
+        return f"features.transition{number - 1}.{layer.replace('bn', 'norm').removesuffix('1')}"
+    return f"features.denseblock{number}.dense{part}.{layer.replace('bn', 'norm')}"
+
+
+def _vgg(outside: dict[str, str], layers: Sequence[Layer]) -> list[str]:
+    names, index, stage = [], 0, layers[0].path[0]
+    for layer in layers:
+        if len(layer.path) == 1:
+            names.append(outside[layer.path[0]])
+            continue
+        if layer.kind == "conv" and names:
+            index += 1 if layer.path[0] == stage else 2  # a ReLU, and between stages a max-pool, has a number too
+        stage = layer.path[0]
+        names.append(f"features.{index}")
+        index += 1
+    return names

@@ -1,0 +1,131 @@
+"""From a foreign file to a checkpoint of ours, with all that belongs to the weights."""
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from resnext_jax.checkpoint import DIRECTORY, Checkpoints
+from resnext_jax.convert import files, mapping, names
+from resnext_jax.convert.layers import Layer, layers_of
+from resnext_jax.convert.torch7 import read_torch7
+from resnext_jax.convert.torch7_network import torch7_arrays
+from resnext_jax.convert.weights import Weights, class_names_problem, find_weights, sha256_of
+from resnext_jax.data.imagenet_classes import imagenet_classes
+from resnext_jax.errors import UserError, raise_all
+from resnext_jax.models import zoo
+from resnext_jax.types import TrainState
+
+FORMATS = ("torchvision", "timm", "torch7")
+NUM_CLASSES = 1000
+
+
+def convert(
+    their: str,
+    file: str,
+    model: str,
+    out: str,
+    *,
+    weights: str | None = None,
+    class_names: Sequence[str] | None = None,
+) -> tuple[int, Weights]:
+    """Writes `out/checkpoints/0`.
+
+    Args:
+      their: a row of FORMATS: whose names the arrays bear.
+      file: `.pth` or `.safetensors` ("torchvision", "timm"), or `.t7` ("torch7").
+      model: a row of `zoo.ARCHS`.
+      out: a directory without a checkpoint.
+      weights: the row of `weights.tsv` whose preprocessing belongs to the file; found by checksum where None.
+      class_names: in label order; by default ImageNet's WordNet ids for 1000 classes, "class 0", ... for any other.
+
+    Returns:
+      The number of arrays of the checkpoint, and how their images are prepared.
+
+    Raises:
+      UserError: the file is broken or belongs to another network, or `out` is taken; nothing is written.
+    """
+    zoo.select(model)  # an unknown name is told before a large file is read
+    if os.path.exists(os.path.join(out, DIRECTORY)):
+        raise UserError(f"{out} holds checkpoints already, and is left as it is. Give another --out=DIR.")
+    layers, entries, stored = _read_torch7(file, model) if their == "torch7" else _read_named(their, file, model)
+    arrays = {names.current_name(name): array for name, array in stored.items()}
+    norms = {entry.name.removesuffix("running_mean") for entry in entries}
+    counters = {
+        name: int(array)
+        for name, array in arrays.items()
+        if name.removesuffix(mapping.COUNTER) in norms and (array.shape, array.dtype) == ((), np.int64)
+    }
+    rest = {name: array for name, array in arrays.items() if name not in counters}
+    variables = mapping.to_variables(entries, rest, file=file, model=model)
+
+    num_classes = layers[-1].shapes["bias"][0]
+    if class_names is None:
+        imagenet = num_classes == NUM_CLASSES
+        class_names = tuple(imagenet_classes()) if imagenet else [f"class {index}" for index in range(num_classes)]
+    raise_all(class_names_problem(class_names, num_classes, "--class_names"))
+    sha256 = sha256_of(file)
+    row = find_weights(their, model, sha256, weights)
+    source = {
+        "format": their,
+        "file": os.path.basename(file),
+        "sha256": sha256,
+        "weights": row.name,
+        # What the way back needs besides the values.
+        "dtypes": {name: array.dtype.name for name, array in stored.items()} if their != "torch7" else {},
+        "counters": counters,
+    }
+    description = {
+        "config": _config(model, row),
+        "dataset": {"name": "imagenet2012", "class_names": list(class_names)},
+        "source": source,
+    }
+    state = TrainState(np.zeros((), np.int32), variables["params"], variables["batch_stats"], opt_state=())
+    checkpoints = Checkpoints(out, keep_newest=1, keep_best=0)
+    checkpoints.save(state, description, None)
+    checkpoints.close()
+    return len(entries), row
+
+
+Read = tuple[list[Layer], list[mapping.Entry], dict[str, np.ndarray]]
+
+
+def _read_named(their: str, file: str, model: str) -> Read:
+    stored = files.read_arrays(file)
+    layer_names = names.their_names(their, model, layers_of(model, NUM_CLASSES))
+    layers = _with_classes_of(stored, layer_names[-1], model)
+    return layers, mapping.entries_of(their, layers, layer_names), stored
+
+
+def _read_torch7(file: str, model: str) -> Read:
+    layers = layers_of(model, NUM_CLASSES)
+    layer_names, stored = torch7_arrays(read_torch7(file), zoo.select(model), layers, file=file, model=model)
+    layers = _with_classes_of(stored, layer_names[-1], model)
+    return layers, mapping.entries_of("torch7", layers, layer_names), stored
+
+
+def _with_classes_of(arrays: mapping.Arrays, classifier: str, model: str) -> list[Layer]:
+    """The layers of the model with as many classes as the file's classifier has, if it has one."""
+    bias = arrays.get(f"{classifier}.bias")
+    return layers_of(model, len(bias) if bias is not None and bias.ndim == 1 and len(bias) else NUM_CLASSES)
+
+
+def _config(model: str, row: Weights) -> dict[str, Any]:
+    """What evaluation and prediction read of a config, with the preprocessing of the weights."""
+    return {
+        "model": {"name": model, "shortcut": True},
+        "conv_impl": "auto",
+        "compute_dtype": "float32",
+        "bn_group_images": 32,
+        "data": {
+            "name": "imagenet2012",
+            "dir": None,
+            "class_list": None,
+            "on_bad_image": "error",
+            "crop": "random_sized",
+            "num_threads": 16,
+            **row.preprocessing(),
+        },
+        "evaluate": {"batch_size": 256},
+    }

@@ -1,0 +1,205 @@
+"""Torch7's binary serialisation (torch/File.lua, the `.t7` files): read as data, nothing in it is executed.
+
+Little-endian, longs of 8 bytes, as Torch7 writes on every machine that it was used on. An object begins with its type:
+0 nil; 1 number (double); 2 string (int32 length, bytes); 3 table (int32 index, int32 count, pairs of objects); 4 object
+of a class (int32 index, version "V 1", class name, body); 5 boolean (int32); 6, 7, 8 function (bytecode, upvalues). An
+index that has been seen refers to the object that had it. The body of a tensor is its dimensions, sizes, strides,
+offset (from 1) and storage; that of a storage its length and elements; of any other class a table of its fields.
+"""
+
+import dataclasses
+import re
+import struct
+from typing import Any
+
+import numpy as np
+
+from resnext_jax.convert.files import open_bytes
+from resnext_jax.errors import UserError
+
+NIL, NUMBER, STRING, TABLE, OBJECT, BOOLEAN, FUNCTION = range(7)
+FUNCTIONS_WITH_INDEX = (7, 8)
+DTYPES = {
+    "Float": "<f4",
+    "Double": "<f8",
+    "Half": "<f2",
+    "Long": "<i8",
+    "Int": "<i4",
+    "Short": "<i2",
+    "Char": "i1",
+    "Byte": "u1",
+    "Cuda": "<f4",
+    "CudaDouble": "<f8",
+    "CudaHalf": "<f2",
+    "CudaLong": "<i8",
+    "CudaInt": "<i4",
+    "CudaShort": "<i2",
+    "CudaChar": "i1",
+    "CudaByte": "u1",
+}
+MAX_DIMENSIONS = 16
+MAX_DEPTH = 150  # of tables within tables; a network has about 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Function:
+    """A Lua function: its bytecode was skipped."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Module:
+    """An object of any class that is no tensor and no storage: `nn.Sequential`, `cudnn.SpatialConvolution`."""
+
+    class_name: str
+    fields: dict[Any, Any]
+
+
+def read_torch7(path: str) -> Any:
+    """The object in a file.
+
+    A number, bool, str or None; an array (a tensor, or the one dimension of a storage); a dict (a table, whole numbers
+    among its keys as int); a `Module` or a `Function`.
+
+    Raises:
+      UserError: the file is truncated or broken, or not of this format.
+    """
+    try:
+        return _Reader(path).read_file()
+    except _BrokenError as error:
+        raise UserError(
+            f"{path} is no whole Torch7 file: {error}. Fetch it again; a file of Torch7's ascii format must be saved "
+            "anew there with torch.save(FILE, model)."
+        ) from None
+
+
+class _BrokenError(Exception):
+    pass
+
+
+class _Reader:
+    def __init__(self, path: str):
+        self.data, self.at, self.depth = open_bytes(path), 0, 0
+        self.seen: dict[int, Any] = {}
+
+    def read_file(self) -> Any:
+        value = self.read()
+        if self.at != len(self.data):
+            raise _BrokenError(f"{len(self.data) - self.at:,} bytes follow its object, which ends at byte {self.at:,}")
+        return value
+
+    def read(self) -> Any:
+        start, tag = self.at, self.int32()
+        if tag == NIL:
+            return None
+        if tag == NUMBER:
+            return self.unpack("<d")
+        if tag == STRING:
+            return self.string()
+        if tag == BOOLEAN:
+            return self.int32() == 1
+        if tag not in (TABLE, OBJECT, FUNCTION, *FUNCTIONS_WITH_INDEX):
+            raise _BrokenError(f"at byte {start:,} stands the type {tag}, which does not exist")
+        self.depth += 1
+        if self.depth > MAX_DEPTH:
+            raise _BrokenError(f"more than {MAX_DEPTH} objects lie within one another at byte {start:,}")
+        value = self.function() if tag == FUNCTION else self.indexed(tag)
+        self.depth -= 1
+        return value
+
+    def indexed(self, tag: int) -> Any:
+        index = self.int32()
+        if index in self.seen:
+            return self.seen[index]
+        if tag == TABLE:
+            table = self.seen[index] = {}
+            return self.fill(table)
+        if tag != OBJECT:
+            self.seen[index] = Function()
+            return self.function()
+        class_name = self.string()
+        if re.fullmatch(r"V \d+", class_name):  # files older than versions begin with the class
+            class_name = self.string()
+        match = re.fullmatch(r"torch\.(\w*)(Tensor|Storage)", class_name)
+        if match is None:
+            module = self.seen[index] = Module(class_name, {})
+            fields = self.read()
+            if not isinstance(fields, dict):
+                raise _BrokenError(f"an object of {class_name} before byte {self.at:,} has no table of fields")
+            module.fields.update(fields)
+            return module
+        if match[1] not in DTYPES:
+            raise _BrokenError(f"at byte {self.at:,} stands the class {class_name}, which is not known")
+        dtype = np.dtype(DTYPES[match[1]])
+        array = self.seen[index] = self.tensor(dtype) if match[2] == "Tensor" else self.storage(dtype)
+        return array
+
+    def fill(self, table: dict) -> dict:
+        for _ in range(self.count()):
+            key, value = self.read(), self.read()
+            if isinstance(key, float) and key.is_integer():
+                key = int(key)
+            if isinstance(key, str | int | float | bool):  # others never name a part of a network
+                table[key] = value
+        return table
+
+    def function(self) -> Function:
+        self.skip(self.count())
+        self.read()  # upvalues
+        return Function()
+
+    def storage(self, dtype: np.dtype) -> np.ndarray:
+        count, start = self.int64(), self.at
+        self.skip(count * dtype.itemsize if count >= 0 else -1)
+        return np.frombuffer(self.data, dtype, count, start)
+
+    def tensor(self, dtype: np.dtype) -> np.ndarray:
+        start, num_dims = self.at, self.int32()
+        if not 0 <= num_dims <= MAX_DIMENSIONS:
+            raise _BrokenError(f"the tensor at byte {start:,} has {num_dims} dimensions")
+        sizes = tuple(self.int64() for _ in range(num_dims))
+        strides = tuple(self.int64() for _ in range(num_dims))
+        offset, storage = self.int64() - 1, self.read()
+        if storage is None or num_dims == 0:
+            return np.empty(0, dtype)
+        fits = isinstance(storage, np.ndarray) and storage.ndim == 1 and storage.dtype == dtype and offset >= 0
+        fits = fits and all(size >= 0 for size in sizes) and all(stride >= 0 for stride in strides)
+        if fits and 0 not in sizes:
+            last = offset + sum((size - 1) * stride for size, stride in zip(sizes, strides, strict=True))
+            fits = last < len(storage) and int(np.prod(sizes, dtype=object)) <= len(storage)
+        if not fits:
+            raise _BrokenError(f"the tensor {sizes} at byte {start:,} does not lie within its storage")
+        if 0 in sizes:
+            return np.empty(sizes, dtype)
+        view = np.lib.stride_tricks.as_strided
+        return view(storage[offset:], sizes, [stride * dtype.itemsize for stride in strides], writeable=False)
+
+    # ---- plain values
+
+    def int32(self) -> int:
+        return self.unpack("<i")
+
+    def int64(self) -> int:
+        return self.unpack("<q")
+
+    def count(self) -> int:
+        start, count = self.at, self.int32()
+        if count < 0:
+            raise _BrokenError(f"at byte {start:,} stands the length {count}")
+        return count
+
+    def string(self) -> str:
+        count, start = self.count(), self.at
+        self.skip(count)
+        return self.data[start : self.at].decode("utf-8", "surrogateescape")
+
+    def unpack(self, form: str) -> Any:
+        start = self.at
+        self.skip(struct.calcsize(form))
+        return struct.unpack_from(form, self.data, start)[0]
+
+    def skip(self, count: int) -> None:
+        if count < 0 or count > len(self.data) - self.at:
+            raise _BrokenError(
+                f"it ends at byte {len(self.data):,}, where {count:,} bytes from byte {self.at:,} on are due"
+            )
+        self.at += count

@@ -1,0 +1,25 @@
+"""Dropout whose draws are keyed per image, as all draws are: the same on any number of devices."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+# A word between an image's key and the layers' numbers: augmentation splits the same key, which gives its first few.
+LAYERS = 0x64726F70
+
+
+def layer_keys(keys: Key[Array, " batch"], number: int) -> Key[Array, " batch"]:
+    """The key of every image (`ops.augment.image_keys`) for the layer of this number."""
+    return jax.vmap(lambda key: jax.random.fold_in(jax.random.fold_in(key, LAYERS), number))(keys)
+
+
+def dropout(x: Float[Array, "batch *dims"], keys: Key[Array, " batch"], rate: float) -> Float[Array, "batch *dims"]:
+    """Each value is 0 with probability `rate`, and otherwise divided by `1 - rate`.
+
+    Args:
+      x: activations.
+      keys: one per image; of `layer_keys`, for each layer its own.
+      rate: in [0, 1).
+    """
+    kept = jax.vmap(lambda key: jax.random.bernoulli(key, 1.0 - rate, x.shape[1:]))(keys)
+    return jnp.where(kept, x / (1.0 - rate), jnp.zeros((), x.dtype))

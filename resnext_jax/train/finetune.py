@@ -1,0 +1,82 @@
+"""Starting from the weights of another run: what the checkpoint decides, what is taken from it, what is new."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from resnext_jax.checkpoint import locate, read_description, read_variables, require_same_arrays
+from resnext_jax.errors import UserError
+from resnext_jax.sharding import Place, replicated
+from resnext_jax.train.assemble import HEAD, Run
+from resnext_jax.types import PyTree, TrainState
+
+PREPROCESSING = {"image_size_px": 224, "resize_px": 256, "interpolation": "bicubic", "mean": None, "std": None}
+
+
+def fill_from_checkpoint(config: ConfigDict) -> ConfigDict:
+    """The config with every field that it leaves open (None) as `config.init_from` has it: network and preprocessing.
+
+    Raises:
+      UserError: there is no such checkpoint, or fields are open and none is given.
+    """
+    open_fields = [name for name in PREPROCESSING if config.data[name] is None]
+    if config.init_from is None:
+        if config.model.name is None or open_fields:
+            raise UserError(
+                "this config takes its network from a checkpoint, and none is given: add --config.init_from=DIR, the "
+                "workdir of a run or what python -m resnext_jax.convert wrote."
+            )
+        return config
+    theirs = read_description(locate(config.init_from))["config"]
+    filled = config.copy_and_resolve_references()
+    with filled.unlocked(), filled.ignore_type():
+        if config.model.name is None:
+            filled.model.update(theirs["model"])
+        for name in open_fields:
+            value = theirs["data"].get(name, PREPROCESSING[name])
+            filled.data[name] = tuple(value) if isinstance(value, list) else value
+    return filled
+
+
+def first_state(
+    config: ConfigDict, run: Run, dataset: dict[str, Any], place: Place, say: Callable[[str], None]
+) -> TrainState:
+    """The state at step 0: fresh, or with the weights of `config.init_from`.
+
+    Every array is taken, but for the classifier where the checkpoint knows other classes; what is new is said.
+
+    Args:
+      config: of the run.
+      run: its parts.
+      dataset: `name` and `class_names` of the data set at hand.
+      place: the devices.
+      say: takes a line for people.
+
+    Raises:
+      UserError: arrays of the backbone are missing, extra or misshapen; they are named with both shapes.
+    """
+    state = run.create_state()
+    if config.init_from is None:
+        return state
+    checkpoint = locate(config.init_from)
+    same_classes = read_description(checkpoint)["dataset"]["class_names"] == dataset["class_names"]
+    ours = {"params": state.params, "batch_stats": state.batch_stats}
+    theirs = read_variables(checkpoint, replicated(place.mesh))
+    head = {} if same_classes else {HEAD: state.params[HEAD]}
+    require_same_arrays(
+        checkpoint,
+        {**ours, "params": _without(ours["params"], head)},
+        {**theirs, "params": _without(theirs["params"], head)},
+        "Leave the network to the checkpoint (--config.model.name= of configs/finetune.py is open), or give another "
+        "--config.init_from.",
+    )
+    new = [f"params/{HEAD}/{name} {tuple(array.shape)}" for name, array in head.get(HEAD, {}).items()]
+    count = len(jax.tree.leaves(ours)) - len(new)
+    say(f"starting from {checkpoint}: {count:,} arrays are taken; new: {', '.join(new) or 'nothing'}")
+    return state.replace(params={**theirs["params"], **head}, batch_stats=theirs.get("batch_stats", {}))
+
+
+def _without(params: PyTree, head: PyTree) -> PyTree:
+    return {name: value for name, value in params.items() if name not in head}
