@@ -6,6 +6,7 @@
 import hashlib
 import logging
 import os
+import secrets
 from collections.abc import Callable
 
 import numpy as np
@@ -59,7 +60,7 @@ def _write(path: epath.Path, content: bytes) -> None:
         path.write_bytes(content)
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.parent / f".{path.name}.tmp-{os.getpid()}"
+    temporary = path.parent / f".{path.name}.tmp-{secrets.token_hex(8)}"  # hosts may share the directory
     try:
         temporary.write_bytes(content)
         temporary.replace(path)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from resnext_jax.data import folder, sources
+from resnext_jax.data import folder, pipeline, sources
 from resnext_jax.data.readers import ArraySource, GatherSource, read_idx
 from resnext_jax.data.sources import open_source
 from resnext_jax.data.tfds import TfdsSource
@@ -426,6 +426,10 @@ def test_a_damaged_record_of_tfds_is_named(tmp_path):
         source[2]
     with pytest.raises(UserError, match=r"imagenet2012/5\.1\.0/train\[2\] could not be read"):
         source.all_labels()
+    replacing = open_source("imagenet2012", "train", data_dir=str(tmp_path), on_bad_image="replace")
+    arguments = {"batch_size": 4, "seed": 0, "start_step": 0, "num_steps": 1, "image_size_px": 8}
+    (batch,) = pipeline.train_batches(replacing, crop="random_sized", **arguments)
+    assert sorted(batch.image[:, 0, 0, 0].tolist()) == [0, 50, 150, 150]  # the last stands in for the third
 
 
 def test_imagenet_v2_of_tfds_is_for_validation(tmp_path):

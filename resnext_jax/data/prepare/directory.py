@@ -52,8 +52,6 @@ def locked(out: str) -> Iterator[None]:
 
 # ---- what an earlier run left
 
-# ---- what an earlier run left
-
 
 def require_same(out: str, found: tuple[str, dict], wanted: tuple[str, dict]) -> None:
     """Raises UserError where the directory holds another (name, settings) than is wanted."""
