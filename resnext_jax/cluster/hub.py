@@ -278,7 +278,8 @@ def lost(name: str, step: int | None, reason: str) -> str:
 
 def broken(error: OSError) -> str:
     """The reason where a connection ends: at this very moment."""
-    return f"{error.strerror or error} at {clock(time.time())}"
+    reason = "its connection closed" if isinstance(error, ConnectionResetError) else error.strerror or error
+    return f"{reason} at {clock(time.time())}"
 
 
 def silent(heard_s: float, heard_at: float) -> str:

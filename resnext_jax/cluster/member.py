@@ -35,7 +35,7 @@ class Connection:
         self._wire, self._process_id, self._hub_name = wire, process_id, hub_name
         self._answers: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
         self._leaving: int | None = None
-        self._all_left = threading.Event()
+        self._all_left, self._ending = threading.Event(), threading.Event()
         self.step: int | None = None
         threading.Thread(target=self._watch, daemon=True, name="cluster watch").start()
 
@@ -64,11 +64,17 @@ class Connection:
         After success, returns when all processes have succeeded: until then one may be lost, and all must run again.
         Otherwise when all have left, or after a moment.
         """
+        self.wait_for_news(0)
         self._leaving = status
         self._send("bye", status)
         self._all_left.wait(GRACE_S if status else None)
         if self._process_id == 0:
             time.sleep(LINGER_S)
+
+    def wait_for_news(self, timeout_s: float) -> None:
+        """Returns if nothing has come by then that ends this process, which otherwise does not live to see it."""
+        if self._ending.wait(timeout_s):
+            threading.Event().wait()
 
     def _answer(self, kind: str) -> Any:
         answered, content = self._answers.get()  # or the thread below ends the process
@@ -122,6 +128,7 @@ class Connection:
         """Ends this process, whatever its other threads are in: a collective without its peer never returns."""
         if self._leaving or self._all_left.is_set():
             return  # it ends by itself, and has said why
+        self._ending.set()
         if sys.stderr.isatty():
             print(file=sys.stderr)  # below a progress line
         print_error(text)

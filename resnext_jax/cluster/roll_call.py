@@ -4,16 +4,14 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import resnext_jax
-
+PACKAGE = Path(__file__).resolve().parents[1]
 MAX_DIFFERENCES = 12
 MAX_NAMES = 4
 Facts = Mapping[str, str]  # what is compared, by the name that the user knows it by
 
 
-def source_digest() -> str:
+def source_digest(root: Path = PACKAGE) -> str:
     """Twelve digits that change with any line of this package: a host left behind by `git pull` has others."""
-    root = Path(resnext_jax.__file__).parent
     digest = hashlib.sha256()
     for path in sorted(root.rglob("*.py")):
         digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")

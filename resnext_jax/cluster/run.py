@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import logging
 import os
 import signal
@@ -26,6 +27,7 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 # JAX's own limit: later than this program's, which has more to say.
 JAX_HEARTBEAT_TIMEOUT_S = 100
 CRASH_STATUS = 1
+NEWS_TAKE_S = 1.0  # at most, from a process that has closed its connections
 # Errors of the program itself, not of a collective that misses a peer.
 OWN_ERRORS = ("RESOURCE_EXHAUSTED", "INVALID_ARGUMENT", "UNIMPLEMENTED", "FAILED_PRECONDITION")
 
@@ -94,15 +96,17 @@ def beat(step: int) -> None:
     if _run.connection is not None:
         _run.connection.step = step
     if first and _run.process_id == 0 and _run.workdir:
-        write_heartbeats(_run.workdir, _run.hub.last_seen if _run.hub else _lone)
+        write_heartbeats(_run.workdir, _run.hub.last_seen if _run.hub else functools.partial(_lone, _run))
 
 
 def leave(status: int) -> None:
     """Ends this process with `status`, as the others are told first; returns, at once, only to a lone process."""
+    global _run
     with contextlib.suppress(OSError, ValueError):
         sys.stdout.flush()
         sys.stderr.flush()
     if _run is None or _run.connection is None:
+        _run = None
         return
     _run.connection.leave(status)
     logging.shutdown()
@@ -113,13 +117,14 @@ def leave(status: int) -> None:
 def failed(error: Exception) -> None:
     """Ends one of several processes after an unexpected error; returns only to a lone process.
 
-    Where the error is the consequence of another's loss, the message is about that one: the news of it may take as
-    long as a frozen machine is given.
+    Where the error is the consequence of another's loss, the message is about that one: the news of it, which end this
+    process, may take as long as a frozen machine is given.
     """
     if _run is None or _run.connection is None:
         return
-    if isinstance(error, jax.errors.JaxRuntimeError) and not str(error).startswith(OWN_ERRORS):
-        time.sleep(LOST_AFTER_S + BEAT_EVERY_S)
+    of_jax = isinstance(error, jax.errors.JaxRuntimeError) and not str(error).startswith(OWN_ERRORS)
+    may_be_a_collective = of_jax or "Gloo" in str(error)
+    _run.connection.wait_for_news(LOST_AFTER_S + BEAT_EVERY_S if may_be_a_collective else NEWS_TAKE_S)
     traceback.print_exception(error)
     leave(CRASH_STATUS)
 
@@ -182,16 +187,15 @@ def _start_jax(part: Part, connection: Connection, timeout_s: float) -> None:
     except jax.errors.JaxRuntimeError as error:
         raise Lost(f"JAX could not connect to its service, port {port} of process 0 ({part.host}): {error}") from error
     # JAX takes SIGTERM for itself, and does nothing with it; this gives it back.
-    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
+    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM) or signal.SIG_DFL)
 
 
 def _bracketed(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 
-def _lone() -> list[dict[str, Any]]:
-    assert _run is not None
-    return [{"process": 0, "host": _run.host, "step": _run.step, "time": time.time()}]
+def _lone(run: _Run) -> list[dict[str, Any]]:
+    return [{"process": 0, "host": run.host, "step": run.step, "time": time.time()}]
 
 
 def _say(line: str) -> None:

@@ -129,6 +129,18 @@ def test_a_process_that_is_lost_while_others_have_succeeded(joined, ends):
     assert ends.get(timeout=5) == (76, "process 3 is lost")
 
 
+def test_an_error_that_is_the_consequence_of_a_loss_is_not_heard_of(joined, ends):
+    """The main thread, whose collective has failed, waits for the reason, and then says nothing more."""
+    connection, hub = joined
+    connection.wait_for_news(0.2)  # none
+    main = threading.Thread(target=connection.wait_for_news, args=(0.5,), daemon=True)
+    main.start()
+    hub.say("end", {"status": 76, "text": "process 3 is lost"})
+    assert ends.get(timeout=5)[0] == 76
+    main.join(1.0)
+    assert main.is_alive()
+
+
 def test_process_0_that_does_not_answer_is_waited_for_no_longer_than_asked():
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))

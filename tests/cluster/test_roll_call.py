@@ -1,9 +1,5 @@
 """cluster/roll_call.py: every difference is named, with who has what."""
 
-import shutil
-from pathlib import Path
-
-import resnext_jax
 from resnext_jax.cluster import roll_call
 
 NAMES = ["process 0 (a)", "process 1 (b)", "process 2 (c)", "process 3 (d)"]
@@ -35,15 +31,14 @@ def test_many_are_counted():
     assert roll_call.several(["a", "b", "c", "d", "e", "f"]) == "a, b, c, d and 2 more"
 
 
-def test_the_digest_changes_with_a_line_of_source(tmp_path, monkeypatch):
-    copy = tmp_path / "resnext_jax"
-    shutil.copytree(
-        Path(resnext_jax.__file__).parent,
-        copy,
-        ignore=lambda _, names: {n for n in names if "." in n and n[-3:] != ".py"},
-    )
-    monkeypatch.setattr(resnext_jax, "__file__", str(copy / "__init__.py"))
-    before = roll_call.source_digest()
+def test_the_digest_changes_with_a_line_of_source(tmp_path):
+    (tmp_path / "ops").mkdir()
+    (tmp_path / "ops" / "pool.py").write_text("x = 1\n")
+    before = roll_call.source_digest(tmp_path)
     assert len(before) == 12
-    (copy / "optim.py").write_text((copy / "optim.py").read_text() + "# a comment\n")
-    assert roll_call.source_digest() != before
+    (tmp_path / "notes.txt").write_text("no source")
+    assert roll_call.source_digest(tmp_path) == before
+    (tmp_path / "ops" / "pool.py").write_text("x = 2\n")
+    changed = roll_call.source_digest(tmp_path)
+    (tmp_path / "ops" / "pool.py").rename(tmp_path / "pool.py")
+    assert len({before, changed, roll_call.source_digest(tmp_path), roll_call.source_digest()}) == 4
