@@ -17,6 +17,7 @@ from resnext_jax import cli
 from resnext_jax.models.layers import Conv
 from resnext_jax.sharding import Place, make_mesh
 from resnext_jax.train.assemble import assemble
+from resnext_jax.train.lock import Lock
 from resnext_jax.train.loop import open_data
 
 QUICKSTART = "--config=configs/quickstart.py"
@@ -336,3 +337,56 @@ def test_workdir_of_a_bucket_without_gcsfs(refused):
     message = refused(QUICKSTART, "--workdir=gs://bucket/run")
     assert "the workdir gs://bucket/run is in a bucket, which gcsfs reads and writes" in message
     assert "pip install gcsfs" in message
+
+
+@pytest.mark.parametrize(
+    ("flags", "environment", "expected"),
+    [
+        ([], {}, "{home}/.cache/resnext_jax/compiled-"),
+        ([], {"XDG_CACHE_HOME": "{home}/xdg"}, "{home}/xdg/resnext_jax/compiled-"),
+        ([], {"JAX_COMPILATION_CACHE_DIR": "{home}/mine"}, None),  # JAX has read that by itself
+        (["--compilation_cache=~/given"], {"JAX_COMPILATION_CACHE_DIR": "{home}/mine"}, "{home}/given"),
+        (["--compilation_cache="], {}, "nowhere"),
+    ],
+)
+def test_where_compiled_programs_are_kept(refused, monkeypatch, tmp_path, flags, environment, expected):
+    for name in ("XDG_CACHE_HOME", "JAX_COMPILATION_CACHE_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in ({"HOME": "{home}"} | environment).items():
+        monkeypatch.setenv(name, value.format(home=tmp_path))
+    set_to = []
+    monkeypatch.setattr(jax.config, "update", lambda name, value: set_to.append((name, value)))
+    refused("--mode=predict", *flags)
+    if expected is None:
+        assert set_to == []
+        return
+    ((name, value),) = set_to
+    assert name == "jax_compilation_cache_dir"
+    assert value is None if expected == "nowhere" else value.startswith(expected.format(home=tmp_path))
+
+
+def test_a_second_run_in_a_workdir(refused, tmp_path):
+    with Lock(str(tmp_path), pytest.fail):
+        message = refused(*tiny.ARGUMENTS, f"--workdir={tmp_path}")
+        assert f"another run is at work in {tmp_path}: process " in message
+        assert "--workdir" in message
+        assert {path.name for path in tmp_path.iterdir()} == {"run.lock"}
+
+
+def test_a_config_that_changes_the_trajectory_and_an_unreadable_one(refused, tmp_path):
+    tiny.save_fresh(tmp_path)
+    message = refused(*tiny.ARGUMENTS, f"--workdir={tmp_path}", "--config.seed=5")
+    assert "the checkpoint of step 0" in message
+    assert "seed was 0, is 5" in message
+    assert "--config.resume_changed=true" in message
+    path = tmp_path / "checkpoints" / "0" / "config" / "metadata"
+    path.write_text(path.read_text()[:100])
+    before = tiny.digests(tmp_path)
+    message = refused(*tiny.ARGUMENTS, f"--workdir={tmp_path}")
+    assert (
+        f"no checkpoint in {tmp_path / 'checkpoints'} is sound; nothing was changed: 0: config/metadata has 100 "
+        in message
+    )
+    message = refused("--mode=evaluate", f"--workdir={tmp_path}")
+    assert f"the checkpoint {tmp_path / 'checkpoints' / '0'} is damaged (config/metadata has 100 bytes" in message
+    assert tiny.digests(tmp_path) == before

@@ -34,9 +34,9 @@ LAYOUTS = tuple(Devices(*shape) for shape in ((1, 1), (1, 2), (1, 4), (1, 8), (2
 PHASES: dict[str, tuple[Callable[[Run], bool], float]] = {
     "start-up": (lambda run: True, 4.0),
     "compile": (lambda run: "compiling the step" in run.said(), 3.0),
-    "step": (lambda run: "compiled in" in run.said(), 1.5),
-    "save": (lambda run: run.is_saving(), 0.05),
-    "evaluation": (lambda run: run.is_evaluating(), 0.6),
+    "step": (Run.steps, 1.5),
+    "save": (Run.is_saving, 0.1),
+    "evaluation": (Run.is_evaluating, 0.6),
 }
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 NUM_STEPS = 30
+EVALUATE_EVERY_STEPS = 10
 TINY = (
     "--config=configs/quickstart.py",
     "--config.model.name=resnext11_4x2d_tiny",
@@ -22,7 +23,7 @@ TINY = (
     # Small: where two programs round differently, some ReLU flips sooner or later, and a large rate takes the losses
     # of two device counts apart.
     "--config.learning_rate=0.0001",
-    "--config.evaluate.every_steps=10",
+    f"--config.evaluate.every_steps={EVALUATE_EVERY_STEPS}",
     "--config.checkpoint.every_steps=5",
     "--config.checkpoint.keep_newest=3",
 )
@@ -139,12 +140,15 @@ class Run:
         return int(found[1].replace(",", "")) if found else 0
 
     def is_saving(self) -> bool:
-        """Whether a checkpoint is being written."""
+        """Whether a checkpoint is being written, and not left from an earlier start."""
         directory = self.workdir / "checkpoints"
-        return directory.is_dir() and any("tmp" in path.name for path in directory.iterdir())
+        return self.steps() and directory.is_dir() and any("tmp" in path.name for path in directory.iterdir())
 
     def is_evaluating(self) -> bool:
         """Whether an evaluation was due at the newest row and has not been made."""
-        rows = self.rows()
-        due = bool(rows) and rows[-1]["phase"] == "train" and rows[-1]["step"] % 10 == 0
-        return due and rows[-1]["step"] > self.resumed_at()
+        rows = self.rows() if self.steps() else []
+        return bool(rows) and rows[-1]["phase"] == "train" and rows[-1]["step"] % EVALUATE_EVERY_STEPS == 0
+
+    def steps(self) -> bool:
+        """Whether this start has come to its steps."""
+        return "compiled in" in self.said()

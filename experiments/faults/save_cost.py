@@ -1,6 +1,6 @@
 """What an asynchronous save costs a run: steps with a save and without, in turns, in one process.
 
-    python experiments/faults/save_cost.py [--config=configs/resnext50_32x4d.py] [--batch_size=8] [--steps=8] [--turns=5]
+    python experiments/faults/save_cost.py [--config=configs/resnext50_32x4d.py] [--batch_size=8] [--steps=8]
 
 A turn is `--steps` steps without a save and as many with one at their beginning; the difference is what the save costs,
 in the call and in the background. The turn must be longer than a save is under way, and says so if it is not.
@@ -42,6 +42,8 @@ def main() -> None:
     config = config_file.load(arguments.config)
     config.batch_size = config.bn_group_images = config.evaluate.batch_size = arguments.batch_size
     device = jax.devices()[0]
+    if device.platform == "cpu":
+        config.compute_dtype = "float32"  # what a CPU computes in
     place = sharding.Place(sharding.make_mesh([device]), jax.default_backend())
     info = dataset_info(config.data.name)
     run = assemble(config, info, place)
@@ -49,9 +51,8 @@ def main() -> None:
     size_px = config.data.image_size_px
     images = synthetic_batch(arguments.batch_size, (size_px, size_px, len(config.data.mean)), info.num_classes)
     batch = sharding.to_global(place.mesh, images)
-    step = run.train_step.lower(
-        run.state_shapes(place.mesh), run.batch_shapes(place.mesh, arguments.batch_size)
-    ).compile()
+    shapes = run.state_shapes(place.mesh), run.batch_shapes(place.mesh, arguments.batch_size)
+    step = run.train_step.lower(*shapes).compile()
     description = {"config": {}, "dataset": {"name": info.name, "class_names": list(info.class_names)}}
     workdir = arguments.workdir or tempfile.mkdtemp(prefix="save_cost_")
     checkpoints = Checkpoints(workdir, keep_newest=1, keep_best=0)

@@ -39,6 +39,7 @@ def main() -> None:
         "--config.checkpoint.every_steps=2",
         "--config.log.every_steps=1",
         "--config.learning_rate=0.001",
+        "--config.compute_dtype=float32",
     )
     root = Path(tempfile.mkdtemp(prefix="start_cost_"))
     results = {}
@@ -47,11 +48,8 @@ def main() -> None:
         for name, workdir in (("first", "a"), ("second, cache kept", "b"), ("resumed, cache kept", "a")):
             run = Run(root / workdir, flags, root / "compiled")
             results[name] = times = time_start(run)
-            shown = (times["before_s"], times["compile_s"], times["first_row_s"], times["beyond_s"])
-            print(
-                f"{name:26}"
-                + "".join(f"{value:>{width}.1f}" for value, width in zip(shown, (18, 12, 16, 18), strict=True))
-            )
+            widths = {"before_s": 18, "compile_s": 12, "first_row_s": 16, "beyond_s": 18}
+            print(f"{name:26}" + "".join(f"{times[key]:>{width}.1f}" for key, width in widths.items()), flush=True)
     finally:
         shutil.rmtree(root, ignore_errors=True)
     if arguments.json:
@@ -60,7 +58,6 @@ def main() -> None:
 
 def time_start(run: Run) -> dict[str, float]:
     """Seconds of one start: to the compilation, of it, from it to the first row, and all but it and one step."""
-    rows_before = len(run.rows())
     start_s = time.monotonic()
     run.start()
     seen = [_until(run, lambda mark=mark: mark in run.said()) - start_s for mark in MARKS]
@@ -73,7 +70,6 @@ def time_start(run: Run) -> dict[str, float]:
     compile_s = float(re.search(r"compiled in ([\d.]+) s", run.said())[1])
     step_s = second_s - first_s
     return {
-        "rows_before": rows_before,
         "before_s": seen[0],
         "compile_s": compile_s,
         "first_row_s": first_s - seen[1],

@@ -1,0 +1,68 @@
+"""A short version of experiments/faults, and whether it would notice."""
+
+import json
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tiny
+
+sys.path.insert(0, str(tiny.ROOT / "experiments" / "faults"))
+
+import compare
+from test_checkpoint import saved, state_at
+
+BENCH = str(tiny.ROOT / "experiments" / "faults" / "run.py")
+ROW = {"step": 4, "epoch": 0.1, "phase": "train", "loss": 2.5, "images": 128, "images_per_s": 1.0, "input_wait": 0.1}
+
+
+def test_four_kills_and_a_change_of_devices():
+    command = [sys.executable, BENCH, "--kills=4", "--terms=0", "--devices=1", "--json"]
+    process = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
+    assert process.returncode == 0, process.stderr
+    result = json.loads(process.stdout.splitlines()[-1])
+    assert result["kills"] == {"start-up": 1, "compile": 1, "step": 1, "save": 1}
+    assert result["differences"] == result["device_differences"] == []
+    assert result["starts"] >= 5
+    assert len(result["layouts"]) >= 2
+    assert result["largest_loss_difference"] <= 1e-5
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    """Two workdirs whose checkpoints of step 4 differ in the last bit of one number."""
+    one, other = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("other")
+    saved(one, state_at(4, weight=0.1))
+    saved(other, state_at(4, weight=float(np.nextafter(np.float32(0.1), np.float32(1)))))
+    return one, other
+
+
+def test_the_last_bit_is_noticed(pair):
+    one, other = pair
+    assert compare.differing_bits(one, one, [ROW], [ROW], 4) == []
+    lines = compare.differing_bits(one, other, [ROW], [ROW], 4)
+    assert [line.split(":")[0] for line in lines] == ["opt_state/1/trace/conv/kernel", "params/conv/kernel"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "found"),
+    [
+        ([ROW | {"images_per_s": 9.0, "input_wait": 0.9}], []),
+        ([ROW | {"loss": math.nextafter(2.5, 3)}], ["metrics: step 4 train loss: 2.5000000000000004 against 2.5"]),
+        ([ROW, ROW], ["metrics: (4, 'train') is there twice"]),
+        ([], ["metrics: (4, 'train') is missing"]),
+        ([ROW, ROW | {"step": 8}], ["metrics: (8, 'train') is one too many"]),
+    ],
+)
+def test_every_kind_of_difference_of_rows_is_noticed(pair, rows, found):
+    assert compare.differing_bits(pair[0], pair[0], rows, [ROW], 4) == found
+
+
+def test_losses_within_the_order_of_sums():
+    assert compare.differing_losses([ROW | {"loss": 2.500024}], [ROW]) == ([], pytest.approx(0.96e-5))
+    lines, _ = compare.differing_losses([ROW | {"loss": 2.50003}], [ROW])
+    assert lines == ["step 4 train: loss 2.50003 against 2.5"]
+    assert len(compare.differing_losses([ROW | {"loss": float("nan")}], [ROW])[0]) == 1
+    assert len(compare.differing_losses([ROW | {"images": 127}], [ROW])[0]) == 1
