@@ -18,7 +18,7 @@ from resnext_jax.models.template import Arch
 from resnext_jax.models.zoo import Row
 
 EPSILON = 1e-5
-MAX_STEPS = 100_000
+MAX_STEPS, MAX_DEPTH = 100_000, 100
 SHAPELESS = {"ReLU": "relu", "CAddTable": "add", "SpatialAveragePooling": "average pool"}
 NOTHING = ("Identity", "View", "Reshape")
 POOL = "max pool 3x3 stride 2"
@@ -117,7 +117,9 @@ def _conv_text(kernel_px: int, stride: int, group_inputs: int) -> str:
 
 
 def _steps(module: Any, name: str, file: str, depth: int = 0) -> Iterator[Step]:
-    if not isinstance(module, Module) or depth > 100:
+    if depth > MAX_DEPTH:
+        raise UserError(f"{file} holds a network whose modules lie more than {MAX_DEPTH} within one another.")
+    if not isinstance(module, Module):
         where = f" at module {name}" if name else ""
         raise UserError(
             f"{file} holds {type(module).__name__}{where}, where a network of Torch7 (nn.Sequential) is due. Save the "
