@@ -56,7 +56,9 @@ def test_states_of_torch(tmp_path, new_format):
     written = tmp_path / "y.pth"
     write_torch(str(written), arrays)
     back = torch.load(written, weights_only=True)
-    assert all(torch.equal(back[name], tensor.data) and back[name].dtype == tensor.dtype for name, tensor in state.items())
+    assert all(
+        torch.equal(back[name], tensor.data) and back[name].dtype == tensor.dtype for name, tensor in state.items()
+    )
     with pytest.raises(UserError, match=r"y\.pth exists"):
         write_torch(str(written), arrays)
 

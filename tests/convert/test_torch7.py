@@ -42,7 +42,12 @@ def test_every_kind_of_value(tmp_path):
     flat = np.arange(24, dtype=np.float32)
     shared = {"x": 1}
     value = {
-        **{"nothing": None, "yes": True, "no": False, "half": 0.5, 1: "one", 2: "zwölf"},
+        "nothing": None,
+        "yes": True,
+        "no": False,
+        "half": 0.5,
+        1: "one",
+        2: "zwölf",
         "first": shared,
         "again": shared,
         "function": Func(b"\x1bLJ\x01os.execute", [shared, "upvalue"]),

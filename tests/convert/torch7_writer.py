@@ -30,8 +30,8 @@ class Writer:
     """Writes one object; equal arrays and objects that are met again become references, as Torch7 has them.
 
     Args:
-      tensor_class: of float32 arrays, "Float" or "Cuda". Views of one flat array are written with that as their storage,
-        as after getParameters().
+      tensor_class: of float32 arrays, "Float" or "Cuda". Views of one flat array are written with that as their
+        storage, as after getParameters().
       versions: False for files of before versions were written.
     """
 
@@ -127,15 +127,21 @@ class Builder:
         bound = (6 / (kernel * kernel * inputs // groups)) ** 0.5
         return Obj(
             f"{self.library}.SpatialConvolution",
-            **{"nInputPlane": inputs, "nOutputPlane": outputs, "kW": kernel, "kH": kernel, "dW": stride, "dH": stride},
-            **{"padW": kernel // 2, "padH": kernel // 2, "groups": groups, "train": False, "_type": "torch.CudaTensor"},
+            nInputPlane=inputs,
+            nOutputPlane=outputs,
+            groups=groups,
+            **{name: kernel for name in ("kW", "kH")},
+            **{name: stride for name in ("dW", "dH")},
+            **{name: kernel // 2 for name in ("padW", "padH")},
+            _type="torch.CudaTensor",
             weight=self.array(outputs, inputs // groups, kernel, kernel, low=-bound, high=bound),
         )
 
     def norm(self, channels: int) -> Obj:
         return Obj(
             f"{self.library}.SpatialBatchNormalization",
-            **{"eps": 1e-5, "momentum": 0.1, "affine": True, "nDim": 4},
+            eps=1e-5,
+            momentum=0.1,
             weight=self.array(channels, low=0.5, high=1.5),
             bias=self.array(channels, low=-0.5, high=0.5),
             running_mean=self.array(channels, low=-0.5, high=0.5),
@@ -165,7 +171,13 @@ class Builder:
         return sequential(*before, table, Obj("nn.CAddTable", inplace=True), *after)
 
     def network(
-        self, blocks: tuple[int, ...], width: int, inner: int, groups: int, num_classes: int, preactivation: bool = False
+        self,
+        blocks: tuple[int, ...],
+        width: int,
+        inner: int,
+        groups: int,
+        num_classes: int,
+        preactivation: bool = False,
     ) -> Obj:
         pool = Obj(f"{self.library}.SpatialMaxPooling", kW=3, kH=3, dW=2, dH=2, padW=1, padH=1, ceil_mode=False)
         modules, channels = [self.conv(3, width, 7, 2), self.norm(width), self.relu(), pool], width
