@@ -154,7 +154,7 @@ def write_safetensors(path, arrays):
 
 
 def test_timm(tmp_path, torchvision):
-    """By the classes and names of timm: a ResNeXt as .safetensors, a VGG (whose hidden layers are convolutions) as .pth."""
+    """By the classes and names of timm: a ResNeXt as .safetensors, a VGG (hidden layers are convolutions) as .pth."""
     import timm
 
     torch.manual_seed(0)

@@ -130,9 +130,9 @@ class Builder:
             nInputPlane=inputs,
             nOutputPlane=outputs,
             groups=groups,
-            **{name: kernel for name in ("kW", "kH")},
-            **{name: stride for name in ("dW", "dH")},
-            **{name: kernel // 2 for name in ("padW", "padH")},
+            **dict.fromkeys(("kW", "kH"), kernel),
+            **dict.fromkeys(("dW", "dH"), stride),
+            **dict.fromkeys(("padW", "padH"), kernel // 2),
             _type="torch.CudaTensor",
             weight=self.array(outputs, inputs // groups, kernel, kernel, low=-bound, high=bound),
         )
