@@ -15,6 +15,7 @@ from resnext_jax.convert.weights import Weights, class_names_problem, find_weigh
 from resnext_jax.data.imagenet_classes import imagenet_classes
 from resnext_jax.errors import UserError, raise_all
 from resnext_jax.models import zoo
+from resnext_jax.models.template import Arch
 from resnext_jax.types import TrainState
 
 FORMATS = ("torchvision", "timm", "torch7")
@@ -99,8 +100,13 @@ def _read_named(their: str, file: str, model: str) -> Read:
 
 
 def _read_torch7(file: str, model: str) -> Read:
+    arch = zoo.select(model)
+    if not isinstance(arch, Arch):
+        raise UserError(
+            f"{model}: the files of Torch7 that can be converted hold ResNets and ResNeXts. Give one of those."
+        )
     layers = layers_of(model, NUM_CLASSES)
-    layer_names, stored = torch7_arrays(read_torch7(file), zoo.select(model), layers, file=file, model=model)
+    layer_names, stored = torch7_arrays(read_torch7(file), arch, layers, file=file, model=model)
     layers = _with_classes_of(stored, layer_names[-1], model)
     return layers, mapping.entries_of("torch7", layers, layer_names), stored
 

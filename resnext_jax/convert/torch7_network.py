@@ -15,10 +15,9 @@ from resnext_jax.convert.layers import Layer
 from resnext_jax.convert.torch7 import Module
 from resnext_jax.errors import UserError
 from resnext_jax.models.template import Arch
-from resnext_jax.models.zoo import Row
 
 EPSILON = 1e-5
-MAX_STEPS = 100_000
+MAX_STEPS, MAX_DEPTH = 100_000, 100
 SHAPELESS = {"ReLU": "relu", "CAddTable": "add", "SpatialAveragePooling": "average pool"}
 NOTHING = ("Identity", "View", "Reshape")
 POOL = "max pool 3x3 stride 2"
@@ -40,7 +39,7 @@ class Step:
 
 
 def torch7_arrays(
-    network: Any, arch: Row, layers: Sequence[Layer], *, file: str, model: str
+    network: Any, arch: Arch, layers: Sequence[Layer], *, file: str, model: str
 ) -> tuple[list[str], dict[str, np.ndarray]]:
     """The name of every layer in the file, and the arrays of the file as `NAME.weight` and so on.
 
@@ -52,10 +51,6 @@ def torch7_arrays(
     Raises:
       UserError: the file holds no network, or one of another structure; the first difference is named.
     """
-    if not isinstance(arch, Arch):
-        raise UserError(
-            f"{model}: the files of Torch7 that can be converted hold ResNets and ResNeXts. Give one of those."
-        )
     found = []
     for step in _steps(network, "", file):
         found.append(step)
@@ -117,7 +112,9 @@ def _conv_text(kernel_px: int, stride: int, group_inputs: int) -> str:
 
 
 def _steps(module: Any, name: str, file: str, depth: int = 0) -> Iterator[Step]:
-    if not isinstance(module, Module) or depth > 100:
+    if depth > MAX_DEPTH:
+        raise UserError(f"{file} holds a network whose modules lie more than {MAX_DEPTH} within one another.")
+    if not isinstance(module, Module):
         where = f" at module {name}" if name else ""
         raise UserError(
             f"{file} holds {type(module).__name__}{where}, where a network of Torch7 (nn.Sequential) is due. Save the "

@@ -1,0 +1,400 @@
+"""Weights of torchvision and timm, in and out: the same logits, the same bytes, or a refusal that names both sides."""
+
+import dataclasses
+import json
+import struct
+from collections import OrderedDict
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from PIL import Image
+
+import resnext_jax
+from resnext_jax import cli
+from resnext_jax.checkpoint import Checkpoints
+from resnext_jax.convert.__main__ import main
+from resnext_jax.convert.layers import layers_of
+from resnext_jax.convert.mapping import entries_of, to_variables
+from resnext_jax.convert.names import their_names
+from resnext_jax.data.imagenet_classes import imagenet_classes
+from resnext_jax.models import zoo
+from resnext_jax.models.densenet import DenseNetArch
+from resnext_jax.models.template import Arch
+from resnext_jax.models.vgg import VggArch
+from resnext_jax.types import TrainState
+
+MEAN, STD = np.array([0.485, 0.456, 0.406], np.float32), np.array([0.229, 0.224, 0.225], np.float32)
+ARCHS = {
+    "tiny_resnext": Arch("bottleneck", (1, 2, 1, 1), 4, 2),
+    "tiny_vgg": VggArch((1, 1, 2, 2, 2), widths=(4, 4, 8, 8, 8), hidden=16),
+    "tiny_vgg_bn": VggArch((1, 1, 2, 2, 2), batch_norm=True, widths=(4, 4, 8, 8, 8), hidden=16),
+    "tiny_densenet": DenseNetArch((1, 2, 1, 1), growth=4, width=8),
+}
+
+
+@pytest.fixture(autouse=True)
+def archs(monkeypatch):
+    for name, arch in ARCHS.items():
+        monkeypatch.setitem(zoo.ARCHS, name, arch)
+
+
+def randomized(network, seed=0):
+    """In evaluation, with statistics and scales of all sizes, and counters of all values."""
+    generator = torch.Generator().manual_seed(seed)
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            for array, low, high in (
+                *((module.running_mean, -0.5, 0.5), (module.running_var, 0.5, 2)),
+                *((module.weight.data, 0.5, 1.5), (module.bias.data, -0.5, 0.5)),
+            ):
+                array.uniform_(low, high, generator=generator)
+            module.num_batches_tracked += int(torch.randint(100, (), generator=generator))
+    return network.eval()
+
+
+def images_of(*sizes):
+    return np.random.default_rng(0).integers(0, 256, (*sizes, 3), np.uint8)
+
+
+def torch_logits(network, images):
+    normalized = (images.astype(np.float32) / 255 - MEAN) / STD
+    with torch.no_grad():
+        return network(torch.from_numpy(normalized).permute(0, 3, 1, 2)).numpy()
+
+
+def assert_close(ours, theirs):
+    np.testing.assert_allclose(ours, theirs, atol=1e-4 * np.abs(theirs).max())
+
+
+def same_files(one, other):
+    one, other = torch.load(one, weights_only=True), torch.load(other, weights_only=True)
+    assert list(one) == list(other)
+    for name, tensor in one.items():
+        assert tensor.dtype == other[name].dtype
+        assert tensor.numpy().tobytes() == other[name].numpy().tobytes(), name
+
+
+@pytest.fixture
+def tiny_torchvision(torchvision):
+    """The classes of torchvision itself, with numbers as small as ours."""
+    models = torchvision.models
+
+    def vgg(batch_norm):
+        layers = [4, "M", 4, "M", 8, 8, "M", 8, 8, "M", 8, 8, "M"]
+        network = models.vgg.VGG(models.vgg.make_layers(layers, batch_norm=batch_norm))
+        linear = torch.nn.Linear
+        network.classifier = torch.nn.Sequential(
+            *(linear(8 * 49, 16), torch.nn.ReLU(), torch.nn.Dropout(), linear(16, 16), torch.nn.ReLU()),
+            *(torch.nn.Dropout(), linear(16, 5)),
+        )
+        return network
+
+    def build(name):
+        torch.manual_seed(1)
+        if name == "tiny_resnext":
+            bottleneck = models.resnet.Bottleneck
+            return randomized(models.ResNet(bottleneck, [1, 2, 1, 1], num_classes=5, groups=4, width_per_group=2))
+        if name == "tiny_densenet":
+            return randomized(models.DenseNet(4, (1, 2, 1, 1), 8, num_classes=5))
+        return randomized(vgg(name.endswith("bn")))
+
+    return build
+
+
+# ---- Logits, and the way back
+
+
+@pytest.mark.parametrize("name", ARCHS)
+@pytest.mark.parametrize("new_format", [True, False])
+def test_round_trip_is_byte_identical_and_logits_are_theirs(tmp_path, tiny_torchvision, name, new_format):
+    network = tiny_torchvision(name)
+    file, out, back = (str(tmp_path / part) for part in ("net.pth", "out", "back.pth"))
+    state = network.state_dict()
+    if new_format:
+        state = OrderedDict(reversed(state.items()))  # the file's order, not ours
+        state["fc.bias" if "fc.bias" in state else next(iter(state))] = next(iter(state.values())).half()
+    torch.save(state, file, _use_new_zipfile_serialization=new_format)
+    network.load_state_dict(state)
+    assert main(["torchvision", file, f"--model={name}", f"--out={out}"]) == 0
+    assert main(["checkpoint", out, "--to=torchvision", f"--out={back}"]) == 0
+    same_files(file, back)
+    if not new_format:
+        net, images = resnext_jax.load(out), images_of(2, 64, 75)
+        assert_close(net(images), torch_logits(network, images))
+
+
+@pytest.mark.parametrize("name", ["resnext50_32x4d", "resnet18"])
+def test_published_networks_of_torchvision(tmp_path, torchvision, name):
+    torch.manual_seed(0)
+    network = randomized(torchvision.models.get_model(name))
+    torch.save(network.state_dict(), tmp_path / "net.pth")
+    out = tmp_path / "out"
+    flags = ["--weights=IMAGENET1K_V1" if name == "resnet18" else "--weights=IMAGENET1K_V2"]
+    assert main(["torchvision", str(tmp_path / "net.pth"), f"--model={name}", f"--out={out}", *flags]) == 0
+    net, images = resnext_jax.load(str(out)), images_of(2, 64, 64)
+    assert_close(net(images), torch_logits(network, images))
+    assert net.class_names[:2] == ("tench", "goldfish")
+    assert net.config["data"]["resize_px"] == (256 if name == "resnet18" else 232)
+    if name == "resnet18":
+        assert main(["checkpoint", str(out), "--to=torchvision", f"--out={tmp_path / 'back.pth'}"]) == 0
+        same_files(tmp_path / "net.pth", tmp_path / "back.pth")
+
+
+def write_safetensors(path, arrays):
+    header, data = {}, b""
+    for name, array in arrays.items():
+        part = np.asarray(array).tobytes()
+        kind = {"float32": "F32", "int64": "I64"}[array.dtype.name]
+        header[name] = {"dtype": kind, "shape": array.shape, "data_offsets": [len(data), len(data) + len(part)]}
+        data += part
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + data)
+
+
+def test_timm(tmp_path, torchvision):
+    """By the classes and names of timm: a ResNeXt as .safetensors, a VGG (hidden layers are convolutions) as .pth."""
+    import timm
+
+    torch.manual_seed(0)
+    bottleneck = timm.models.resnet.Bottleneck
+    network = randomized(timm.models.ResNet(bottleneck, [1, 2, 1, 1], 5, cardinality=4, base_width=2))
+    write_safetensors(
+        tmp_path / "model.safetensors", {name: tensor.numpy() for name, tensor in network.state_dict().items()}
+    )
+    out = str(tmp_path / "resnext")
+    assert main(["timm", str(tmp_path / "model.safetensors"), "--model=tiny_resnext", f"--out={out}"]) == 0
+    images = images_of(2, 64, 64)
+    assert_close(resnext_jax.load(out)(images), torch_logits(network, images))
+    # Theirs are torchvision's names: a file for torchvision comes back with all counters.
+    assert main(["checkpoint", out, "--to=torchvision", f"--out={tmp_path / 'back.pth'}"]) == 0
+    torch.save(network.state_dict(), tmp_path / "net.pth")
+    same_files(tmp_path / "net.pth", tmp_path / "back.pth")
+
+    network = timm.models.vgg.VGG([4, "M", 4, "M", 8, 8, "M", 8, 8, "M", 8, 8, "M"], num_classes=5)
+    network.pre_logits = timm.models.vgg.ConvMlp(8, 16, 7)
+    network.head = timm.layers.ClassifierHead(16, 5)
+    network.eval()
+    torch.save(network.state_dict(), tmp_path / "vgg.pth")
+    out = str(tmp_path / "vgg")
+    assert main(["timm", str(tmp_path / "vgg.pth"), "--model=tiny_vgg", f"--out={out}"]) == 0
+    images = images_of(1, 224, 224)
+    assert_close(resnext_jax.load(out)(images), torch_logits(network, images))
+
+
+def save_as_ours(workdir, network, step, class_names):
+    """The checkpoint of a run: arrays under our names, nothing said of where they came from."""
+    layers = layers_of("tiny_resnext", 5)
+    entries = entries_of("torchvision", layers, their_names("torchvision", "tiny_resnext", layers))
+    arrays = {name: tensor.numpy() for name, tensor in network.state_dict().items() if "num_batches" not in name}
+    variables = to_variables(entries, arrays, file="memory", model="tiny_resnext")
+    state = TrainState(np.int32(step), variables["params"], variables["batch_stats"], ())
+    checkpoints = Checkpoints(str(workdir), keep_newest=1, keep_best=0)
+    config = {"model": {"name": "tiny_resnext"}, "evaluate": {"batch_size": 256}, "data": {"mean": [1.0, 2.0, 3.0]}}
+    dataset = {"name": "folder", "class_names": class_names}
+    checkpoints.save(state, {"config": config, "dataset": dataset}, None)
+    checkpoints.close()
+
+
+def test_a_checkpoint_of_ours_becomes_a_file_of_torchvision(tmp_path, tiny_torchvision):
+    """Trained by us, the step is the count of batches."""
+    network = tiny_torchvision("tiny_resnext")
+    save_as_ours(tmp_path / "run", network, 9, list("abcde"))
+    assert main(["checkpoint", str(tmp_path / "run"), "--to=torchvision", f"--out={tmp_path / 'x.pth'}"]) == 0
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.num_batches_tracked.fill_(9)
+    torch.save(network.state_dict(), tmp_path / "want.pth")
+    same_files(tmp_path / "x.pth", tmp_path / "want.pth")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("resnet34", "resnet152", "resnext101_64x4d", "wide_resnet50_2", "densenet161"),
+        *("vgg11", "vgg13_bn", "vgg16", "vgg19_bn"),
+    ],
+)
+def test_names_and_shapes_of_torchvision(torchvision, name):
+    with torch.device("meta"):
+        state = torchvision.models.get_model(name).state_dict()
+    layers = layers_of(name, 1000)
+    entries = entries_of("torchvision", layers, their_names("torchvision", name, layers))
+    theirs = [(key, tuple(tensor.shape)) for key, tensor in state.items() if not key.endswith("num_batches_tracked")]
+    assert [(entry.name, entry.their_shape) for entry in entries] == theirs
+
+
+def test_old_names_of_densenet(tmp_path, tiny_torchvision):
+    """The published DenseNets of torchvision say norm.1 where the network says norm1."""
+    network = tiny_torchvision("tiny_densenet")
+    state = OrderedDict()
+    for name, tensor in network.state_dict().items():
+        if "num_batches_tracked" not in name:
+            for old in ("norm1", "norm2", "conv1", "conv2"):
+                name = name.replace(f"denselayer1.{old}.", f"denselayer1.{old[:4]}.{old[4]}.")
+            state[name] = tensor
+    assert "features.denseblock1.denselayer1.norm.1.weight" in state
+    file, out, back = (str(tmp_path / part) for part in ("net.pth", "out", "back.pth"))
+    torch.save(state, file)
+    assert main(["torchvision", file, "--model=tiny_densenet", f"--out={out}"]) == 0
+    assert main(["checkpoint", out, "--to=torchvision", f"--out={back}"]) == 0
+    same_files(file, back)
+
+
+# ---- Refusals
+
+
+@pytest.fixture
+def refused(tmp_path, capsys):
+    def run(*arguments, state=None):
+        if state is not None:
+            torch.save(state, tmp_path / "net.pth")
+        arguments = [argument.replace("FILE", str(tmp_path / "net.pth")) for argument in arguments]
+        assert main([*arguments, f"--out={tmp_path / 'out'}"]) == 2
+        assert not (tmp_path / "out").exists()
+        text = capsys.readouterr().err
+        assert text.startswith("error: ")
+        return " ".join(text.split())
+
+    return run
+
+
+def test_missing_extra_and_misshapen_arrays_are_named_with_both_sides(refused, tiny_torchvision):
+    state = tiny_torchvision("tiny_resnext").state_dict()
+    del state["layer2.0.bn3.running_var"]
+    state["layer9.weight"] = torch.ones(2, 3)
+    state["layer1.0.conv2.weight"] = torch.ones(8, 4, 3, 3)
+    state["bn1.bias"] = state["bn1.bias"].double()
+    state["fc.num_batches_tracked"] = torch.tensor(3)  # of no batch norm
+    text = refused("torchvision", "FILE", "--model=tiny_resnext", state=state)
+    for line in (
+        "layer2.0.bn3.running_var: tiny_resnext wants (512,) (its batch_stats/stage3/block1/bn3/var), the file lacks",
+        "layer9.weight: the file has float32(2, 3), tiny_resnext has no such array",
+        "layer1.0.conv2.weight: tiny_resnext wants (8, 2, 3, 3) (its params/stage2/block1/conv2/kernel), the file has "
+        "float32(8, 4, 3, 3)",
+        "bn1.bias: tiny_resnext wants (64,) (its params/stem_bn/bias), the file has float64(64,), which float32 would",
+        "fc.num_batches_tracked: the file has int64(), tiny_resnext has no such array",
+        "Give the network that the file belongs to with --model=NAME",
+    ):
+        assert line in text
+
+
+def test_wrong_models(refused, tiny_torchvision):
+    state = tiny_torchvision("tiny_resnext").state_dict()
+    text = refused("torchvision", "FILE", "--model=resnet18", state=state)
+    assert "does not hold the weights of resnet18; nothing was written" in text
+    assert "more arrays" in text
+    assert "layer1.0.conv1.weight" in text
+    text = refused("torchvision", "FILE", "--model=resnext50_32x4", state=state)
+    assert "unknown model.name 'resnext50_32x4'. Did you mean 'resnext50_32x4d'" in text
+    text = refused("torchvision", "FILE", "--model=preresnet18", state=state)
+    assert "preresnet18 is none of torchvision's networks: final_bn has no name there" in text
+    text = refused("torch7", "FILE", "--model=vgg11")
+    assert "hold ResNets and ResNeXts" in text
+
+
+def test_weights_that_want_different_preprocessing(refused, torchvision, tmp_path):
+    with torch.device("meta"):
+        shapes = torchvision.models.resnext50_32x4d().state_dict()
+    state = {name: torch.zeros(tensor.shape, dtype=tensor.dtype) for name, tensor in shapes.items()}
+    text = refused("torchvision", "FILE", "--model=resnext50_32x4d", state=state)
+    assert "--weights=IMAGENET1K_V1: 224 px of 256, bilinear" in text
+    assert "--weights=IMAGENET1K_V2: 224 px of 232, bilinear" in text
+    text = refused("torchvision", "FILE", "--model=resnext50_32x4d", "--weights=IMAGENET_V2")
+    assert "Did you mean 'IMAGENET1K_V2'" in text
+
+
+def test_class_names(refused, tiny_torchvision, tmp_path, capsys):
+    state = tiny_torchvision("tiny_resnext").state_dict()
+    names = tmp_path / "names.txt"
+    names.write_text("one\ntwo\ntwo\n")
+    text = refused("torchvision", "FILE", "--model=tiny_resnext", f"--class_names={names}", state=state)
+    assert "has 3 names (2 different), and the file 5 classes" in text
+    names.write_text("a\nb\nc\nd\ne\n")
+    arguments = ["torchvision", str(tmp_path / "net.pth"), "--model=tiny_resnext", f"--out={tmp_path / 'out'}"]
+    assert main([*arguments, f"--class_names={names}"]) == 0
+    assert resnext_jax.load(str(tmp_path / "out")).class_names == tuple("abcde")
+    capsys.readouterr()
+    assert main(arguments) == 2
+    assert "holds checkpoints already" in capsys.readouterr().err
+
+
+# ---- Use
+
+
+def run_main(*arguments):
+    with tiny.command_line(*arguments) as (argv, values):
+        cli.main(values, argv)
+
+
+def test_evaluate_and_predict_as_the_weights_want_it(tmp_path, tiny_torchvision, capsys, monkeypatch):
+    """Folders named by WordNet ids; what PyTorch says of Pillow's bilinear pixels, counted by hand."""
+    network = tiny_torchvision("tiny_resnext")
+    torch.save(network.state_dict(), tmp_path / "net.pth")
+    wnids = list(imagenet_classes())[:5]
+    (tmp_path / "names.txt").write_text("\n".join(wnids))
+    out = tmp_path / "out"
+    arguments = ["torchvision", str(tmp_path / "net.pth"), "--model=tiny_resnext", f"--out={out}"]
+    assert main([*arguments, f"--class_names={tmp_path / 'names.txt'}"]) == 0
+
+    rng, right, logits, paths = np.random.default_rng(3), 0, [], []
+    for label, wnid in enumerate(wnids):
+        for split in ("train", "validation"):
+            (tmp_path / "data" / split / wnid).mkdir(parents=True)
+        for number in range(2):
+            pixels = rng.integers(0, 256, (10, 12, 3), np.uint8)
+            image = Image.fromarray(pixels).resize((360, 300), Image.Resampling.NEAREST)
+            paths.append(tmp_path / "data" / "validation" / wnid / f"{number}.png")
+            image.save(paths[-1])
+            image.save(tmp_path / "data" / "train" / wnid / f"{number}.png")
+            # 256 of 300 and 307 of 360 px; the middle 224: margins of 16 and 41.5.
+            crop = image.resize((307, 256), Image.Resampling.BILINEAR).crop((42, 16, 42 + 224, 16 + 224))
+            logits.append(torch_logits(network, np.asarray(crop)[None])[0])
+            right += int(logits[-1].argmax() == label)
+    capsys.readouterr()
+    monkeypatch.chdir(tiny.ROOT)
+    data = ["--config.data.name=folder", f"--config.data.dir={tmp_path / 'data'}", "--config.evaluate.batch_size=16"]
+    run_main("--mode=evaluate", f"--workdir={out}", "--json", *data)
+    row = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert row["images"] == 10
+    assert row["top1"] == pytest.approx(right / 10)
+    losses = [np.log(np.exp(one - one.max()).sum()) + one.max() - one[i // 2] for i, one in enumerate(logits)]
+    assert row["loss"] == pytest.approx(np.mean(losses), rel=1e-4)
+
+    run_main("--mode=predict", f"--workdir={out}", "--json", str(paths[3]))
+    predictions = json.loads(capsys.readouterr().out.splitlines()[-1])["images"][0]["predictions"]
+    names = ["tench", "goldfish", "great white shark", "tiger shark", "hammerhead"]
+    probabilities = np.exp(logits[3]) / np.exp(logits[3]).sum()
+    best = int(probabilities.argmax())
+    assert predictions[0]["class"] == names[best]
+    assert predictions[0]["probability"] == pytest.approx(probabilities[best], rel=1e-3)
+
+
+def test_wrong_overrides_of_a_checkpoints_config(tmp_path, tiny_torchvision, capsys, monkeypatch):
+    save_as_ours(tmp_path, tiny_torchvision("tiny_resnext"), 1, list("abcde"))
+    monkeypatch.chdir(tiny.ROOT)
+    with pytest.raises(SystemExit) as exit_:
+        run_main(
+            *("--mode=evaluate", f"--workdir={tmp_path}", "--config.data.maen=1,1,1"),
+            *("--config.evaluate.batch_size=many", "--config.data.mean=grey"),
+        )
+    text = capsys.readouterr().err
+    assert exit_.value.code == 2
+    assert "unknown config field 'data.maen'. Did you mean 'data.mean'" in text
+    assert "evaluate.batch_size='many' must be a whole number" in text
+    assert "data.mean='grey' must be numbers" in text
+
+
+def test_checkpoints_that_torchvision_cannot_have(tmp_path, tiny_torchvision, capsys, monkeypatch):
+    save_as_ours(tmp_path, tiny_torchvision("tiny_resnext"), 1, list("abcde"))
+    arguments = ["checkpoint", str(tmp_path), "--to=torchvision", f"--out={tmp_path / 'x.pth'}"]
+    for arch, problem in (
+        (dataclasses.replace(ARCHS["tiny_resnext"], shortcut=False), "one without shortcuts"),
+        (dataclasses.replace(ARCHS["tiny_resnext"], preactivation=True), "final_bn has no name there"),
+        (dataclasses.replace(ARCHS["tiny_resnext"], bottleneck_width=4), "belongs to another model"),
+    ):
+        monkeypatch.setitem(zoo.ARCHS, "tiny_resnext", arch)
+        assert main(arguments) == 2
+        assert problem in capsys.readouterr().err
+    assert not (tmp_path / "x.pth").exists()
