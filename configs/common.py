@@ -30,6 +30,10 @@ def base() -> ConfigDict:
     config.conv_impl = "auto"  # or one algorithm everywhere: see ops.grouped_conv.algorithm
     config.compute_dtype = "bfloat16"  # bfloat16 | float32; parameters are float32
 
+    config.on_nonfinite = "stop"  # stop | skip: a step whose loss or gradient is not finite changes nothing
+    config.max_skipped_in_a_row = 10  # skip: the run stops after so many
+    config.debug_nans = False  # names the operation and the layer of the first NaN or infinity; slow
+
     config.model = ConfigDict()
     config.model.name = ""  # a row of models.zoo.ARCHS; empty: by the numbers below
     config.model.family = "imagenet"  # imagenet | cifar
@@ -71,6 +75,8 @@ def base() -> ConfigDict:
     config.resume_changed = False  # True: go on though fields changed that change the trajectory
     config.log = ConfigDict()
     config.log.every_steps = 50
+    config.watch = ConfigDict()
+    config.watch.spike_nats = 1.0  # a loss is a spike so far above the median of the last rows
     return config
 
 

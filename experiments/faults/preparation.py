@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
 from runs import ROOT
 
 NUM_IMAGES = {"train": 240, "validation": 60}

@@ -21,6 +21,7 @@ from resnext_jax.train.step import train_step
 from resnext_jax.types import Batch, DatasetInfo, TrainState
 
 HEAD = "classifier"  # what a frozen backbone leaves to train
+NONFINITE_POLICIES = ("stop", "skip")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Run:
       schedule: step -> learning rate.
       create_state: () -> the first state, replicated over the mesh.
       train_step: (state, batch) -> (state, metrics); donates the state.
+      plain_step: the same mathematics in one piece, to be traced: no jit, no sharding, no skipping.
       evaluation_step: (variables, batch) -> sums.
     """
 
@@ -50,6 +52,7 @@ class Run:
     schedule: optax.Schedule
     create_state: Callable[[], TrainState]
     train_step: Callable
+    plain_step: Callable
     evaluation_step: Callable
 
     def evaluates_after(self, step: int) -> bool:
@@ -101,7 +104,13 @@ def assemble(config: ConfigDict, info: DatasetInfo, place: sharding.Place) -> Ru
       UserError: with every problem of the config.
     """
     mesh = place.mesh
-    raise_all(training_problems(config, mesh.size) + evaluation_problems(config, mesh.size))
+    problems = training_problems(config, mesh.size) + evaluation_problems(config, mesh.size)
+    if config.debug_nans and place.process_count > 1:
+        problems.append(
+            f"debug_nans=True looks at one process, and there are {place.process_count}: start one alone, on a copy "
+            "of the workdir."
+        )
+    raise_all(problems)
     model = model_of(config, info.num_classes, place)
     steps_per_epoch = info.num_images / config.batch_size
     total_steps = round(config.num_epochs * steps_per_epoch) if config.num_steps is None else config.num_steps
@@ -131,6 +140,16 @@ def assemble(config: ConfigDict, info: DatasetInfo, place: sharding.Place) -> Ru
         flip_images=config.augment.flip,
         pad_px=config.augment.pad_px,
     )
+    step = partial(
+        train_step,
+        model=model,
+        optimizer=optimizer,
+        augment=augment,
+        seed=config.seed,
+        label_smoothing=config.label_smoothing,
+        trains_only=HEAD if config.freeze_backbone else None,
+    )
+    skip = config.on_nonfinite == "skip"
     image_shape = (config.data.image_size_px, config.data.image_size_px, len(config.data.mean))
     everywhere, split = sharding.replicated(mesh), sharding.batch_sharding(mesh)
     return Run(
@@ -146,21 +165,12 @@ def assemble(config: ConfigDict, info: DatasetInfo, place: sharding.Place) -> Ru
             partial(create_state, model, optimizer, config.seed, image_shape), out_shardings=everywhere
         ),
         train_step=jax.jit(
-            partial(
-                train_step,
-                model=model,
-                optimizer=optimizer,
-                augment=augment,
-                seed=config.seed,
-                label_smoothing=config.label_smoothing,
-                accumulation_steps=config.accumulation_steps,
-                mesh=mesh,
-                trains_only=HEAD if config.freeze_backbone else None,
-            ),
+            partial(step, accumulation_steps=config.accumulation_steps, mesh=mesh, skip_nonfinite=skip),
             in_shardings=(everywhere, split),
             out_shardings=everywhere,
             donate_argnums=0,
         ),
+        plain_step=partial(step, accumulation_steps=1, mesh=None),
         evaluation_step=jit_evaluation(config, model, mesh),
     )
 
@@ -235,6 +245,8 @@ def training_problems(config: ConfigDict, num_devices: int) -> list[str]:
             f"augment.color_jitter={augment.color_jitter} and augment.lighting_std={augment.lighting_std} are for "
             f"three channels, and data.mean has {len(config.data.mean)}: set both to 0."
         )
+    if config.on_nonfinite not in NONFINITE_POLICIES:
+        lines.append(unknown("on_nonfinite", config.on_nonfinite, NONFINITE_POLICIES))
     boundaries = list(schedule.boundaries_steps or schedule.boundaries_epochs)
     finite_epochs = 0 < config.num_epochs < float("inf")
     ranges = {
@@ -248,6 +260,8 @@ def training_problems(config: ConfigDict, num_devices: int) -> list[str]:
         "num_steps": (config.num_steps, config.num_steps is None or config.num_steps > 0, "positive"),
         "schedule.factor": (schedule.factor, 0 < schedule.factor <= 1, "in (0, 1]"),
         "schedule.warmup_epochs": (schedule.warmup_epochs, schedule.warmup_epochs >= 0, "0 or more"),
+        "max_skipped_in_a_row": (config.max_skipped_in_a_row, config.max_skipped_in_a_row > 0, "positive"),
+        "watch.spike_nats": (config.watch.spike_nats, config.watch.spike_nats > 0, "positive"),
         "schedule boundaries": (boundaries, boundaries == sorted(set(boundaries)), "increasing"),
         "augment.color_jitter": (augment.color_jitter, 0 <= augment.color_jitter <= 1, "in [0, 1]"),
         "augment.lighting_std": (augment.lighting_std, augment.lighting_std >= 0, "0 or more"),

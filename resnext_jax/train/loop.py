@@ -17,8 +17,9 @@ from resnext_jax.sharding import Place, agree, from_first_process, to_global
 from resnext_jax.train import report
 from resnext_jax.train.assemble import assemble
 from resnext_jax.train.dataset import facts, open_data, same_classes
-from resnext_jax.train.faults import not_finite
+from resnext_jax.train.faults import Faults, not_finite
 from resnext_jax.train.finetune import first_state
+from resnext_jax.train.hunt import Hunter
 from resnext_jax.train.preemption import Preemption
 from resnext_jax.train.resume import check_resumable, claim, open_checkpoints
 from resnext_jax.train.step import all_finite
@@ -120,8 +121,19 @@ def _train(
     say(f"compiled in {time.monotonic() - compile_start_s:.1f} s")
 
     # -------------------------------------------------------------------------------------- What a step may bring
+    progress = show_progress(place, "train", run.total_steps, "step", start_step)
+    stack.callback(progress.close)
     is_finite = jax.jit(all_finite)
-    window = Window(config.batch_size, workdir, left.get("window"))
+    hunter = Hunter(run.plain_step, is_finite) if config.debug_nans else None
+    faults = Faults(
+        workdir,
+        skips=config.on_nonfinite == "skip",
+        max_skipped_in_a_row=config.max_skipped_in_a_row,
+        spike_nats=config.watch.spike_nats,
+        losses=[row["loss"] for row in rows if row["phase"] == "train" and row["step"] <= start_step and "loss" in row],
+        note=lambda line: (progress.close(), say(line)),
+    )
+    window = Window(config.batch_size, faults, left.get("window"))
 
     def save(state: TrainState, step: int, evaluated: bool) -> None:
         if not is_finite(state):
@@ -143,8 +155,6 @@ def _train(
             draw_curves(read_metrics(workdir), workdir, title)
 
     # ------------------------------------------------------------------------------------------------------ Steps
-    progress = show_progress(place, "train", run.total_steps, "step", start_step)
-    stack.callback(progress.close)
     saved_step, line = start_step, ""
     if evaluates:
         validate(state, start_step)
@@ -160,8 +170,12 @@ def _train(
             break
         batch = to_global(place.mesh, batch)
         waited_s = time.monotonic() - wait_start_s
+        if hunter:
+            hunter.before(state, batch)
         state, sums = step_fn(state, batch)
         cluster.beat(step)
+        if hunter:
+            hunter.after(step, state, sums)
         window.add(step, sums, waited_s)
 
         evaluates = run.evaluates_after(step)

@@ -91,10 +91,8 @@ def write_facts(
 
 def train_line(row: Mapping[str, float]) -> str:
     """The end of the progress line of training."""
-    return (
-        f"{row['images_per_s']:,.0f} images/s  loss {row['loss']:.4f}  "
-        f"top-1 {row['top1']:.2%}  input wait {row['input_wait']:.0%}"
-    )
+    learned = f"loss {row['loss']:.4f}  top-1 {row['top1']:.2%}" if "loss" in row else "every step skipped"
+    return f"{row['images_per_s']:,.0f} images/s  {learned}  input wait {row['input_wait']:.0%}"
 
 
 def evaluation_line(sums: metrics.Sums) -> str:

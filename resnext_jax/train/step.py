@@ -24,8 +24,9 @@ def train_step(
     seed: int,
     label_smoothing: float,
     accumulation_steps: int,
-    mesh: Mesh,
+    mesh: Mesh | None,
     trains_only: str | None = None,
+    skip_nonfinite: bool = False,
 ) -> tuple[TrainState, metrics.Sums]:
     """Augments, runs forward and backward, and updates; the gradient is of the mean cross-entropy of the batch.
 
@@ -39,13 +40,14 @@ def train_step(
       label_smoothing: in [0, 1).
       accumulation_steps: microbatches, one after the other. Whole batch-norm groups, so the mathematics is that of
         one pass: gradients and running statistics are averaged, one update is made.
-      mesh: that the batch is split over.
+      mesh: that the batch is split over; None computes as on a single device.
       trains_only: the one module whose parameters have a gradient; the network is then in inference mode, and its
         running statistics stay. The optimizer must leave the others alone (`optim.only`).
+      skip_nonfinite: a step whose loss or gradient is not finite changes nothing but the counts of steps.
 
     Returns:
-      The state after the step, and the sums over the training images, augmented and before the update. The loss is
-      NaN where the gradient is not finite.
+      The state after the step, and the sums over the training images, augmented and before the update. Where the
+      gradient is not finite the loss is NaN; with `skip_nonfinite` all sums are 0.
     """
     # The scopes name these parts in profiles and in the compile report; modules name the rest.
     with jax.named_scope("augment"):
@@ -53,9 +55,10 @@ def train_step(
 
     # Where every device holds whole batch-norm groups in every microbatch, each computes by itself and only gradients,
     # statistics and sums are added up. Else the partitioner finds out what to exchange.
-    images_per_unit = model.bn_group_images * accumulation_steps * mesh.size
-    apart = images_per_unit > 0 and batch.label.shape[0] % images_per_unit == 0
-    share = 1.0 / (accumulation_steps * (mesh.size if apart else 1))
+    num_devices = 1 if mesh is None else mesh.size
+    images_per_unit = model.bn_group_images * accumulation_steps * num_devices
+    apart = mesh is not None and images_per_unit > 0 and batch.label.shape[0] % images_per_unit == 0
+    share = 1.0 / (accumulation_steps * (num_devices if apart else 1))
 
     def loss_fn(params: PyTree, batch_stats: PyTree, micro: Batch, micro_keys: Array) -> tuple[Array, tuple]:
         with jax.named_scope("augment"):
@@ -90,7 +93,7 @@ def train_step(
         return total
 
     compute = gradients if accumulation_steps == 1 else accumulated
-    if apart:
+    if apart and mesh is not None:
         compute = sharding.sum_over_devices(compute, mesh)
     variables = {"params": state.params, "batch_stats": state.batch_stats}
     grads, batch_stats, sums = _float32(compute(variables, (batch, keys)))
@@ -103,9 +106,21 @@ def train_step(
             batch_stats=state.batch_stats if trains_only else batch_stats,
             opt_state=opt_state,
         )
+    if skip_nonfinite:
+        finite = jnp.isfinite(sums.loss + optax.tree.norm((grads, batch_stats)))
+        return keep_if(finite, new_state, state), jax.tree.map(lambda x: jnp.where(finite, x, 0).astype(x.dtype), sums)
     # A ReLU may hide a NaN from the loss (on the CPU it does), but all gradients end in the first layer's: one that is
     # not finite makes the loss NaN, at the price of one small kernel instead of a pass over all parameters.
     return new_state, sums.replace(loss=sums.loss + 0.0 * optax.tree.norm(grads[model.first_layer]))
+
+
+def keep_if(finite: Bool[Array, ""], new: TrainState, old: TrainState) -> TrainState:
+    """The new state where `finite`; else the old one, whose counts go on: they make the learning rate and the draws."""
+
+    def one(new: Array, old: Array) -> Array:
+        return new if jnp.issubdtype(new.dtype, jnp.integer) else jnp.where(finite, new, old)
+
+    return jax.tree.map(one, new, old)
 
 
 def all_finite(state: TrainState) -> Bool[Array, ""]:

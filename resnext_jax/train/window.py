@@ -5,13 +5,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import numpy as np
 
 from resnext_jax import metrics
-from resnext_jax.train.faults import not_finite
+from resnext_jax.train.faults import Faults
 
 # The host prepares this many steps ahead of the device: enough to overlap, and batches are memory.
 STEPS_IN_FLIGHT = 2
+FAULTS = ("skipped_steps", "loss_spikes", "skipped_in_a_row")
 
 
 class Window:
@@ -19,16 +19,18 @@ class Window:
 
     Args:
       batch_size: images of a step.
-      workdir: for messages.
+      faults: sees the sums of every step.
       carried: what `carried()` gave when the run was left between two rows.
     """
 
-    def __init__(self, batch_size: int, workdir: str, carried: Mapping[str, Any] | None = None):
-        self._batch_size, self._workdir = batch_size, workdir
+    def __init__(self, batch_size: int, faults: Faults, carried: Mapping[str, Any] | None = None):
+        self._batch_size, self._faults = batch_size, faults
         self._reset()
         if carried:
             fields = {name: type(zero)(carried[name]) for name, zero in vars(self._total).items()}
             self._total = metrics.Sums(**fields)
+            for name in FAULTS:
+                setattr(faults, name, carried[name])
 
     def add(self, step: int, sums: metrics.Sums, waited_s: float) -> None:
         """One more step, whose sums are still on the device; waits for the one before the one before it."""
@@ -42,21 +44,22 @@ class Window:
         """Waits for the steps and takes their sums to the host.
 
         Raises:
-          UserError: a loss was not finite; the first such step is named.
+          UserError: what a step gave was not finite, and may not be skipped; the first such step is named.
         """
         sums_of_steps = jax.device_get([sums for _, sums in self._pending])
         for (step, _), sums in zip(self._pending, sums_of_steps, strict=True):
-            if not np.isfinite(sums.loss):
-                raise not_finite("loss", step, self._workdir)
+            self._faults.look(step, sums)
             self._total = metrics.add(self._total, sums)
         self._pending = []
 
     def row(self) -> dict[str, float]:
-        """Means over the steps, speed and input wait; begins anew."""
+        """Means over the steps (none, where all were skipped), faults, speed and input wait; begins anew."""
         self.drain()
         elapsed_s = time.monotonic() - self._start_s
-        scalars = metrics.means(self._total) | {
-            "images": int(self._total.images),
+        images = int(self._total.images)
+        means = metrics.means(self._total) if images else {}
+        scalars = means | {"images": images} | self._faults.row(means.get("loss"))
+        scalars |= {
             "images_per_s": self._num_steps * self._batch_size / elapsed_s,
             "input_wait": self._waited_s / elapsed_s,
         }
@@ -65,7 +68,8 @@ class Window:
 
     def carried(self) -> dict[str, float]:
         """The sums of the drained steps, as plain numbers that JSON keeps to the bit."""
-        return {name: value.item() for name, value in vars(self._total).items()}
+        sums = {name: value.item() for name, value in vars(self._total).items()}
+        return sums | {name: getattr(self._faults, name) for name in FAULTS}
 
     def _reset(self) -> None:
         self._total, self._pending = metrics.zeros(), []
