@@ -15,6 +15,7 @@ def define_flags(to: flags.FlagValues) -> flags.FlagValues:
         "workdir", None, "Where the run lies; default runs/<config name>. Run again, it resumes.", flag_values=to
     )
     flags.DEFINE_string("mode", "train", f"One of: {', '.join(cli.MODES)}.", flag_values=to)
+    flags.DEFINE_bool("raw", False, "Other modes: the last weights, where averages (EMA) are kept.", flag_values=to)
     flags.DEFINE_bool("json", False, "Evaluate and predict: print one JSON object as the last line.", flag_values=to)
     return to
 

@@ -1,6 +1,7 @@
 """Checkpoints: asynchronous, atomic, strict. The only home of orbax.
 
-A checkpoint `DIR/STEP/` holds three items: `variables` (params and batch_stats: all that a model needs to predict),
+A checkpoint `DIR/STEP/` holds three items: `variables` (params and batch_stats: all that a model needs to predict; and
+their averages, `ema`, where the run keeps any),
 `training` (step and optimizer state) and `config` (JSON: the resolved config and the class names). Orbax writes into a
 temporary directory and renames it when all is there, so a save that did not finish is never seen.
 """
@@ -71,12 +72,8 @@ class Checkpoints:
         if evaluation is not None:
             self.top1[step] = evaluation["top1"]
         description = description if progress is None else {**description, "progress": progress}
-        tree = serialization.to_state_dict(state)
-        items = ocp.args.Composite(
-            variables=ocp.args.StandardSave({"params": tree["params"], "batch_stats": tree["batch_stats"]}),
-            training=ocp.args.StandardSave({"step": tree["step"], "opt_state": tree["opt_state"]}),
-            config=ocp.args.JsonSave(description),
-        )
+        arrays = {item: ocp.args.StandardSave(tree) for item, tree in _items(state).items()}
+        items = ocp.args.Composite(**arrays, config=ocp.args.JsonSave(description))
         self._manager.save(step, args=items, force=True)
 
     def restore(self, step: int, like: TrainState) -> TrainState:
@@ -85,11 +82,7 @@ class Checkpoints:
         Raises:
           UserError: an array is missing, extra or misshapen (`require_same_arrays`); nothing is changed.
         """
-        tree = serialization.to_state_dict(like)
-        wanted = {
-            "variables": {"params": tree["params"], "batch_stats": tree["batch_stats"]},
-            "training": {"step": tree["step"], "opt_state": tree["opt_state"]},
-        }
+        wanted = _items(like)
         with _damage(self.directory / str(step)):
             saved = self._manager.item_metadata(step)
         require_same_arrays(
@@ -102,7 +95,7 @@ class Checkpoints:
         items = ocp.args.Composite(**{item: ocp.args.StandardRestore(tree) for item, tree in wanted.items()})
         with _damage(self.directory / str(step)):
             restored = self._manager.restore(step, args=items)
-        state: Any = serialization.from_state_dict(like, {**restored["variables"], **restored["training"]})
+        state: Any = serialization.from_state_dict(like, {"ema": None, **restored["variables"], **restored["training"]})
         return state
 
     def wait(self) -> None:
@@ -151,15 +144,30 @@ def read_description(checkpoint: epath.Path) -> dict[str, Any]:
         return checkpointer.restore(checkpoint, ocp.args.Composite(config=ocp.args.JsonRestore()))["config"]
 
 
-def read_variables(checkpoint: epath.Path, sharding: Sharding) -> PyTree:
-    """`params` and `batch_stats` of one checkpoint (see `locate`), without the optimizer, placed by `sharding`."""
+def read_variables(checkpoint: epath.Path, sharding: Sharding, *, raw: bool = False) -> PyTree:
+    """`params` and `batch_stats` of one checkpoint (see `locate`), without the optimizer, placed by `sharding`.
+
+    Averaged ones, where the checkpoint has any, unless `raw`.
+    """
     with _damage(checkpoint), _checkpointer() as checkpointer:
         shapes = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
             _tree(checkpointer.metadata(checkpoint).item_metadata["variables"]),
         )
         items = ocp.args.Composite(variables=ocp.args.StandardRestore(shapes))
-        return checkpointer.restore(checkpoint, items)["variables"]
+        variables = checkpointer.restore(checkpoint, items)["variables"]
+        averaged = variables.pop("ema", None)
+        return variables if raw or averaged is None else averaged
+
+
+def _items(state: TrainState) -> dict[str, PyTree]:
+    """The arrays of each item of a checkpoint."""
+    tree = serialization.to_state_dict(state)
+    averages = {} if tree["ema"] is None else {"ema": tree["ema"]}
+    return {
+        "variables": {"params": tree["params"], "batch_stats": tree["batch_stats"], **averages},
+        "training": {"step": tree["step"], "opt_state": tree["opt_state"]},
+    }
 
 
 def _absolute(path: str) -> epath.Path:
