@@ -30,6 +30,7 @@ def define_flags(to: flags.FlagValues) -> flags.FlagValues:
     flags.DEFINE_integer("num_processes", None, "Several processes: how many; 1 for this one alone.", flag_values=to)
     flags.DEFINE_integer("process_id", None, "Several processes: which one this is, from 0.", flag_values=to)
     flags.DEFINE_float("join_timeout_s", 300.0, "Seconds to wait for all processes to come.", flag_values=to)
+    flags.DEFINE_bool("raw", False, "Other modes: the last weights, where averages (EMA) are kept.", flag_values=to)
     flags.DEFINE_bool("json", False, "Evaluate and predict: print one JSON object as the last line.", flag_values=to)
     return to
 

@@ -30,6 +30,9 @@ def base() -> ConfigDict:
     config.conv_impl = "auto"  # or one algorithm everywhere: see ops.grouped_conv.algorithm
     config.compute_dtype = "bfloat16"  # bfloat16 | float32; parameters are float32
 
+    config.ema_decay = 0.0  # of moving averages of weights and statistics, which are then evaluated; 0 is off
+    config.recompute_bn_images = 0  # for batch-norm statistics after the last step; 0 is off
+
     config.on_nonfinite = "stop"  # stop | skip: a step whose loss or gradient is not finite changes nothing
     config.max_skipped_in_a_row = 10  # skip: the run stops after so many
     config.debug_nans = False  # names the operation and the layer of the first NaN or infinity; slow

@@ -15,10 +15,9 @@ from typing import Any
 import jax
 import numpy as np
 from absl import flags
-from ml_collections import ConfigDict
+from etils import epath
 
 from resnext_jax import cluster, config_file, sharding
-from resnext_jax.checkpoint import locate, read_description, read_variables, require_same_arrays
 from resnext_jax.data.decode import read_image
 from resnext_jax.errors import (
     INTERRUPTED_STATUS,
@@ -35,12 +34,11 @@ from resnext_jax.errors import (
 from resnext_jax.net import load
 from resnext_jax.ops.conv_choice import chip_of
 from resnext_jax.progress import AboveProgress, end_line
-from resnext_jax.train.assemble import evaluation_problems, jit_evaluation, model_of
-from resnext_jax.train.dataset import facts, open_data, same_classes
 from resnext_jax.train.finetune import fill_from_checkpoint
 from resnext_jax.train.loop import train
+from resnext_jax.train.recomputed import recompute_checkpoint
 from resnext_jax.train.resume import flat
-from resnext_jax.train.validation import evaluate_all
+from resnext_jax.train.trained import Trained, open_trained
 
 TOP_CLASSES = 5
 
@@ -106,31 +104,24 @@ def run_training(flag_values: flags.FlagValues, arguments: Sequence[str]) -> Non
 def run_evaluation(flag_values: flags.FlagValues, arguments: Sequence[str]) -> None:
     """`--mode=evaluate`: exact loss, top-1 and top-5 of a checkpoint on the validation images of its config."""
     refuse_arguments(arguments, "evaluate")
-    checkpoint = locate(workdir_of(flag_values))
-    description = read_description(checkpoint)
-    config = flag_values.config or ConfigDict(description["config"])
-    config_file.override(config, flag_values.override)
-    place = here()
-    raise_all(evaluation_problems(config, place.mesh.size))
-    source = open_data(config, "validation")
-    same_classes(facts(source.info), description["dataset"], str(checkpoint))
-    model = model_of(config, source.info.num_classes, place)
-    variables = read_variables(checkpoint, sharding.replicated(place.mesh))
-    images = jax.ShapeDtypeStruct(
-        (1, config.data.image_size_px, config.data.image_size_px, len(config.data.mean)), "float32"
-    )
-    require_same_arrays(
-        checkpoint,
-        jax.eval_shape(functools.partial(model.init, train=False), jax.random.key(0), images),
-        variables,
-        "Leave out --config, for the checkpoint brings its own, or give the one that it was trained with.",
-    )
-    row = evaluate_all(config, jit_evaluation(config, model, place.mesh), variables, source, place)
-    if place.speaks:
-        print(f"{checkpoint} on {row['images']:,} images of {source.info.name}:")
-        print(f"loss {row['loss']:.4f}  top-1 {row['top1']:.2%}  top-5 {row['top5']:.2%}")
-        if flag_values.json:
-            print(json.dumps({"checkpoint": str(checkpoint), **row}))
+    trained = opened(flag_values)
+    report_row(flag_values, trained, trained.checkpoint, trained.evaluate(trained.variables))
+
+
+def run_recomputation(flag_values: flags.FlagValues, arguments: Sequence[str]) -> None:
+    """`--mode=recompute_bn`: a checkpoint's weights with batch-norm statistics over many training images, and its row.
+
+    Written to `recomputed_bn` in the workdir, itself a workdir for the other modes.
+    """
+    refuse_arguments(arguments, "recompute_bn")
+    trained = opened(flag_values)
+    report_row(flag_values, trained, *recompute_checkpoint(trained))
+
+
+def opened(flag_values: flags.FlagValues) -> Trained:
+    """The checkpoint of the workdir, with what the flags say of it."""
+    change = functools.partial(config_file.override, overrides=flag_values.override)
+    return open_trained(workdir_of(flag_values), flag_values.config, here(), change=change, raw=flag_values.raw)
 
 
 def run_prediction(flag_values: flags.FlagValues, arguments: Sequence[str]) -> None:
@@ -144,7 +135,7 @@ def run_prediction(flag_values: flags.FlagValues, arguments: Sequence[str]) -> N
         except UserError as error:
             problems += error.problems
     raise_all(problems)
-    net = load(workdir_of(flag_values))
+    net = load(workdir_of(flag_values), raw=flag_values.raw)
     results = []
     for path, image in zip(arguments, images, strict=True):
         logits = np.asarray(net(net.preprocess(image)), np.float64)[0]
@@ -164,7 +155,17 @@ MODES: dict[str, Callable[[flags.FlagValues, Sequence[str]], None]] = {
     "train": run_training,
     "evaluate": run_evaluation,
     "predict": run_prediction,
+    "recompute_bn": run_recomputation,
 }
+
+
+def report_row(flag_values: flags.FlagValues, trained: Trained, checkpoint: epath.Path, row: dict[str, float]) -> None:
+    """What the evaluation of a checkpoint gave."""
+    if trained.place.speaks:
+        print(f"{checkpoint} on {row['images']:,} images of {trained.source.info.name}:")
+        print(f"loss {row['loss']:.4f}  top-1 {row['top1']:.2%}  top-5 {row['top5']:.2%}")
+        if flag_values.json:
+            print(json.dumps({"checkpoint": str(checkpoint), **row}))
 
 
 def refuse_arguments(arguments: Sequence[str], mode: str) -> None:

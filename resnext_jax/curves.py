@@ -24,7 +24,7 @@ def errors_by_epoch(rows: list[dict[str, Any]]) -> tuple[list[float], list[float
     for row in rows:
         if row["phase"] == "train":
             images, correct = images + row["images"], correct + row["images"] * row.get("top1", 0.0)
-        elif images:
+        elif row["phase"] == "evaluate" and images:
             epochs.append(row["epoch"])
             train_errors.append(100.0 * (1.0 - correct / images))
             errors.append(100.0 * (1.0 - row["top1"]))

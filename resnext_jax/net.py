@@ -152,11 +152,12 @@ class Net:
         return images
 
 
-def load(path: str) -> Net:
+def load(path: str, *, raw: bool = False) -> Net:
     """The network of a checkpoint.
 
     Args:
       path: a workdir, its `checkpoints` directory (then the newest), or one checkpoint.
+      raw: the weights of the last step, where the run keeps averages too (`config.ema_decay`).
 
     Raises:
       UserError: there is no complete checkpoint, or it is damaged.
@@ -174,7 +175,7 @@ def load(path: str) -> Net:
         bn_group_images=config["bn_group_images"],
     )
     sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    return Net(model, read_variables(checkpoint, sharding), config, readable(class_names))
+    return Net(model, read_variables(checkpoint, sharding, raw=raw), config, readable(class_names))
 
 
 def build(name: str, *, num_classes: int = 1000, seed: int = 0, compute_dtype: str = "float32") -> Net:

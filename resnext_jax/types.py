@@ -36,12 +36,19 @@ class TrainState(struct.PyTreeNode):
       params: float32 parameters, by path (`stage3/block2/conv2/kernel`).
       batch_stats: float32 running mean and variance of every batch norm.
       opt_state: the optimizer's state (the momentum buffers).
+      ema: exponential moving averages of `params` and `batch_stats`, in a dict of these names; None: none are kept.
     """
 
     step: Leaf
     params: PyTree
     batch_stats: PyTree
     opt_state: PyTree
+    ema: PyTree = None
+
+    @property
+    def variables(self) -> PyTree:
+        """`params` and `batch_stats`, to evaluate: averaged ones where there are any."""
+        return {"params": self.params, "batch_stats": self.batch_stats} if self.ema is None else self.ema
 
 
 @dataclasses.dataclass(frozen=True)

@@ -48,8 +48,10 @@ def read_description(checkpoint: epath.Path) -> dict[str, Any]:
         return opened.restore(checkpoint, ocp.args.Composite(config=ocp.args.JsonRestore()))["config"]
 
 
-def read_variables(checkpoint: epath.Path, sharding: Sharding) -> PyTree:
+def read_variables(checkpoint: epath.Path, sharding: Sharding, *, raw: bool = False) -> PyTree:
     """`params` and `batch_stats` of one checkpoint (see `locate`), without the optimizer, placed by `sharding`.
+
+    Averaged ones, where the checkpoint has any, unless `raw`.
 
     Raises:
       UserError: they are not what was written.
@@ -61,7 +63,9 @@ def read_variables(checkpoint: epath.Path, sharding: Sharding) -> PyTree:
             tree_of(opened.metadata(checkpoint).item_metadata["variables"]),
         )
         items = ocp.args.Composite(variables=ocp.args.StandardRestore(shapes))
-        return opened.restore(checkpoint, items)["variables"]
+        variables = opened.restore(checkpoint, items)["variables"]
+    averaged = variables.pop("ema", None)
+    return variables if raw or averaged is None else averaged
 
 
 def read_arrays(checkpoint: epath.Path) -> dict[str, np.ndarray]:

@@ -14,7 +14,7 @@ from resnext_jax.checkpoint.checksums import damage, write_checksums
 from resnext_jax.checkpoint.read import read_description
 from resnext_jax.checkpoint.store import DIRECTORY, absolute, finished_steps, handlers, reading, reason, tree_of
 from resnext_jax.errors import UserError
-from resnext_jax.types import TrainState
+from resnext_jax.types import PyTree, TrainState
 
 # Beside `checkpoints`, not in it: what orbax finds there in a bucket without its last mark, it removes.
 DAMAGED_DIRECTORY = "damaged_checkpoints"
@@ -111,12 +111,8 @@ class Checkpoints:
         step = self._saving_step = int(state.step)
         if evaluation is not None:
             self.top1[step] = evaluation["top1"]
-        tree = serialization.to_state_dict(state)
-        items = ocp.args.Composite(
-            variables=ocp.args.StandardSave({"params": tree["params"], "batch_stats": tree["batch_stats"]}),
-            training=ocp.args.StandardSave({"step": tree["step"], "opt_state": tree["opt_state"]}),
-            config=ocp.args.JsonSave({**description, "progress": progress or {}}),
-        )
+        arrays = {item: ocp.args.StandardSave(tree) for item, tree in _items(state).items()}
+        items = ocp.args.Composite(**arrays, config=ocp.args.JsonSave({**description, "progress": progress or {}}))
         with self._writing():
             self._manager.save(step, args=items, force=True)
 
@@ -126,11 +122,7 @@ class Checkpoints:
         Raises:
           UserError: an array is missing, extra or misshapen (`require_same_arrays`); nothing is changed.
         """
-        tree = serialization.to_state_dict(like)
-        wanted = {
-            "variables": {"params": tree["params"], "batch_stats": tree["batch_stats"]},
-            "training": {"step": tree["step"], "opt_state": tree["opt_state"]},
-        }
+        wanted = _items(like)
         with reading(self.directory / str(step)):
             saved = self._manager.item_metadata(step)
         require_same_arrays(
@@ -143,7 +135,7 @@ class Checkpoints:
         items = ocp.args.Composite(**{item: ocp.args.StandardRestore(tree) for item, tree in wanted.items()})
         with reading(self.directory / str(step)):
             restored = self._manager.restore(step, args=items)
-        state: Any = serialization.from_state_dict(like, {**restored["variables"], **restored["training"]})
+        state: Any = serialization.from_state_dict(like, {"ema": None, **restored["variables"], **restored["training"]})
         return state
 
     def description(self, step: int) -> dict[str, Any]:
@@ -207,6 +199,16 @@ class _SilentOfClosedLoops:
     def __call__(self, unraisable: Any) -> None:
         if str(unraisable.exc_value) != "Event loop is closed":
             self._before(unraisable)
+
+
+def _items(state: TrainState) -> dict[str, PyTree]:
+    """The arrays of each item of a checkpoint."""
+    tree = serialization.to_state_dict(state)
+    averages = {} if tree["ema"] is None else {"ema": tree["ema"]}
+    return {
+        "variables": {"params": tree["params"], "batch_stats": tree["batch_stats"], **averages},
+        "training": {"step": tree["step"], "opt_state": tree["opt_state"]},
+    }
 
 
 def _file_error(error: BaseException) -> str:

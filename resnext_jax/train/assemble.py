@@ -1,6 +1,7 @@
 """From a config to the parts of a run: the very step that the loop runs and the compile report lowers."""
 
 import dataclasses
+import time
 from collections.abc import Callable
 from functools import partial
 
@@ -14,6 +15,7 @@ from resnext_jax.data.pipeline import CROPS
 from resnext_jax.data.resize import FILTERS
 from resnext_jax.errors import UserError, raise_all, unknown
 from resnext_jax.evaluate.classify import evaluation_step
+from resnext_jax.evaluate.recompute import statistics_step
 from resnext_jax.models import zoo
 from resnext_jax.ops.augment import make_augment
 from resnext_jax.train.state import create_state
@@ -72,6 +74,18 @@ class Run:
         """Whether this is the last step of so many epochs or a multiple of them; steps per epoch are rarely whole."""
         steps = num_epochs * self.steps_per_epoch
         return step == round(max(1, round(step / steps)) * steps)
+
+    def compile(self, place: sharding.Place, batch_size: int, say: Callable[[str], None]) -> Callable:
+        """`train_step` compiled for global batches of `batch_size`, with a line before and after."""
+        say(
+            f"compiling the step for {place.mesh.size} {place.platform} device(s); "
+            "this can take from seconds (small networks) to minutes (101 layers)"
+        )
+        start_s = time.monotonic()
+        shapes = self.state_shapes(place.mesh), self.batch_shapes(place.mesh, batch_size)
+        compiled = self.train_step.lower(*shapes).compile()
+        say(f"compiled in {time.monotonic() - start_s:.1f} s")
+        return compiled
 
     def state_shapes(self, mesh: Mesh) -> TrainState:
         """The state as shapes with shardings."""
@@ -132,22 +146,15 @@ def assemble(config: ConfigDict, info: DatasetInfo, place: sharding.Place) -> Ru
     optimizer = optim.sgd_nesterov(schedule, momentum=config.momentum, weight_decay=config.weight_decay)
     if config.freeze_backbone:
         optimizer = optim.only(optimizer, HEAD)
-    augment = make_augment(
-        mean=config.data.mean,
-        std=config.data.std,
-        color_jitter_strength=config.augment.color_jitter,
-        lighting_std=config.augment.lighting_std,
-        flip_images=config.augment.flip,
-        pad_px=config.augment.pad_px,
-    )
     step = partial(
         train_step,
         model=model,
         optimizer=optimizer,
-        augment=augment,
+        augment=augment_of(config),
         seed=config.seed,
         label_smoothing=config.label_smoothing,
         trains_only=HEAD if config.freeze_backbone else None,
+        ema_decay=config.ema_decay,
     )
     skip = config.on_nonfinite == "skip"
     image_shape = (config.data.image_size_px, config.data.image_size_px, len(config.data.mean))
@@ -162,7 +169,8 @@ def assemble(config: ConfigDict, info: DatasetInfo, place: sharding.Place) -> Ru
         keep_every_steps=config.checkpoint.keep_every_steps,
         schedule=schedule,
         create_state=jax.jit(
-            partial(create_state, model, optimizer, config.seed, image_shape), out_shardings=everywhere
+            partial(create_state, model, optimizer, config.seed, image_shape, averages=config.ema_decay > 0),
+            out_shardings=everywhere,
         ),
         train_step=jax.jit(
             partial(step, accumulation_steps=config.accumulation_steps, mesh=mesh, skip_nonfinite=skip),
@@ -185,6 +193,28 @@ def model_of(config: ConfigDict, num_classes: int, place: sharding.Place) -> zoo
         conv_impl=config.conv_impl,
         compute_dtype=config.compute_dtype,
         bn_group_images=config.bn_group_images,
+    )
+
+
+def augment_of(config: ConfigDict) -> Callable:
+    """(uint8 images, keys) -> normalised float32 images, as they are trained on."""
+    return make_augment(
+        mean=config.data.mean,
+        std=config.data.std,
+        color_jitter_strength=config.augment.color_jitter,
+        lighting_std=config.augment.lighting_std,
+        flip_images=config.augment.flip,
+        pad_px=config.augment.pad_px,
+    )
+
+
+def jit_statistics(config: ConfigDict, model: zoo.Network, mesh: Mesh) -> Callable:
+    """(variables, batch, step) -> batch-norm statistics of that training batch, jitted for the mesh."""
+    everywhere, split = sharding.replicated(mesh), sharding.batch_sharding(mesh)
+    return jax.jit(
+        partial(statistics_step, model=model, augment=augment_of(config), seed=config.seed, mesh=mesh),
+        in_shardings=(everywhere, split, everywhere),
+        out_shardings=everywhere,
     )
 
 
@@ -260,6 +290,8 @@ def training_problems(config: ConfigDict, num_devices: int) -> list[str]:
         "num_steps": (config.num_steps, config.num_steps is None or config.num_steps > 0, "positive"),
         "schedule.factor": (schedule.factor, 0 < schedule.factor <= 1, "in (0, 1]"),
         "schedule.warmup_epochs": (schedule.warmup_epochs, schedule.warmup_epochs >= 0, "0 or more"),
+        "ema_decay": (config.ema_decay, 0 <= config.ema_decay < 1, "in [0, 1)"),
+        "recompute_bn_images": (config.recompute_bn_images, config.recompute_bn_images >= 0, "0 or more"),
         "max_skipped_in_a_row": (config.max_skipped_in_a_row, config.max_skipped_in_a_row > 0, "positive"),
         "watch.spike_nats": (config.watch.spike_nats, config.watch.spike_nats > 0, "positive"),
         "schedule boundaries": (boundaries, boundaries == sorted(set(boundaries)), "increasing"),

@@ -1,12 +1,15 @@
 """The data set of a config, checked against what the config and the checkpoint expect of it."""
 
+from collections.abc import Generator
 from typing import Any
 
 from ml_collections import ConfigDict
 
+from resnext_jax.data.pipeline import train_batches
 from resnext_jax.data.sources import Source, open_source
 from resnext_jax.errors import UserError
-from resnext_jax.types import DatasetInfo
+from resnext_jax.sharding import Place
+from resnext_jax.types import Batch, DatasetInfo
 
 
 def open_data(config: ConfigDict, split: str) -> Source:
@@ -34,6 +37,24 @@ def open_data(config: ConfigDict, split: str) -> Source:
 def facts(info: DatasetInfo) -> dict[str, Any]:
     """What a checkpoint remembers of the data set that it was trained on."""
     return {"name": info.name, "class_names": list(info.class_names), "num_images": info.num_images}
+
+
+def training_batches(
+    config: ConfigDict, source: Source, place: Place, start_step: int, num_steps: int
+) -> Generator[Batch]:
+    """This process's rows of the batches of steps `start_step` to `num_steps - 1`, as the config prepares them."""
+    return train_batches(
+        source,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        start_step=start_step,
+        num_steps=num_steps,
+        image_size_px=config.data.image_size_px,
+        crop=config.data.crop,
+        num_threads=config.data.num_threads,
+        process_index=place.process_index,
+        process_count=place.process_count,
+    )
 
 
 def same_classes(ours: dict[str, Any], saved: dict[str, Any], where: str) -> None:

@@ -11,21 +11,22 @@ from ml_collections import ConfigDict
 
 from resnext_jax import cluster
 from resnext_jax.curves import draw_curves
-from resnext_jax.data.pipeline import train_batches
 from resnext_jax.errors import UserError
 from resnext_jax.sharding import Place, agree, from_first_process, to_global
 from resnext_jax.train import report
-from resnext_jax.train.assemble import assemble
-from resnext_jax.train.dataset import facts, open_data, same_classes
+from resnext_jax.train.assemble import assemble, jit_statistics
+from resnext_jax.train.dataset import facts, open_data, same_classes, training_batches
 from resnext_jax.train.faults import Faults, not_finite
 from resnext_jax.train.finetune import first_state
 from resnext_jax.train.hunt import Hunter
 from resnext_jax.train.preemption import Preemption
+from resnext_jax.train.recomputed import recompute_bn
+from resnext_jax.train.report import RECOMPUTED
 from resnext_jax.train.resume import check_resumable, claim, open_checkpoints
 from resnext_jax.train.step import all_finite
 from resnext_jax.train.validation import evaluate_all, show_progress
 from resnext_jax.train.window import Window
-from resnext_jax.types import TrainState
+from resnext_jax.types import PyTree, TrainState
 from resnext_jax.writer import MetricsWriter, read_metrics
 
 
@@ -71,18 +72,21 @@ def _train(
     checkpoints = open_checkpoints(config, run, workdir, rows)
     stack.callback(checkpoints.close)
     preemption.before_leaving += [checkpoints.wait, *([lock.release] if lock else [])]
-    state_shapes = run.state_shapes(place.mesh)
     if newest is None:
         state, start_step, left = first_state(config, run, description["dataset"], place, say), 0, {}
     else:
         start_step, saved = newest, checkpoints.description(newest)
         same_classes(description["dataset"], saved["dataset"], workdir)
-        state = checkpoints.restore(newest, state_shapes)
+        state = checkpoints.restore(newest, run.state_shapes(place.mesh))
         check_resumable(description, saved, f"of step {newest} in {workdir}", allow=config.resume_changed, say=say)
         left = saved["progress"]
-    made = any(row["phase"] == "evaluate" and row["step"] == start_step for row in rows)
-    evaluates = bool(from_first_process(place, not (left.get("evaluated", True) or made)))
-    if start_step >= run.total_steps and not evaluates:
+    # What a run may have been left without: the evaluation of the newest checkpoint, and what follows the last step.
+    made = {row["phase"] for row in rows if row["step"] == start_step}
+    evaluates = bool(from_first_process(place, not left.get("evaluated", True) and "evaluate" not in made))
+    recomputes = config.recompute_bn_images > 0
+    if start_step >= run.total_steps:
+        recomputes = bool(from_first_process(place, recomputes and RECOMPUTED not in made))
+    if start_step >= run.total_steps and not (evaluates or recomputes):
         say(f"{workdir} is done: {start_step:,} of {run.total_steps:,} steps.")
         report.summarize(workdir, title, say)
         return
@@ -90,18 +94,7 @@ def _train(
         say(f"resuming {workdir} at step {start_step:,} of {run.total_steps:,}")
 
     # ------------------------------------------------------------------------------------------------- The input
-    batches = train_batches(
-        train_source,
-        batch_size=config.batch_size,
-        seed=config.seed,
-        start_step=start_step,
-        num_steps=run.total_steps,
-        image_size_px=config.data.image_size_px,
-        crop=config.data.crop,
-        num_threads=config.data.num_threads,
-        process_index=place.process_index,
-        process_count=place.process_count,
-    )
+    batches = training_batches(config, train_source, place, start_step, run.total_steps)
     stack.callback(batches.close)
 
     # From here on the workdir is this run's: everything about its config has been checked.
@@ -110,15 +103,6 @@ def _train(
         report.write_facts(config, workdir, environment, state.params, say)
         writer = MetricsWriter(workdir, start_step)
         stack.callback(writer.close)
-
-    # ------------------------------------------------------------------------------------------------ Compilation
-    say(
-        f"compiling the step for {place.mesh.size} {place.platform} device(s); "
-        "this can take from seconds (small networks) to minutes (101 layers)"
-    )
-    compile_start_s = time.monotonic()
-    step_fn = run.train_step.lower(state_shapes, run.batch_shapes(place.mesh, config.batch_size)).compile()
-    say(f"compiled in {time.monotonic() - compile_start_s:.1f} s")
 
     # -------------------------------------------------------------------------------------- What a step may bring
     progress = show_progress(place, "train", run.total_steps, "step", start_step)
@@ -144,20 +128,26 @@ def _train(
         with preemption.saving:
             checkpoints.save(state, description, None, {"window": window.carried(), "evaluated": evaluated})
 
-    def validate(state: TrainState, step: int) -> None:
+    def validate(variables: PyTree, step: int, phase: str) -> None:
         progress.close()
-        variables = {"params": state.params, "batch_stats": state.batch_stats}
         evaluation = evaluate_all(config, run.evaluation_step, variables, validation_source, place)
-        checkpoints.top1[step] = evaluation["top1"]
+        if phase == "evaluate":
+            checkpoints.top1[step] = evaluation["top1"]
         if writer:
-            writer.write(step, step / run.steps_per_epoch, "evaluate", evaluation)
+            writer.write(step, step / run.steps_per_epoch, phase, evaluation)
             writer.flush()
             draw_curves(read_metrics(workdir), workdir, title)
 
+    def recompute(variables: PyTree, step: int) -> None:
+        statistics_step = jit_statistics(config, run.model, place.mesh)
+        args = config, statistics_step, variables, step, description, train_source, workdir, place
+        validate(recompute_bn(*args), step, RECOMPUTED)
+
     # ------------------------------------------------------------------------------------------------------ Steps
+    step_fn = run.compile(place, config.batch_size, say) if start_step < run.total_steps else run.train_step
     saved_step, line = start_step, ""
     if evaluates:
-        validate(state, start_step)
+        validate(state.variables, start_step, "evaluate")
     preemption.start_steps(start_step)
     window.restart_clock()
     for step in range(start_step + 1, run.total_steps + 1):
@@ -195,10 +185,12 @@ def _train(
             save(state, saved_step := step, evaluated=not evaluates)
         if evaluates:
             # What is saved already can be left at once; the evaluation is then made at the next start.
-            preemption.with_nothing_at_stake(partial(validate, state, step))
+            preemption.with_nothing_at_stake(partial(validate, state.variables, step, "evaluate"))
         window.restart_clock()
 
     checkpoints.wait()
+    if recomputes:
+        preemption.with_nothing_at_stake(partial(recompute, state.variables, run.total_steps))
     preemption.end()
 
     # ---------------------------------------------------------------------------------------------------- Summary

@@ -19,6 +19,9 @@ from resnext_jax.sharding import Place, agree, from_first_process
 from resnext_jax.types import PyTree
 from resnext_jax.writer import read_metrics
 
+# Where weights with recomputed batch-norm statistics lie in a workdir, and the phase of their row in its metrics.
+RECOMPUTED = "recomputed_bn"
+
 
 def say(line: str) -> None:
     """One line for people; the standard output stays free for results."""
@@ -115,10 +118,11 @@ def summarize(workdir: str, title: str, say: Callable[[str], None]) -> None:
     if not rows:
         return
     best = max(rows, key=lambda row: row["top1"])
+    recomputed = [row for row in read_metrics(workdir) if row["phase"] == RECOMPUTED]
     line = "-" * 66
     say(f"\n{title}\n{line}")
     say(f"{'':10}{'step':>10}{'epoch':>9}{'loss':>10}{'top-1':>10}{'top-5':>10}")
-    for name, row in (("last", rows[-1]), ("best", best)):
+    for name, row in (("last", rows[-1]), ("best", best), *(("recomputed", row) for row in recomputed)):
         say(
             f"{name:10}{row['step']:>10,}{row['epoch']:>9.2f}{row['loss']:>10.4f}{row['top1']:>10.2%}{row['top5']:>10.2%}"
         )

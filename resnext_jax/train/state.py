@@ -9,7 +9,11 @@ from resnext_jax.types import TrainState
 
 
 def create_state(
-    model: Network, optimizer: optax.GradientTransformation, seed: int, image_shape: tuple[int, int, int]
+    model: Network,
+    optimizer: optax.GradientTransformation,
+    seed: int,
+    image_shape: tuple[int, int, int],
+    averages: bool = False,
 ) -> TrainState:
     """Initial parameters, statistics and momentum buffers at step 0.
 
@@ -20,6 +24,7 @@ def create_state(
       optimizer: its state is created from the parameters.
       seed: of the run.
       image_shape: (height, width, channel) of a training image; parameters depend on the channels alone.
+      averages: whether to keep exponential moving averages.
     """
     variables = model.init(jax.random.key(seed), jnp.zeros((1, *image_shape), jnp.float32), train=False)
     params = variables["params"]
@@ -28,4 +33,5 @@ def create_state(
         params=params,
         batch_stats=variables.get("batch_stats", {}),  # VGG may have no batch norm
         opt_state=optimizer.init(params),
+        ema={"params": params, "batch_stats": variables.get("batch_stats", {})} if averages else None,
     )

@@ -27,6 +27,7 @@ def train_step(
     mesh: Mesh | None,
     trains_only: str | None = None,
     skip_nonfinite: bool = False,
+    ema_decay: float = 0.0,
 ) -> tuple[TrainState, metrics.Sums]:
     """Augments, runs forward and backward, and updates; the gradient is of the mean cross-entropy of the batch.
 
@@ -43,6 +44,7 @@ def train_step(
       mesh: that the batch is split over; None computes as on a single device.
       trains_only: the one module whose parameters have a gradient; the network is then in inference mode, and its
         running statistics stay. The optimizer must leave the others alone (`optim.only`).
+      ema_decay: of the averages, where the state has any; see `average`.
       skip_nonfinite: a step whose loss or gradient is not finite changes nothing but the counts of steps.
 
     Returns:
@@ -100,18 +102,35 @@ def train_step(
 
     with jax.named_scope("update"):
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        new_state = TrainState(
-            step=state.step + 1,
-            params=optax.apply_updates(state.params, updates),
-            batch_stats=state.batch_stats if trains_only else batch_stats,
-            opt_state=opt_state,
-        )
+        step, params = state.step + 1, optax.apply_updates(state.params, updates)
+        batch_stats = state.batch_stats if trains_only else batch_stats
+        ema = state.ema
+        if ema is not None:
+            ema = average(ema, {"params": params, "batch_stats": batch_stats}, step, ema_decay)
+        new_state = TrainState(step, params, batch_stats, opt_state, ema)
     if skip_nonfinite:
         finite = jnp.isfinite(sums.loss + optax.tree.norm((grads, batch_stats)))
         return keep_if(finite, new_state, state), jax.tree.map(lambda x: jnp.where(finite, x, 0).astype(x.dtype), sums)
     # A ReLU may hide a NaN from the loss (on the CPU it does), but all gradients end in the first layer's: one that is
     # not finite makes the loss NaN, at the price of one small kernel instead of a pass over all parameters.
     return new_state, sums.replace(loss=sums.loss + 0.0 * optax.tree.norm(grads[model.first_layer]))
+
+
+def average(ema: PyTree, now: PyTree, step: Array, decay: float) -> PyTree:
+    """`decay * ema + (1 - decay) * now`, with a smaller decay at first: the averages begin with untrained weights.
+
+    The decay is min(decay, (1 + step) / (10 + step)), TensorFlow's; batch-norm statistics are averaged with the
+    weights that they belong to, as in torchvision's recipes.
+
+    Args:
+      ema: the averages so far.
+      now: the same arrays after this step.
+      step: updates made, this one included.
+      decay: in (0, 1).
+    """
+    made = step.astype(jnp.float32)
+    share = 1.0 - jnp.minimum(jnp.float32(decay), (1.0 + made) / (10.0 + made))
+    return jax.tree.map(lambda old, new: old + share * (new - old), ema, now)
 
 
 def keep_if(finite: Bool[Array, ""], new: TrainState, old: TrainState) -> TrainState:
