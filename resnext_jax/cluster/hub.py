@@ -103,8 +103,9 @@ class Hub:
         while not self._stopped:
             for key, _ in self._selector.select(TICK_S):
                 if key.fileobj is self._listener:
-                    member = Member(Wire(self._listener.accept()[0]))
-                    self._selector.register(member.wire, selectors.EVENT_READ, member)
+                    with contextlib.suppress(OSError):  # gone before it was let in; it knocks again
+                        member = Member(Wire(self._listener.accept()[0]))
+                        self._selector.register(member.wire, selectors.EVENT_READ, member)
                 else:
                     self._read(key.data)
             self._look_round(time.monotonic())
@@ -229,7 +230,9 @@ class Hub:
     def _part_from(self, member: Member, status: int) -> None:
         """Notes that a process ends by itself; with anything but success that ends the others too."""
         member.status = status
-        if status and self._complete and not self._ending:
+        if not self._complete:
+            self._send(member, "all left")  # it need not wait for those who may still come
+        if status and (self._complete or member.process == 0) and not self._ending:
             self._ending = True
             grace_s = SAVING_GRACE_S if status == PREEMPTED_STATUS else GRACE_S
             news = {"status": status, "text": parted(member, status), "grace_s": grace_s}

@@ -204,6 +204,20 @@ def test_an_end_before_its_time_is_passed_on_and_nobody_is_lost(pair, status, gr
     assert first.told() == ("all left", None)
 
 
+def test_who_waits_for_the_others_may_leave_and_with_process_0_all_do(run):
+    first, bring = run(4)
+    second, third = bring(1, "b"), bring(2, "c")
+    assert [second.told(), third.told()] == [("welcome", "a")] * 2
+    second.say("bye", 130)
+    assert second.told() == ("all left", None)
+    second.wire.close()
+    first.say("bye", 130)
+    assert first.told() == ("all left", None)
+    kind, content = third.told()
+    assert (kind, content["status"]) == ("left", 130)
+    assert content["text"].startswith("process 0 (a) was interrupted;")
+
+
 def test_success_of_one_is_no_end_of_the_others(pair):
     first, second = pair
     second.say("bye", 0)

@@ -107,7 +107,7 @@ def test_rows_of_metrics(uninterrupted):
 
 def test_workdir_is_complete(uninterrupted):
     names = {path.name for path in uninterrupted.iterdir()}
-    expected = {"config.json", "environment.json", "parameters.txt", "metrics.jsonl", "curves.png"}
+    expected = {"config.json", "environment.json", "parameters.txt", "metrics.jsonl", "curves.png", "heartbeats.json"}
     assert names == expected | {"checkpoints", "tensorboard"}
 
 
