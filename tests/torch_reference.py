@@ -168,6 +168,7 @@ MODULES = {
     "shortcut_conv": "downsample.0",
     "shortcut_bn": "downsample.1",
     "classifier": "fc",
+    "final_bn": "final_bn",
     **{name: name for name in ("conv1", "conv2", "conv3", "bn1", "bn2", "bn3")},
 }
 ARRAYS = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
@@ -204,16 +205,18 @@ def load(network: nn.Module, variables: Mapping[str, dict]) -> None:
     network.load_state_dict({name: torch.tensor(array) for name, array in arrays.items()}, strict=True)
 
 
-def from_torch(state: Mapping[str, torch.Tensor], shapes: Mapping[str, dict]) -> dict:
+def from_torch(
+    state: Mapping[str, torch.Tensor], shapes: Mapping[str, dict], name_of: Callable[[tuple], str] = torch_name
+) -> dict:
     """A network's state as our variables of these shapes; every array must be used, and fit."""
     rest = {name: array.numpy() for name, array in state.items() if not name.endswith("num_batches_tracked")}
 
     def take(path, leaf):
-        array = rest.pop(torch_name(path))
+        array = rest.pop(name_of(path))
         array = array.transpose({4: (2, 3, 1, 0), 2: (1, 0), 1: (0,)}[array.ndim])
         assert array.shape == leaf.shape, (path, array.shape, leaf.shape)
         return np.ascontiguousarray(array, leaf.dtype)
 
-    variables = {key: jax.tree_util.tree_map_with_path(take, shapes[key]) for key in ("params", "batch_stats")}
+    variables = {key: jax.tree_util.tree_map_with_path(take, shapes[key]) for key in shapes}
     assert not rest, f"Torch has arrays that we have not: {sorted(rest)}"
     return variables

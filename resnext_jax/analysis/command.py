@@ -42,7 +42,7 @@ def define_topology(to: flags.FlagValues, default: str) -> None:
 
 def define_json(to: flags.FlagValues) -> None:
     """Adds `--json`."""
-    flags.DEFINE_bool("json", False, "Print one JSON object as the last line.", flag_values=to)
+    flags.DEFINE_bool("json", False, "Print the result as JSON, on the last line.", flag_values=to)
 
 
 # ---------------------------------------------------------------------------------------------- From start to end
@@ -88,7 +88,7 @@ def mistakes_reported() -> Iterator[None]:
         sys.exit(report_error(error))
 
 
-def print_json(flag_values: flags.FlagValues, result: dict[str, Any]) -> None:
+def print_json(flag_values: flags.FlagValues, result: Any) -> None:
     """The last line of the command, where `--json` asks for it."""
     if flag_values.json:
         print(json.dumps(result))

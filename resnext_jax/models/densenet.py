@@ -128,4 +128,6 @@ class Transition(nn.Module):
     def __call__(self, x: Float[Array, "batch height width in"], *, train: bool) -> Array:
         x = nn.relu(self.norm(name="bn1")(x, train=train))
         x = self.conv(x.shape[-1] // 2, 1, name="conv1")(x, train=train)
-        return nn.avg_pool(x, (2, 2), (2, 2))
+        batch, height, width, channels = x.shape
+        x = x[:, : height // 2 * 2, : width // 2 * 2]
+        return x.reshape(batch, height // 2, 2, width // 2, 2, channels).mean(axis=(2, 4))

@@ -176,6 +176,25 @@ def test_what_a_row_cannot_have(arguments, problems):
         assert re.match(wanted, found)
 
 
+@pytest.mark.parametrize(
+    ("name", "smallest_px"),
+    [
+        # The stride of the last stage; VGG's pools and DenseNet's transitions round down (torchvision: 32 and 29).
+        *(("resnet18", 32), ("resnet200", 32), ("resnext29_8x64d", 4), ("wrn16_8", 4), ("resnext20_8x4d_small", 8)),
+        *(("vgg11", 32), ("densenet121", 29), ("densenet_bc100_12", 4)),
+    ],
+)
+def test_images_that_are_too_small(name, smallest_px):
+    model = zoo.NETWORKS[type(zoo.ARCHS[name])](zoo.ARCHS[name], 10, lambda shape: "native")
+    init = partial(jax.eval_shape, partial(model.init, train=False), jax.random.key(0))
+    init(jax.ShapeDtypeStruct((1, smallest_px, smallest_px + 9, 3), jnp.float32))
+    found = (
+        f"images of {smallest_px + 9}x{smallest_px - 1} px are too small for this network: it takes {smallest_px} px"
+    )
+    with pytest.raises(UserError, match=found):
+        init(jax.ShapeDtypeStruct((1, smallest_px + 9, smallest_px - 1, 3), jnp.float32))
+
+
 def test_unknown_names_are_answered_with_the_nearest():
     with pytest.raises(UserError, match=r"unknown model\.name 'resnext50_32x4'. Did you mean 'resnext50_32x4d'"):
         zoo.select("resnext50_32x4")

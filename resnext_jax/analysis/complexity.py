@@ -1,0 +1,241 @@
+"""Parameters, multiply-adds and activations of networks, counted from the traced program, beside the published figures.
+
+python -m resnext_jax.analysis.complexity [NAME ...] [--image_size_px=N] [--stages] [--json]
+
+By default the whole zoo, each network at the image size that it was made for. Multiply-adds are those of convolutions
+and matrix products, for one image; activations are the outputs of convolutions (Radosavovic et al. 2020, section 3).
+Nothing is computed. `--stages` prints the parts of a network (the paper's Table 1), and one of the like blocks of a
+stage by itself (Table 2).
+"""
+
+import dataclasses
+import math
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+from absl import app, flags
+
+from resnext_jax.analysis import command
+from resnext_jax.analysis.published import PUBLISHED, Figures, agrees
+from resnext_jax.errors import UserError, raise_all, unknown
+from resnext_jax.models import zoo
+
+Place = tuple[str, ...]  # ("stage2", "block1", "conv1")
+
+
+@dataclasses.dataclass(frozen=True)
+class Counts:
+    """Of a network or a part of it."""
+
+    params: int = 0
+    multiply_adds: int = 0
+    activations: int = 0
+
+    def __add__(self, other: "Counts") -> "Counts":
+        pairs = zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)
+        return Counts(*(ours + theirs for ours, theirs in pairs))
+
+
+@dataclasses.dataclass(frozen=True)
+class Product:
+    """A convolution or matrix product: where it stands, its counts, and the height and width of a convolution."""
+
+    place: Place
+    counts: Counts
+    size_px: tuple[int, ...] | None
+
+
+# ---------------------------------------------------------------------------------------------------------- Counting
+
+
+class Complexity:
+    """What a row of the zoo costs for one image.
+
+    Attributes:
+      name: of the row.
+      image_size_px: height and width of the image.
+      products: every convolution and matrix product.
+      params: the number of parameters by place.
+    """
+
+    def __init__(self, name: str, image_size_px: int | None = None):
+        """Traces the row; raises UserError where it does not take images of this size."""
+        usual_px, channels, classes = zoo.usual_input(zoo.ARCHS[name])
+        self.name, self.image_size_px = name, usual_px if image_size_px is None else image_size_px
+        model = zoo.build_model(
+            zoo.ARCHS[name],
+            classes,
+            platform="cpu",
+            conv_impl="native",  # the others are the same mathematics in other operations
+            compute_dtype="float32",
+            bn_group_images=0,
+        )
+        images = jax.ShapeDtypeStruct((1, self.image_size_px, self.image_size_px, channels), "float32")
+        # Initialising runs the network, and draws parameters without any product.
+        trace = jax.make_jaxpr(partial(model.init, train=False), return_shape=True)
+        program, variables = trace(jax.random.key(0), images)
+        self.products = list(products(program.jaxpr))
+        self.params = {
+            stem_together(tuple(entry.key for entry in path)): leaf.size
+            for path, leaf in jax.tree_util.tree_leaves_with_path(variables["params"])
+        }
+
+    def of(self, *place: str) -> Counts:
+        """The counts of a part by its path, ("stage2", "block1"); of all without one."""
+        depth = len(place)
+        params = sum(size for path, size in self.params.items() if path[:depth] == place)
+        return sum((found.counts for found in self.products if found.place[:depth] == place), start=Counts(params))
+
+    def size_px(self, part: str) -> tuple[int, ...] | None:
+        """Height and width of what the last convolution of a part puts out; None where there is no convolution."""
+        sizes = [found.size_px for found in self.products if found.place[0] == part and found.size_px]
+        return sizes[-1] if sizes else None
+
+    def parts(self) -> list[str]:
+        """The outermost modules in the order of the program, the classifier at the end."""
+        names = dict.fromkeys([*(found.place[0] for found in self.products), *(path[0] for path in self.params)])
+        return sorted(names, key=lambda name: name == "classifier")
+
+    def blocks(self, part: str) -> list[str]:
+        """The blocks (or layers) of a stage, in order."""
+        names = {path[1] for path in self.params if path[0] == part and re.fullmatch(r"(block|layer)\d+", path[1])}
+        return sorted(names, key=lambda name: int(re.sub(r"\D", "", name)))
+
+
+def products(jaxpr: Any, outside: Place = ()) -> Iterator[Product]:
+    """Every convolution and matrix product of a jaxpr and of those inside it."""
+    for equation in jaxpr.eqns:
+        place = outside + modules_of(str(equation.source_info.name_stack))
+        name, parameters = equation.primitive.name, equation.params
+        if name == "conv_general_dilated":
+            out, kernel = equation.outvars[0].aval.shape, equation.invars[1].aval.shape
+            numbers = parameters["dimension_numbers"]
+            outputs, window = math.prod(out), math.prod(kernel) // kernel[numbers.rhs_spec[0]]
+            size_px = tuple(out[dimension] for dimension in numbers.out_spec[2:])
+            yield Product(place, Counts(0, outputs * window, outputs), size_px)
+        elif name == "dot_general":
+            contracted = parameters["dimension_numbers"][0][0]
+            terms = math.prod(equation.invars[0].aval.shape[dimension] for dimension in contracted)
+            yield Product(place, Counts(0, math.prod(equation.outvars[0].aval.shape) * terms, 0), None)
+        for inner in inner_jaxprs(parameters):
+            yield from products(inner, place)
+
+
+def inner_jaxprs(parameters: dict[str, Any]) -> Iterator[Any]:
+    """The jaxprs among the parameters of an operation."""
+    for value in parameters.values():
+        for item in value if isinstance(value, tuple | list) else (value,):
+            inner = getattr(item, "jaxpr", item)
+            if hasattr(inner, "eqns"):
+                yield inner
+
+
+def modules_of(name_stack: str) -> Place:
+    """`ResNeXt/stage2/block1/conv1` -> (stage2, block1, conv1), without the network and what JAX adds."""
+    words = name_stack.split("/") if name_stack else []
+    return stem_together(
+        tuple(word for word in words if re.fullmatch(r"[a-z]+\d+|[a-z]+_(conv|bn)|transition|classifier", word))
+    )
+
+
+def stem_together(place: Place) -> Place:
+    """(stem_conv, kernel) -> (stem, conv, kernel): one part, as a stage is."""
+    return ("stem", place[0].removeprefix("stem_"), *place[1:]) if place and place[0].startswith("stem_") else place
+
+
+# ---------------------------------------------------------------------------------------------------------- Printing
+
+
+def table(results: Sequence[Complexity]) -> Iterator[str]:
+    """The networks, one line each; a second and a third line where several sources publish figures."""
+    width = max(len(result.name) for result in results)
+    yield (
+        f"{'network':{width}}{'px':>5}{'parameters':>14}{'multiply-adds':>15}{'activations':>13}"
+        "   published: parameters, multiply-adds, activations"
+    )
+    for result in results:
+        counts = result.of()
+        line = (
+            f"{result.name:{width}}{result.image_size_px:>5}{counts.params:>14,}{counts.multiply_adds / 1e9:>13.3f} G"
+        )
+        line += f"{counts.activations / 1e6:>11.2f} M"
+        # Published multiply-adds and activations are for the size that the network was made for.
+        usual = result.image_size_px == zoo.usual_input(zoo.ARCHS[result.name])[0]
+        shown = [beside(counts, figures, usual) for figures in PUBLISHED.get(result.name, ())]
+        for number, text in enumerate(shown or [""]):
+            yield f"{line if number == 0 else '':{len(line)}}   {text}".rstrip()
+
+
+def beside(counts: Counts, figures: Figures, usual: bool) -> str:
+    """The figures of one source; one that the count does not agree with is marked."""
+    pairs = [(counts.params, figures.params)]
+    if usual:
+        pairs += [(counts.multiply_adds, figures.multiply_adds), (counts.activations, figures.activations)]
+    shown = [text if agrees(count, text) else f"{text} (differs)" for count, text in pairs if text]
+    return f"{figures.source}: {', '.join(shown)}" if shown else ""
+
+
+def stage_table(result: Complexity) -> Iterator[str]:
+    """The parts of a network, and beside a stage the last of its blocks, the likes of which it repeats."""
+    yield f"{result.name} at {result.image_size_px} px"
+    yield f"  {'':12}{'output':>10}{'parameters':>14}{'multiply-adds':>15}{'activations':>13}   the last block alone"
+    for part in result.parts():
+        counts, blocks = result.of(part), result.blocks(part)
+        size = "x".join(map(str, result.size_px(part) or ()))
+        line = f"  {part:12}{size:>10}{counts.params:>14,}{counts.multiply_adds / 1e9:>13.3f} G"
+        line += f"{counts.activations / 1e6:>11.2f} M"
+        if blocks:
+            block = result.of(part, blocks[-1])
+            weights = sum(
+                size for path, size in result.params.items() if path[:2] == (part, blocks[-1]) and path[-1] == "kernel"
+            )
+            line += f"   1 of {len(blocks)}: {weights / 1e3:,.1f} k weights, {block.multiply_adds / 1e9:.3f} G"
+        yield line
+
+
+# ------------------------------------------------------------------------------------------------------ The command
+
+
+def define_flags(to: flags.FlagValues) -> flags.FlagValues:
+    """Adds the command's flags to `to` and returns it."""
+    flags.DEFINE_integer("image_size_px", None, "Of all networks; by default what each was made for.", flag_values=to)
+    flags.DEFINE_bool("stages", False, "Print the parts of every network.", flag_values=to)
+    command.define_json(to)
+    return to
+
+
+def run(flag_values: flags.FlagValues, names: Sequence[str]) -> None:
+    """Counts what the command line asks for and prints it."""
+    raise_all([unknown("network", name, zoo.ARCHS) for name in names if name not in zoo.ARCHS])
+    size_px = flag_values.image_size_px
+    if size_px is not None and size_px < 1:
+        raise UserError(f"--image_size_px={size_px} must be 1 or more; 224 is usual for ImageNet, 32 for CIFAR.")
+    results, problems = [], []
+    for name in names or zoo.ARCHS:
+        try:
+            results.append(Complexity(name, size_px))
+        except UserError as error:
+            problems += [f"{name}: {problem}" for problem in error.problems]
+    raise_all(problems)
+    print("\n".join(table(results)))
+    if flag_values.stages:
+        print("".join("\n" + "\n".join(stage_table(result)) + "\n" for result in results))
+    rows = [{"name": result.name, **dataclasses.asdict(result.of())} for result in results]
+    command.print_json(flag_values, rows)
+
+
+def main(argv: Sequence[str] = tuple(sys.argv)) -> None:
+    """Exits with 0 when everything is counted, and with 2 for a mistake that the user can mend."""
+    jax.config.update("jax_platforms", "cpu")  # nothing is computed
+    with command.mistakes_reported():
+        flag_values = define_flags(flags.FLAGS)
+        run(flag_values, command.parse_arguments(argv, flag_values))
+
+
+if __name__ == "__main__":
+    app.define_help_flags()
+    main()
