@@ -22,7 +22,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 FIRST, THEN = FASHION_MNIST_CLASSES[:5], FASHION_MNIST_CLASSES[5:]
 MODEL = "resnext20_8x4d_small"
 # epochs of the first training; images per class to fine-tune on; steps; seeds
-SCALES = {"tiny": (1, 10, 20, (0,)), "full": (10, 20, 100, (0, 1, 2))}
+SCALES = {"tiny": (2, 10, 20, (0,)), "full": (10, 20, 100, (0, 1, 2))}
 # The network and the preprocessing of the first training, which its checkpoint brings along.
 FRESH = (
     *(f"--config.model.name={MODEL}", "--config.data.mean=72.94", "--config.data.std=90.02"),
@@ -88,8 +88,9 @@ def train(config: str, workdir: pathlib.Path, *flags: str) -> float:
     """Runs the command, or goes on with it, and returns the last validation top-1."""
     metrics = workdir / "metrics.jsonl"
     command = [sys.executable, "main.py", f"--config=configs/{config}.py", f"--workdir={workdir}", *flags]
-    if subprocess.run(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, check=False).returncode:
-        sys.exit(f"failed: {' '.join(command)}")
+    process = subprocess.run(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, check=False)
+    if process.returncode:
+        sys.exit(f"{process.stderr}\nfailed: {' '.join(command)}")
     rows = [json.loads(line) for line in metrics.read_text().splitlines()]
     return [row["top1"] for row in rows if row["phase"] == "evaluate"][-1]
 
