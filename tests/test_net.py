@@ -1,4 +1,7 @@
-"""Networks for notebooks: loaded or built, they predict as the model does."""
+"""Networks for notebooks: loaded or built, they predict as the model does; exported, without this package."""
+
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -56,8 +59,10 @@ def test_features(state_and_net, images):
         "stage3": (3, 7, 7, 32),
         "stage4": (3, 4, 4, 64),
         "pooled": (3, 64),
+        "logits": (3, 10),
     }
     np.testing.assert_allclose(features["pooled"], features["stage4"].mean(axis=(1, 2)), rtol=1e-5)
+    np.testing.assert_allclose(features["logits"], state_and_net[1](images), rtol=1e-4, atol=1e-5)
 
 
 def test_wrong_shapes(state_and_net):
@@ -89,3 +94,74 @@ def test_build():
     assert "resnext101_64x4d" in net_module.list_models()
     with pytest.raises(UserError, match=r"'resnext11_4x2d_tny'.*'resnext11_4x2d_tiny'"):
         net_module.build("resnext11_4x2d_tny")
+
+
+def test_any_size_from_the_stride_of_the_last_stage_on(state_and_net):
+    """The small networks have stride 8; 9 px are halved to 5, 3 and 2, and float images are taken as they are."""
+    _, net = state_and_net
+    features = net.features(np.zeros((1, 9, 40, 1), np.float32))
+    assert features["stage4"].shape == (1, 2, 5, 64)
+    with pytest.raises(UserError, match=r"images of 7x40 px are too small for this network: it takes 8 px or more"):
+        net(np.zeros((1, 7, 40, 1), np.uint8))
+
+
+def test_a_new_head_on_the_same_backbone(state_and_net, images):
+    _, net = state_and_net
+    other = net.with_head(3, seed=1)
+    assert other.class_names == ("class 0", "class 1", "class 2")
+    params = other.variables["params"]
+    assert {name: array.shape for name, array in params["classifier"].items()} == {"kernel": (64, 3), "bias": (3,)}
+    assert (params["classifier"]["bias"] == 0).all()
+    kernel = np.asarray(params["classifier"]["kernel"])
+    assert 0.1 < np.abs(kernel).max() <= 1 / 8  # uniform within 1 / sqrt(64)
+    before, after = net.features(images), other.features(images)
+    np.testing.assert_array_equal(before["pooled"], after["pooled"])
+    np.testing.assert_allclose(after["logits"], np.asarray(after["pooled"]) @ kernel, rtol=1e-4, atol=1e-5)
+    assert net(images).shape == (3, 10)  # the net itself is as it was
+    assert net.with_head(["cat", "dog"]).class_names == ("cat", "dog")
+    for none in (0, []):
+        with pytest.raises(UserError, match="1 class or more"):
+            net.with_head(none)
+
+
+SERVE = """
+import sys
+import numpy as np
+from jax import export
+served = export.deserialize(bytearray(open(sys.argv[1], "rb").read()))
+images = np.load(sys.argv[2])
+assert not any(name.startswith("resnext_jax") or name.startswith("flax") for name in sys.modules)
+np.savez(sys.argv[3], platforms=served.platforms, three=served.call(images), one=served.call(images[:1]))
+"""
+
+
+def test_an_exported_file_serves_without_this_package(state_and_net, images, tmp_path):
+    """In a process of its own, away from the sources; any number of images."""
+    _, net = state_and_net
+    net.export(str(tmp_path / "net.jax"), platforms=("cpu", "tpu"))
+    np.save(tmp_path / "images.npy", images)
+    arguments = [str(tmp_path / name) for name in ("net.jax", "images.npy", "logits.npz")]
+    process = subprocess.run(
+        [sys.executable, "-c", SERVE, *arguments], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert process.returncode == 0, process.stderr
+    with np.load(tmp_path / "logits.npz") as file:
+        served = dict(file)
+    want = np.asarray(net(images))
+    assert list(served["platforms"]) == ["cpu", "tpu"]
+    assert served["three"].dtype == np.float32
+    np.testing.assert_allclose(served["three"], want, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(served["one"], want[:1], rtol=1e-4, atol=1e-5)
+
+
+def test_export_for_others_and_mistakes(state_and_net, tmp_path):
+    _, net = state_and_net
+    net.export(str(tmp_path / "net.jax"), platforms=["tpu"], batch_size=5, image_size_px=32)
+    exported = jax.export.deserialize(bytearray((tmp_path / "net.jax").read_bytes()))
+    assert exported.platforms == ("tpu",)
+    assert [(image.shape, image.dtype) for image in exported.in_avals] == [((5, 32, 32, 1), np.uint8)]
+    assert [(logits.shape, logits.dtype) for logits in exported.out_avals] == [((5, 10), np.float32)]
+    with pytest.raises(UserError, match=r"unknown platform 'gpu'.*Known: cpu, cuda, rocm, tpu"):
+        net.export(str(tmp_path / "x"), platforms=["gpu"])
+    with pytest.raises(UserError, match="cannot be written: No such file or directory"):
+        net.export(str(tmp_path / "none" / "x"))

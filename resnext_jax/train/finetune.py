@@ -1,6 +1,6 @@
 """Starting from the weights of another run: what the checkpoint decides, what is taken from it, what is new."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -57,26 +57,30 @@ def first_state(
     Raises:
       UserError: arrays of the backbone are missing, extra or misshapen; they are named with both shapes.
     """
-    state = run.create_state()
     if config.init_from is None:
-        return state
+        return run.create_state()
     checkpoint = locate(config.init_from)
     same_classes = read_description(checkpoint)["dataset"]["class_names"] == dataset["class_names"]
-    ours = {"params": state.params, "batch_stats": state.batch_stats}
+    left_out = () if same_classes else (HEAD,)
     theirs = read_variables(checkpoint, replicated(place.mesh))
-    head = {} if same_classes else {HEAD: state.params[HEAD]}
+    wanted = run.state_shapes(place.mesh)
+    ours = {"params": _without(wanted.params, left_out), "batch_stats": wanted.batch_stats}
     require_same_arrays(
         checkpoint,
-        {**ours, "params": _without(ours["params"], head)},
-        {**theirs, "params": _without(theirs["params"], head)},
+        ours,
+        {**theirs, "params": _without(theirs["params"], left_out)},
         "Leave the network to the checkpoint (--config.model.name= of configs/finetune.py is open), or give another "
         "--config.init_from.",
     )
-    new = [f"params/{HEAD}/{name} {tuple(array.shape)}" for name, array in head.get(HEAD, {}).items()]
-    count = len(jax.tree.leaves(ours)) - len(new)
-    say(f"starting from {checkpoint}: {count:,} arrays are taken; new: {', '.join(new) or 'nothing'}")
-    return state.replace(params={**theirs["params"], **head}, batch_stats=theirs.get("batch_stats", {}))
+    state = run.create_state()
+    new = {name: state.params[name] for name in left_out}
+    names = [f"params/{HEAD}/{name} {tuple(array.shape)}" for name, array in new.get(HEAD, {}).items()]
+    say(
+        f"starting from {checkpoint}: {len(jax.tree.leaves(ours)):,} arrays are taken; "
+        f"new: {', '.join(names) or 'nothing'}"
+    )
+    return state.replace(params={**theirs["params"], **new}, batch_stats=theirs["batch_stats"])
 
 
-def _without(params: PyTree, head: PyTree) -> PyTree:
-    return {name: value for name, value in params.items() if name not in head}
+def _without(params: PyTree, left_out: Sequence[str]) -> PyTree:
+    return {name: value for name, value in params.items() if name not in left_out}
