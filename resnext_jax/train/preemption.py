@@ -20,19 +20,20 @@ from typing import Any, TypeVar
 
 from jax._src import distributed  # the client of the coordination service has no public name
 
+from resnext_jax import cluster
 from resnext_jax.errors import PREEMPTED_STATUS, Preempted
 from resnext_jax.sharding import Place
 
 GIVE_UP_AFTER_S = 25.0  # the rest of the grace period is for the end of the process
 LOOK_EVERY_S = 1.0  # whether another process was told
-FAREWELL_S = 5.0  # the first process goes last: the coordination service lives in it
+LEAVE_S = 5.0  # that the main thread is given to end by itself, once all is saved
 LEAVE_NOW = -1  # a vote
 NOTHING_TO_SAVE = "preempted (SIGTERM) before the first step of this start: run the same command again"
 TOO_LATE = (
     f"preempted (SIGTERM): could not finish and save the step at hand in {GIVE_UP_AFTER_S:.0f} s; run the same command "
     "again to go on from the newest checkpoint"
 )
-NOTICE, VOTES, FAREWELLS = "resnext_jax/preempted", "resnext_jax/preempted_at", "resnext_jax/preempted_left"
+NOTICE, VOTES = "resnext_jax/preempted", "resnext_jax/preempted_at"
 
 Result = TypeVar("Result")
 
@@ -188,33 +189,32 @@ class Preemption:
             for finish in self.before_leaving:
                 with contextlib.suppress(Exception):  # what failed is not there at the next start, and nothing else
                     finish()
-        if self._client is not None and self._place.speaks:
-            until_s = time.monotonic() + FAREWELL_S
-            with contextlib.suppress(Exception):
-                for index in range(1, self._place.process_count):
-                    self._get(f"{FAREWELLS}/{index}", until_s)
-        elif self._client is not None:
-            self._client.key_value_set(f"{FAREWELLS}/{self._place.process_index}", "")
         self._end(sentence)
 
     def _give_up(self, deadline_s: float) -> None:
         """Ends the process before the grace period does, unless it is saving; what hangs when all is saved, sooner."""
         if self._saved.wait(deadline_s - time.monotonic()):
-            time.sleep(FAREWELL_S)
-            os._exit(PREEMPTED_STATUS)
+            time.sleep(LEAVE_S)
+            _exit()
         with self.saving:
             self._end(TOO_LATE)
 
     def _end(self, sentence: str) -> None:
         if self._place.speaks:
             print(f"\n{sentence}", file=sys.stderr, flush=True)
-        os._exit(PREEMPTED_STATUS)  # nothing of Python could interrupt the main thread where it is
+        _exit()
 
     def _get(self, key: str, deadline_s: float) -> str:
         return self._client.blocking_key_value_get(key, max(1, round(1000 * (deadline_s - time.monotonic()))))
 
     def _stops_before(self, step: int) -> bool:
         return self._last_step is not None and step > self._last_step
+
+
+def _exit() -> None:
+    """Ends the process: nothing of Python could interrupt the main thread where it is."""
+    cluster.leave(PREEMPTED_STATUS)
+    os._exit(PREEMPTED_STATUS)
 
 
 def _saved(step: int) -> str:

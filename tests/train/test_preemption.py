@@ -212,6 +212,7 @@ def one_of_three(monkeypatch):
     """The second of three processes, which has begun step 7; the others are the test."""
     import jax
 
+    jax.devices()  # opened before there is a service that is none
     service = Service()
     monkeypatch.setattr(preemption.distributed.global_state, "client", service)
     monkeypatch.setattr(preemption, "LOOK_EVERY_S", 0.01)
