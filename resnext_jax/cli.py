@@ -155,6 +155,8 @@ def join_processes() -> None:
     Several processes anywhere: JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID. On Cloud TPU hosts JAX
     finds the others itself.
     """
+    # JAX's own notice would swallow a SIGTERM from here on; until training listens itself, it shall end the process.
+    jax.config.update("jax_enable_preemption_service", False)
     names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
     values = [os.environ.get(name, "") for name in names]
     if any(values):
