@@ -79,6 +79,7 @@ def base() -> ConfigDict:
     config.log = ConfigDict()
     config.log.every_steps = 50
     config.watch = ConfigDict()
+    config.watch.profile_steps = ()  # trace these, from the first to the last: 100,110
     config.watch.spike_nats = 1.0  # a loss is a spike so far above the median of the last rows
     return config
 

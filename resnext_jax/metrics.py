@@ -14,7 +14,12 @@ from resnext_jax.types import Leaf
 Tree = TypeVar("Tree")
 
 # Of a row in metrics.jsonl: what depends on the machine and the moment. All else is the same in every run of a config.
-TIMED_FIELDS = frozenset({"images_per_s", "input_wait"})
+TIMED_FIELDS = frozenset(
+    {
+        *("images_per_s", "images_per_s_per_chip", "step_p50_s", "step_p95_s", "step_max_s"),
+        *("input_wait", "input_wait_p95_s", "mfu", "device_memory_peak_bytes"),
+    }
+)
 
 
 class Sums(struct.PyTreeNode):

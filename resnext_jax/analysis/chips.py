@@ -9,6 +9,7 @@ from typing import Any
 import jax
 from jax.experimental import topologies
 
+from resnext_jax.chips import PEAK_BF16_FLOPS_PER_S
 from resnext_jax.errors import UserError, unknown
 
 GIB = 2**30
@@ -44,14 +45,23 @@ class Chip:
 
 
 CHIPS: dict[str, Chip] = {
-    "v3": Chip(61.5e12, 450e9, int(15.48 * GIB), 0.94e9, ("2x2", "4x4", "8x8"), device="core"),
+    "v3": Chip(PEAK_BF16_FLOPS_PER_S["v3"], 450e9, int(15.48 * GIB), 0.94e9, ("2x2", "4x4", "8x8"), device="core"),
     # Megacore: the two cores of a chip are one device, as on a real v4.
     "v4": Chip(
-        275e12, 1228e9, int(30.75 * GIB), 1.05e9, ("2x2x1", "2x2x2", "4x4x4"), options={"chip_config_name": "megacore"}
+        PEAK_BF16_FLOPS_PER_S["v4"],
+        1228e9,
+        int(30.75 * GIB),
+        1.05e9,
+        ("2x2x1", "2x2x2", "4x4x4"),
+        options={"chip_config_name": "megacore"},
     ),
-    "v5e": Chip(197e12, 819e9, int(15.75 * GIB), 1.50e9, ("1x1", "2x2", "2x4", "4x4", "8x8", "16x16")),
-    "v5p": Chip(459e12, 2765e9, int(95.73 * GIB), 1.75e9, ("2x2x1", "2x2x2", "4x4x4")),
-    "v6e": Chip(918e12, 1640e9, int(31.24 * GIB), 1.75e9, ("1x1", "2x2", "2x4", "4x4", "8x8", "16x16")),
+    "v5e": Chip(
+        PEAK_BF16_FLOPS_PER_S["v5e"], 819e9, int(15.75 * GIB), 1.50e9, ("1x1", "2x2", "2x4", "4x4", "8x8", "16x16")
+    ),
+    "v5p": Chip(PEAK_BF16_FLOPS_PER_S["v5p"], 2765e9, int(95.73 * GIB), 1.75e9, ("2x2x1", "2x2x2", "4x4x4")),
+    "v6e": Chip(
+        PEAK_BF16_FLOPS_PER_S["v6e"], 1640e9, int(31.24 * GIB), 1.75e9, ("1x1", "2x2", "2x4", "4x4", "8x8", "16x16")
+    ),
 }
 KNOWN = tuple(f"{name}:{shape}" for name, chip in CHIPS.items() for shape in chip.topologies)
 

@@ -277,6 +277,8 @@ def training_problems(config: ConfigDict, num_devices: int) -> list[str]:
         )
     if config.on_nonfinite not in NONFINITE_POLICIES:
         lines.append(unknown("on_nonfinite", config.on_nonfinite, NONFINITE_POLICIES))
+    traced = list(config.watch.profile_steps)
+    whole = all(step == int(step) and step > 0 for step in traced)
     boundaries = list(schedule.boundaries_steps or schedule.boundaries_epochs)
     finite_epochs = 0 < config.num_epochs < float("inf")
     ranges = {
@@ -293,6 +295,11 @@ def training_problems(config: ConfigDict, num_devices: int) -> list[str]:
         "ema_decay": (config.ema_decay, 0 <= config.ema_decay < 1, "in [0, 1)"),
         "recompute_bn_images": (config.recompute_bn_images, config.recompute_bn_images >= 0, "0 or more"),
         "max_skipped_in_a_row": (config.max_skipped_in_a_row, config.max_skipped_in_a_row > 0, "positive"),
+        "watch.profile_steps": (
+            traced,
+            not traced or (whole and len(traced) == 2 and traced[0] <= traced[1]),
+            "the first step and the last, whole numbers from 1: 100,110",
+        ),
         "watch.spike_nats": (config.watch.spike_nats, config.watch.spike_nats > 0, "positive"),
         "schedule boundaries": (boundaries, boundaries == sorted(set(boundaries)), "increasing"),
         "augment.color_jitter": (augment.color_jitter, 0 <= augment.color_jitter <= 1, "in [0, 1]"),

@@ -25,11 +25,13 @@ class Hunter:
 
     Args:
       step: (state, batch) -> (state, sums), to be traced: the step without jit, sharding, and skipping.
-      is_finite: of a state.
     """
 
-    def __init__(self, step: Callable, is_finite: Callable[[TrainState], Any]):
-        self._step, self._is_finite = step, is_finite
+    def __init__(self, step: Callable):
+        self._step = step
+        self._is_finite = jax.jit(
+            lambda state: jnp.array([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(state)])
+        )
 
     def before(self, state: TrainState, batch: Batch) -> None:
         """Called with what a step takes, which it may donate."""
@@ -42,7 +44,7 @@ class Hunter:
           UserError: it is not finite; where that began is named.
         """
         skipped = not int(sums.images)
-        if skipped or not (jnp.isfinite(sums.loss) and self._is_finite(state)):
+        if skipped or not (jnp.isfinite(sums.loss) and self._is_finite(state).all()):
             raise UserError(f"debug_nans: step {step} is not finite. {first_nonfinite(self._step, *self._copy)}")
 
 

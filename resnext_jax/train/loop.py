@@ -16,16 +16,17 @@ from resnext_jax.sharding import Place, agree, from_first_process, to_global
 from resnext_jax.train import report
 from resnext_jax.train.assemble import assemble, jit_statistics
 from resnext_jax.train.dataset import facts, open_data, same_classes, training_batches
-from resnext_jax.train.faults import Faults, not_finite
+from resnext_jax.train.faults import not_finite
 from resnext_jax.train.finetune import first_state
 from resnext_jax.train.hunt import Hunter
 from resnext_jax.train.preemption import Preemption
+from resnext_jax.train.profiling import Profiler
 from resnext_jax.train.recomputed import recompute_bn
 from resnext_jax.train.report import RECOMPUTED
 from resnext_jax.train.resume import check_resumable, claim, open_checkpoints
 from resnext_jax.train.step import all_finite
 from resnext_jax.train.validation import evaluate_all, show_progress
-from resnext_jax.train.window import Window
+from resnext_jax.train.window import open_window
 from resnext_jax.types import PyTree, TrainState
 from resnext_jax.writer import MetricsWriter, read_metrics
 
@@ -108,16 +109,12 @@ def _train(
     progress = show_progress(place, "train", run.total_steps, "step", start_step)
     stack.callback(progress.close)
     is_finite = jax.jit(all_finite)
-    hunter = Hunter(run.plain_step, is_finite) if config.debug_nans else None
-    faults = Faults(
-        workdir,
-        skips=config.on_nonfinite == "skip",
-        max_skipped_in_a_row=config.max_skipped_in_a_row,
-        spike_nats=config.watch.spike_nats,
-        losses=[row["loss"] for row in rows if row["phase"] == "train" and row["step"] <= start_step and "loss" in row],
-        note=lambda line: (progress.close(), say(line)),
+    hunter = Hunter(run.plain_step) if config.debug_nans else None
+    window = open_window(
+        config, run, workdir, place, rows, start_step, left, lambda line: (progress.close(), say(line))
     )
-    window = Window(config.batch_size, faults, left.get("window"))
+    profiler = Profiler(workdir, config.watch.profile_steps, place.speaks, say)
+    stack.callback(profiler.close)
 
     def save(state: TrainState, step: int, evaluated: bool) -> None:
         if not is_finite(state):
@@ -160,9 +157,14 @@ def _train(
             break
         batch = to_global(place.mesh, batch)
         waited_s = time.monotonic() - wait_start_s
+        if profiler.switches(step):
+            window.wait()
+            profiler.switch()
+            window.restart_clock()
         if hunter:
             hunter.before(state, batch)
-        state, sums = step_fn(state, batch)
+        with jax.profiler.StepTraceAnnotation("train", step_num=step):
+            state, sums = step_fn(state, batch)
         cluster.beat(step)
         if hunter:
             hunter.after(step, state, sums)
@@ -181,6 +183,7 @@ def _train(
             writer.write(step, epoch, "train", scalars)
         line = report.train_line(scalars)
         progress.update(step, f"epoch {epoch:.2f}  {line}")
+        profiler.look(step)
         if saves:
             save(state, saved_step := step, evaluated=not evaluates)
         if evaluates:

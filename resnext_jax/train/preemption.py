@@ -172,7 +172,7 @@ class Preemption:
         with self._lock:
             votes = self._vote(self._begun if self._at_stake else LEAVE_NOW, deadline_s)
             if LEAVE_NOW in votes:
-                self._leave(_saved(self._begun) if self._at_stake or self._begun else NOTHING_TO_SAVE)
+                self._leave(_saved(self._begun))
             self._last_step = max(votes)
         assert self._main.ident is not None
         signal.pthread_kill(self._main.ident, signal.SIGTERM)  # it may wait for a batch
@@ -218,4 +218,6 @@ def _exit() -> None:
 
 
 def _saved(step: int) -> str:
+    if not step:
+        return NOTHING_TO_SAVE
     return f"preempted (SIGTERM): saved at step {step:,}; run the same command again to go on"

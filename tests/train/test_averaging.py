@@ -1,6 +1,5 @@
 """Averaged weights and recomputed statistics: by hand, through checkpoints, and to the end of a run."""
 
-import contextlib
 import json
 
 import jax
@@ -141,11 +140,3 @@ def test_from_the_last_step_to_recomputed_statistics(run_main, tmp_path):
         np.testing.assert_array_equal(array, arrays[name], err_msg=name)
     (line,) = (recomputed / "metrics.jsonl").read_text().splitlines()
     assert json.loads(line)["phase"] == "recomputed_bn"
-
-
-def test_training_does_not_go_on_without_an_optimizer(run_main, tmp_path):
-    state = tiny.save_fresh(tmp_path)
-    with contextlib.closing(Checkpoints(str(tmp_path / "x"), keep_newest=1, keep_best=0)) as checkpoints:
-        checkpoints.save(state.replace(opt_state={}), tiny.description(), None, {})
-    error = run_main(*tiny.arguments(f"--workdir={tmp_path / 'x'}"), status=2).err
-    assert "opt_state/1/trace" in error

@@ -12,7 +12,7 @@ from resnext_jax.sharding import put_replicated, to_global
 from resnext_jax.train import assemble
 from resnext_jax.train.faults import Faults
 from resnext_jax.train.hunt import Hunter, first_nonfinite
-from resnext_jax.train.step import all_finite
+from resnext_jax.train.speed import Machine
 from resnext_jax.train.window import Window
 from resnext_jax.types import Batch
 
@@ -82,6 +82,7 @@ def sums_of(mean_loss, images=4, top1=1, top5=2):
     return metrics.Sums(np.float32(mean_loss * images), np.int32(top1), np.int32(top5), np.int32(images))
 
 
+MACHINE = Machine(4, 1, 1.0, None)
 SKIPPED = sums_of(0, 0, 0, 0)
 
 
@@ -130,14 +131,14 @@ def test_a_window_that_is_left_and_taken_up_gives_the_same_row():
     rows, rows_before = [], [1.0, 1.0, 1.0]
     for stop in range(6):
         found, _ = faults(rows_before)
-        window, carried = Window(4, found), None
+        window, carried = Window(MACHINE, found), None
         for step, loss in enumerate(losses):
             if step == stop:
                 window.drain()
                 carried = window.carried()
                 assert all(type(value) in (int, float) for value in carried.values())
                 found, _ = faults(rows_before)
-                window = Window(4, found, carried)
+                window = Window(MACHINE, found, carried)
             window.add(step, SKIPPED if step == 3 else sums_of(loss), 0.0)
         row = window.row()
         rows.append({name: value for name, value in row.items() if name not in metrics.TIMED_FIELDS})
@@ -181,14 +182,14 @@ def test_hunt_in_a_network():
     """Kernels near the largest float32: the sums of their products overflow, in that very layer."""
     run, place = tiny.assembled()
     state = jax.device_get(run.create_state())
-    conv = state.params["stage3"]["block1"]["conv2"]
+    conv = state.params["stage2"]["block1"]["conv2"]
     conv["kernel"] = conv["kernel"] / np.abs(conv["kernel"]).max() * np.float32(3e38)
     state = put_replicated(place.mesh, state)
-    hunter = Hunter(run.plain_step, jax.jit(all_finite))
+    hunter = Hunter(run.plain_step)
     hunter.before(state, batch(place, 0))
-    new_state, sums = run.train_step(state, batch(place, 0))
-    with pytest.raises(UserError, match=r"debug_nans: step 12 is not finite. .* in stage3/block1/conv2 \(forward\)"):
-        hunter.after(12, new_state, sums)
+    hunter.after(11, state, sums_of(2.3))  # all is well
+    with pytest.raises(UserError, match=r"debug_nans: step 12 is not finite. .* in stage2/block1/conv2 \(forward\)"):
+        hunter.after(12, state, sums_of(np.nan))
 
 
 def test_a_run_stops_after_so_many_skipped_steps_and_saves_nothing(tmp_path):
