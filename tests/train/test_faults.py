@@ -180,7 +180,7 @@ def test_the_backward_pass_is_told_apart():
 
 def test_hunt_in_a_network():
     """Kernels near the largest float32: the sums of their products overflow, in that very layer."""
-    run, place = tiny.assembled()
+    run, place = tiny.assembled("--config.augment.flip=false", "--config.augment.pad_px=0")  # fewer operations
     state = jax.device_get(run.create_state())
     conv = state.params["stage2"]["block1"]["conv2"]
     conv["kernel"] = conv["kernel"] / np.abs(conv["kernel"]).max() * np.float32(3e38)
