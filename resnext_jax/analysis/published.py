@@ -1,6 +1,6 @@
 """What others publish about the zoo's networks: parameters, multiply-adds and activations, as their digits stand there.
 
-Papers cut digits as often as they round them.
+Digits are cut as often as they are rounded: 25,557,032 is 25.5 M in the paper.
 """
 
 import dataclasses
@@ -74,7 +74,7 @@ PUBLISHED: dict[str, tuple[Figures, ...]] = {
 
 
 def agrees(count: int, published: str) -> bool:
-    """Whether a count is the published one, rounded or cut to its digits; of all digits, whether it is the very number.
+    """Whether a count is the published one, cut or rounded, down or up; where all digits stand, the very number.
 
     Example:
       >>> agrees(25_557_032, "25.5 M"), agrees(25_557_032, "25.6 M"), agrees(25_557_032, "25.7 M")
@@ -83,4 +83,4 @@ def agrees(count: int, published: str) -> bool:
     digits, unit = re.fullmatch(r"([\d,.]+) ?(\w?)", published).groups()  # pyright: ignore
     decimals = len(digits.partition(".")[2])
     last_digit = UNITS[unit] / 10**decimals if unit else 1
-    return -last_digit / 2 <= count - float(digits.replace(",", "")) * UNITS[unit] < last_digit
+    return abs(count - float(digits.replace(",", "")) * UNITS[unit]) < last_digit

@@ -255,3 +255,25 @@ def test_parts_and_directions(op_name, network, part, direction):
 )
 def test_parts_by_the_path_of_an_operation(path, part):
     assert part_of(f"jit(train_step)/shard_map/jvp(ResNeXt)/{path}", ARCHS["resnext50_32x4d"]) == part
+
+
+@pytest.mark.parametrize(
+    ("path", "network", "part"),
+    [
+        ("ResNeXt/stage2/block2/bn1/mul", "resnet200", "BN"),
+        ("ResNeXt/stage2/block2/jit(relu)/max", "resnet200", "add and ReLU"),
+        ("ResNeXt/stage3/block1/shortcut_conv/conv_general_dilated", "resnet200", "shortcut"),
+        ("ResNeXt/final_bn/mul", "resnet200", "BN"),
+        ("ResNeXt/final_bn/jit(relu)/max", "resnet200", "BN"),
+        ("ResNeXt/stage2/block1/conv2/conv_general_dilated", "wrn28_10", "3x3"),
+        ("Vgg/stage2/conv1/conv_general_dilated", "vgg11", "3x3"),
+        ("Vgg/hidden1/dot_general", "vgg11", "classifier"),
+        ("Vgg/jit(relu)/max", "vgg11", "classifier"),
+        ("DenseNet/stage2/layer1/conv1/conv_general_dilated", "densenet121", "1x1"),
+        ("DenseNet/stage2/layer1/conv2/conv_general_dilated", "densenet121", "3x3"),
+        ("DenseNet/stage3/transition/conv1/conv_general_dilated", "densenet121", "1x1"),
+        ("DenseNet/reduce_window_max", "densenet121", "pooling"),
+    ],
+)
+def test_parts_of_other_networks(path, network, part):
+    assert part_of(f"jit(train_step)/jvp({path.replace('/', ')/', 1)}", ARCHS[network]) == part

@@ -78,7 +78,7 @@ def test_by_default_every_config_with_imagenet_data_and_status_1_where_one_does_
     assert status == 1
     *shown, last = out.splitlines()
     rows = {Path(row["config"]).stem: row for row in json.loads(last)["configs"]}
-    # 13 of Tables 3 and 4, 2 without shortcuts, 4 of ImageNet-5K; nothing of CIFAR or Fashion-MNIST.
+    # 14 of Tables 3 and 4, 2 without shortcuts, 4 of ImageNet-5K; nothing of CIFAR or Fashion-MNIST.
     assert {"resnet50", "resnext101_64x4d", "resnet50_no_shortcut", "resnext101_32x4d_imagenet5k"} <= rows.keys()
     assert not [name for name in rows if "cifar" in name or "fashion" in name or name == "quickstart"]
     assert {name for name, row in rows.items() if not row["fits"]} == {name for name in rows if "101" in name}

@@ -65,6 +65,12 @@ def test_the_peer_is_torchvisions_network(name, torchvision):
     assert [(c.stride, c.padding, c.groups) for c in convs[0]] == [(c.stride, c.padding, c.groups) for c in convs[1]]
 
 
+@pytest.mark.parametrize("name", ["resnet200", "wrn28_10", "vgg11", "densenet121", "plain34"])
+def test_networks_without_a_peer_are_refused(name):
+    with pytest.raises(UserError, match="--peer=none"):
+        peer.peer_network(zoo.ARCHS[name], 3, 10, "cpu")
+
+
 @pytest.mark.parametrize("name", ["resnext20_8x4d_small", "resnext29_8x64d", "resnext101_8x14d"])
 def test_the_peer_of_other_networks_has_as_many_parameters(name, torchvision):
     model = zoo.build_model(

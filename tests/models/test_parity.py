@@ -17,7 +17,7 @@ from resnext_jax.models.densenet import DenseNetArch
 from resnext_jax.models.template import CIFAR_STEM, IMAGENET_STEM, Arch
 from resnext_jax.models.vgg import VggArch
 from resnext_jax.ops.augment import image_keys
-from resnext_jax.ops.conv_choice import resolver
+from resnext_jax.ops.conv_choice import ConvShape, resolver
 from resnext_jax.ops.dropout import dropout, layer_keys
 
 VGG_CONVS, VGG_WIDTHS = (1, 2, 1, 1, 1), (4, 6, 8, 8, 8)
@@ -118,6 +118,33 @@ def test_logits_features_gradients_and_statistics(torchvision, case, train):
         found = parity.errors(theirs, model, images, train=train)
     worst = max(found, key=found.__getitem__)
     assert found[worst] < 1e-4, f"{worst}: {found[worst]:.1e}"
+
+
+@pytest.mark.parametrize(
+    ("arch", "algorithms"),
+    [
+        # Channels in blocks around the grouped convolution of stage 3, of which the last 1x1 has no batch norm.
+        (Arch("bottleneck", (1, 2), 32, 4, preactivation=True), {"blocked128", "moments", "space_to_depth"}),
+        (DenseNetArch((2, 1), 32, 64), {"moments", "space_to_depth"}),
+    ],
+)
+def test_the_algorithms_of_a_tpu_compute_the_same(arch, algorithms):
+    seen, choose = set(), resolver("auto", "tpu", "v5e")
+    images = jnp.asarray(np.random.default_rng(1).normal(size=(4, 32, 32, 3)), jnp.float32)
+    network = zoo.NETWORKS[type(arch)]
+    variables = network(arch, 10, resolver("native", "cpu"), 0).init(jax.random.key(0), images[:1], train=False)
+
+    def note(shape: ConvShape) -> str:
+        seen.add(choose(shape))
+        return choose(shape)
+
+    outputs = []
+    for choice in (note, resolver("native", "cpu")):
+        model = network(arch, 10, choice, 0)
+        outputs.append(jax.jit(partial(model.apply, train=True, mutable=["batch_stats"]))(variables, images))
+    assert seen >= algorithms
+    for got, want in zip(*map(jax.tree.leaves, outputs), strict=True):
+        assert parity.relative(got, np.asarray(want)) < 1e-4
 
 
 def test_dropout_lies_between_the_two_convolutions(torchvision):

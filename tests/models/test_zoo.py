@@ -176,6 +176,20 @@ def test_what_a_row_cannot_have(arguments, problems):
         assert re.match(wanted, found)
 
 
+@pytest.mark.parametrize("name", ["vgg11", "vgg11_bn", "densenet_bc100_12", "preresnet18", "wrn16_8"])
+def test_bfloat16_is_for_activations_only(name):
+    arch = zoo.select(name, dropout=0.3) if name in ("vgg11", "wrn16_8") else zoo.select(name)
+    arch = dataclasses.replace(arch, dropout=0.0) if name == "vgg11_bn" else arch
+    model = zoo.NETWORKS[type(arch)](arch, 10, lambda shape: "native", 2, jnp.bfloat16)
+    images, keys = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32), jax.random.split(jax.random.key(0))
+    variables = jax.eval_shape(partial(model.init, train=False), jax.random.key(0), images)
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
+    run = partial(model.apply, train=True, features=True, keys=keys, mutable=["batch_stats"])
+    (logits, features), _ = jax.eval_shape(run, variables, images)
+    assert logits.dtype == features.pop("pooled").dtype == jnp.float32
+    assert {feature.dtype for feature in features.values()} == {jnp.dtype("bfloat16")}
+
+
 @pytest.mark.parametrize(
     ("name", "smallest_px"),
     [
