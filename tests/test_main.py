@@ -75,6 +75,8 @@ def refused(run_main):
         ([QUICKSTART, "--config.data.name=bultin"], ["data set 'bultin'", "'builtin'"]),
         ([QUICKSTART, "--config.conv_impl=dens"], ["conv_impl 'dens'", "'dense'"]),
         ([QUICKSTART, "--config.compute_dtype=float16"], ["compute_dtype 'float16'", "bfloat16, float32"]),
+        ([QUICKSTART, "--config.freeze_backbone=true"], ["freeze_backbone=True without init_from", "init_from=DIR"]),
+        ([QUICKSTART, "--config.data.interpolation=bilnear"], ["data.interpolation 'bilnear'", "'bilinear'"]),
         ([QUICKSTART, "--config.schedule.name=cosin"], ["schedule.name 'cosin'", "'cosine'"]),
         ([QUICKSTART, "--config.num_steps=9"], ["warmup_epochs=1.0", "has only 9"]),
         (

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from resnext_jax.convert.back import convert_back
 from resnext_jax.convert.take import FORMATS, convert
+from resnext_jax.convert.weights import others_note
 from resnext_jax.errors import UserError, report_error
 
 BACK = "checkpoint"
@@ -60,6 +61,8 @@ def main(argv: Sequence[str]) -> int:
         )
     except UserError as error:
         return report_error(error)
+    for line in others_note(arguments.format, arguments.model, row):
+        print(line, file=sys.stderr)
     print(
         f"{out}: {arguments.model}, all {count:,} arrays of {file}; images of {row.image_size_px} px cut out of "
         f"{row.resize_px}, {row.interpolation}{f', as for {row.name}' if row.name else ''}\n"

@@ -43,9 +43,12 @@ class Weights:
 
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-# What most of all weights want; and those of fb.resnet.torch and ResNeXt (datasets/imagenet.lua there).
-USUAL = Weights("", "", "", "-", 224, 256, "bilinear", *IMAGENET)
-TORCH7 = Weights("torch7", "", "", "-", 224, 256, "bicubic", *IMAGENET)
+# What weights want that nothing is known of: each library's usual; those of Torch7 all want theirs (fb.resnet.torch,
+# datasets/imagenet.lua).
+USUAL = {
+    their: Weights(their, "", "", "-", 224, 256, interpolation, *IMAGENET)
+    for their, interpolation in {"torchvision": "bilinear", "timm": "bicubic", "torch7": "bicubic"}.items()
+}
 
 
 @functools.cache
@@ -67,7 +70,7 @@ def sha256_of(path: str) -> str:
 
 
 def find_weights(their: str, model: str, sha256: str, name: str | None) -> Weights:
-    """The row of a file.
+    """The row of a file; without a name, that of USUAL, where it is none of those published.
 
     Args:
       their: its format.
@@ -76,10 +79,8 @@ def find_weights(their: str, model: str, sha256: str, name: str | None) -> Weigh
       name: of the weights, where the user gives one.
 
     Raises:
-      UserError: the model has no weights of that name, or has several and the file is none of them.
+      UserError: the model has no weights of that name.
     """
-    if their == "torch7":
-        return TORCH7
     rows = [row for row in table() if (row.format, row.model) == (their, model)]
     if name is not None:
         names = [row.name for row in rows]
@@ -87,18 +88,22 @@ def find_weights(their: str, model: str, sha256: str, name: str | None) -> Weigh
             raise UserError(unknown(f"weights of {their}'s {model}", name, names) if names else _none(their, model))
         return rows[names.index(name)]
     same = [row for row in rows if sha256.startswith(row.sha256)]
-    if same:
-        return same[0]
-    if len({str(row.preprocessing()) for row in rows}) > 1:
-        raise UserError(
-            f"the file is none of {their}'s {model} by its checksum, and they want different preprocessing:",
-            *(
-                f"  --weights={row.name}: {row.image_size_px} px of {row.resize_px}, {row.interpolation}"
-                for row in rows
-            ),
-            "Say whose it is by --weights=NAME; that of your own by --weights=NAME of those that it was trained like.",
-        )
-    return rows[0] if rows else USUAL
+    return same[0] if same else USUAL[their]
+
+
+def others_note(their: str, model: str, row: Weights) -> list[str]:
+    """What to say where a file's weights are not known, and published ones of its network want other preprocessing."""
+    wanted = USUAL[their].preprocessing()
+    others = [other for other in table() if (other.format, other.model) == (their, model)]
+    if row.name or all(other.preprocessing() == wanted for other in others):
+        return []
+    return [
+        f"note: by its checksum the file is none of {their}'s; of published weights of {model} the images are to be",
+        *(
+            f"  {other.image_size_px} px of {other.resize_px}, {other.interpolation}: --weights={other.name}"
+            for other in others
+        ),
+    ]
 
 
 def _none(their: str, model: str) -> str:

@@ -269,6 +269,11 @@ def training_problems(config: ConfigDict, num_devices: int) -> list[str]:
             f"accumulation_steps={parts} does not divide batch_size={batch_size} into whole batch-norm groups: the "
             f"batch has {groups} images. Take a divisor of the number of groups, or a smaller bn_group_images."
         )
+    if config.freeze_backbone and config.init_from is None:
+        lines.append(
+            "freeze_backbone=True without init_from would leave the backbone as it was drawn: give the weights that it "
+            "starts from with --config.init_from=DIR."
+        )
     augment, schedule, every = config.augment, config.schedule, config.evaluate.every_steps
     if len(config.data.mean) != 3 and (augment.color_jitter or augment.lighting_std):
         lines.append(

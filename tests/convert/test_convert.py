@@ -294,15 +294,22 @@ def test_wrong_models(refused, tiny_torchvision):
     assert "hold ResNets and ResNeXts" in text
 
 
-def test_weights_that_want_different_preprocessing(refused, torchvision, tmp_path):
-    with torch.device("meta"):
-        shapes = torchvision.models.resnext50_32x4d().state_dict()
-    state = {name: torch.zeros(tensor.shape, dtype=tensor.dtype) for name, tensor in shapes.items()}
-    text = refused("torchvision", "FILE", "--model=resnext50_32x4d", state=state)
-    assert "--weights=IMAGENET1K_V1: 224 px of 256, bilinear" in text
-    assert "--weights=IMAGENET1K_V2: 224 px of 232, bilinear" in text
-    text = refused("torchvision", "FILE", "--model=resnext50_32x4d", "--weights=IMAGENET_V2")
-    assert "Did you mean 'IMAGENET1K_V2'" in text
+def test_published_weights_with_other_preprocessing_are_named(tmp_path, tiny_torchvision, monkeypatch, capsys):
+    """A file that is none of those published is prepared for as usual, and the command says which others there are."""
+    monkeypatch.setitem(zoo.ARCHS, "resnext50_32x4d", ARCHS["tiny_resnext"])
+    torch.save(tiny_torchvision("tiny_resnext").state_dict(), tmp_path / "net.pth")
+    arguments = ["torchvision", str(tmp_path / "net.pth"), "--model=resnext50_32x4d"]
+    assert main([*arguments, f"--out={tmp_path / 'one'}"]) == 0
+    said = capsys.readouterr()
+    assert "224 px cut out of 256, bilinear\n" in said.out
+    assert "  224 px of 232, bilinear: --weights=IMAGENET1K_V2" in said.err
+    assert main([*arguments, f"--out={tmp_path / 'two'}", "--weights=IMAGENET1K_V2"]) == 0
+    said = capsys.readouterr()
+    assert "224 px cut out of 232, bilinear, as for IMAGENET1K_V2" in said.out
+    assert said.err == ""
+    assert main([*arguments, f"--out={tmp_path / 'three'}", "--weights=IMAGENET_V2"]) == 2
+    assert "Did you mean 'IMAGENET1K_V2'" in capsys.readouterr().err
+    assert not (tmp_path / "three").exists()
 
 
 def test_class_names(refused, tiny_torchvision, tmp_path, capsys):

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from resnext_jax.convert.weights import TORCH7, USUAL, find_weights, table
+from resnext_jax.convert.weights import find_weights, table
 from resnext_jax.errors import UserError
 
 FACEBOOK = {"wsl": "fb_wsl_ig1b_ft_in1k", "ssl": "fb_ssl_yfcc100m_ft_in1k", "swsl": "fb_swsl_ig1b_ft_in1k"}
@@ -64,9 +64,9 @@ def test_found_by_checksum_or_name():
     other = 64 * "0"
     a1h = find_weights("timm", "resnext50_32x4d", other, "a1h_in1k")
     assert (a1h.image_size_px, a1h.resize_px, a1h.interpolation) == (288, 288, "bicubic")
-    # All weights of this one want the same; a network of one's own wants what is usual; Torch7's have no names.
-    assert find_weights("torchvision", "resnet34", other, None).resize_px == 256
-    assert find_weights("torchvision", "resnext50_8x14d", other, None) == USUAL
-    assert find_weights("torch7", "resnet50", other, None) == TORCH7
+    # What nothing is known of wants what is usual there.
+    for their, interpolation in (("torchvision", "bilinear"), ("timm", "bicubic"), ("torch7", "bicubic")):
+        row = find_weights(their, "resnext50_8x14d", other, None)
+        assert (row.name, row.image_size_px, row.resize_px, row.interpolation) == ("", 224, 256, interpolation)
     with pytest.raises(UserError, match=r"no weights of torchvision's resnext50_8x14d are known"):
         find_weights("torchvision", "resnext50_8x14d", other, "IMAGENET1K_V1")

@@ -164,8 +164,10 @@ class Builder:
                 main += [self.norm(inner), self.relu()]
             elif not preactivation:
                 main.append(self.norm(outputs))
-        projection = [self.conv(inputs, outputs, 1, stride)] + ([] if preactivation else [self.norm(outputs)])
-        shortcut = sequential(*projection) if inputs != outputs or stride > 1 else Obj("nn.Identity")
+        shortcut = Obj("nn.Identity")
+        if inputs != outputs or stride > 1:
+            projection = self.conv(inputs, outputs, 1, stride)
+            shortcut = sequential(projection, *([] if preactivation else [self.norm(outputs)]))
         table = Obj("nn.ConcatTable", modules=[sequential(*main), shortcut])
         after = [] if preactivation else [self.relu()]
         return sequential(*before, table, Obj("nn.CAddTable", inplace=True), *after)

@@ -59,3 +59,12 @@ def test_a_step_by_hand(bicubic):
     # The sixth place is a quarter left of the step: 29 - 3. The one before lacks 9, which a byte cuts off. Right of the
     # step: 111 - 9, then 111 + 29 - 3, then all but the -3 that is still left of it.
     assert found == [0, 0, 0, 0, 0, 29 - 3, 111 - 9, 111 + 29 - 3, 128 + 3, 128, 128, 128]
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_bilinear_is_pillows(channels):
+    photo = PHOTOS[0][..., :channels]
+    rows = Image.fromarray(photo.squeeze()).resize((300, 427), Image.Resampling.BILINEAR)
+    want = np.asarray(rows.resize((300, 200), Image.Resampling.BILINEAR)).reshape(200, 300, channels)
+    np.testing.assert_array_equal(resize.scale(photo, 200, 300, "bilinear"), want)
+    assert (resize.scale(photo, 200, 300, "bicubic") != want).any()
