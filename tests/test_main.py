@@ -70,7 +70,7 @@ def refused(run_main):
         ([QUICKSTART, "--config.model=resnet50"], ["field 'model'", "'model.name'"]),
         ([QUICKSTART, "config.batch_size=64"], ["takes no arguments", "'config.batch_size=64'"]),
         ([QUICKSTART, "--wokdir=x"], ["wokdir"]),
-        ([QUICKSTART, "--mode=evalute"], ["unknown mode 'evalute'", "'evaluate'", "predict, train"]),
+        ([QUICKSTART, "--mode=evalute"], ["unknown mode 'evalute'", "'evaluate'", "predict, recompute_bn, train"]),
         ([QUICKSTART, "--config.model.name=resnext50_32x4"], ["model.name 'resnext50_32x4'", "'resnext50_32x4d'"]),
         ([QUICKSTART, "--config.data.name=bultin"], ["data set 'bultin'", "'builtin'"]),
         ([QUICKSTART, "--config.conv_impl=dens"], ["conv_impl 'dens'", "'dense'"]),
