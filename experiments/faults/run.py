@@ -28,7 +28,7 @@ from runs import NUM_STEPS, TINY, Devices, Run  # noqa: E402
 
 PREPARE = "prepare"
 LOOK_EVERY_S = 0.002
-# Processes x fake devices of each; together they divide the batch of 32 images into whole batch-norm groups of 4.
+# Processes x fake devices of each: at most 8, one for each batch-norm group of the batch of 64 images.
 LAYOUTS = tuple(Devices(*shape) for shape in ((1, 1), (1, 2), (1, 4), (1, 8), (2, 1), (2, 2), (2, 4), (4, 1), (4, 2)))
 # Phases of a run: what is watched for, and for how many seconds at most a random delay goes on before the kill.
 PHASES: dict[str, tuple[Callable[[Run], bool], float]] = {
@@ -196,7 +196,7 @@ def print_table(tally: Tally) -> None:
 def change_devices(root: Path, restarts: int, rng: random.Random) -> dict:
     """A run on other devices and in other processes at every restart, killed in between, against one on one device."""
     shutil.rmtree(root, ignore_errors=True)
-    arguments = (*TINY, "--config.log.every_steps=1", "--config.checkpoint.every_steps=2")
+    arguments = (*TINY, "--config.batch_size=64", "--config.log.every_steps=1", "--config.checkpoint.every_steps=2")
     calm = Run(root / "one_device", arguments, root / "compiled")
     calm.start()
     end_of(calm)

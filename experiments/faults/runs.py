@@ -18,7 +18,7 @@ TINY = (
     "--config.model.name=resnext11_4x2d_tiny",
     f"--config.num_steps={NUM_STEPS}",
     "--config.batch_size=32",
-    "--config.bn_group_images=4",
+    "--config.bn_group_images=8",
     "--config.schedule.name=step",
     # Small: where two programs round differently, some ReLU flips sooner or later, and a large rate takes the losses
     # of two device counts apart.
