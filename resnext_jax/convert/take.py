@@ -77,9 +77,10 @@ def convert(
         "dtypes": {name: array.dtype.name for name, array in stored.items()} if their != "torch7" else {},
         "counters": counters,
     }
+    data_name = "imagenet2012" if num_classes == NUM_CLASSES else "folder"
     description = {
-        "config": _config(model, row),
-        "dataset": {"name": "imagenet2012", "class_names": list(class_names)},
+        "config": _config(model, row, data_name),
+        "dataset": {"name": data_name, "class_names": list(class_names)},
         "source": source,
     }
     state = TrainState(np.zeros((), np.int32), variables["params"], variables["batch_stats"], opt_state=())
@@ -117,7 +118,7 @@ def _with_classes_of(arrays: mapping.Arrays, classifier: str, model: str) -> lis
     return layers_of(model, len(bias) if bias is not None and bias.ndim == 1 and len(bias) else NUM_CLASSES)
 
 
-def _config(model: str, row: Weights) -> dict[str, Any]:
+def _config(model: str, row: Weights, data_name: str) -> dict[str, Any]:
     """What evaluation and prediction read of a config, with the preprocessing of the weights."""
     return {
         "model": {"name": model, "shortcut": True},
@@ -125,7 +126,7 @@ def _config(model: str, row: Weights) -> dict[str, Any]:
         "compute_dtype": "float32",
         "bn_group_images": 32,
         "data": {
-            "name": "imagenet2012",
+            "name": data_name,
             "dir": None,
             "class_list": None,
             "on_bad_image": "error",

@@ -79,7 +79,7 @@ def first_state(
         f"starting from {checkpoint}: {len(jax.tree.leaves(ours)):,} arrays are taken; "
         f"new: {', '.join(names) or 'nothing'}"
     )
-    return state.replace(params={**theirs["params"], **new}, batch_stats=theirs["batch_stats"])
+    return state.replace(params={**theirs["params"], **new}, batch_stats=theirs.get("batch_stats", {}))
 
 
 def _without(params: PyTree, left_out: Sequence[str]) -> PyTree:
