@@ -12,8 +12,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-
-from runs import ROOT
+from restarts import ROOT
 
 NUM_IMAGES = {"train": 240, "validation": 60}
 NUM_CLASSES = 4

@@ -22,9 +22,9 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).res
 
 import compare  # noqa: E402
 import preparation  # noqa: E402
+from restarts import NUM_STEPS, TINY, Devices, Run  # noqa: E402
 
 from resnext_jax.errors import PREEMPTED_STATUS  # noqa: E402
-from runs import NUM_STEPS, TINY, Devices, Run  # noqa: E402
 
 PREPARE = "prepare"
 LOOK_EVERY_S = 0.002

@@ -17,7 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from runs import Run
+from restarts import Run
 
 # What marks the end of a part of a start, in their order.
 MARKS = ("compiling the step", "compiled in")
