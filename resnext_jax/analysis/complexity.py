@@ -9,12 +9,10 @@ stage by itself (Table 2).
 """
 
 import dataclasses
-import math
 import re
 import sys
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Any
 
 import jax
 from absl import app, flags
@@ -23,31 +21,7 @@ from resnext_jax.analysis import command
 from resnext_jax.analysis.published import PUBLISHED, Figures, agrees
 from resnext_jax.errors import UserError, raise_all, unknown
 from resnext_jax.models import zoo
-
-Place = tuple[str, ...]  # ("stage2", "block1", "conv1")
-
-
-@dataclasses.dataclass(frozen=True)
-class Counts:
-    """Of a network or a part of it."""
-
-    params: int = 0
-    multiply_adds: int = 0
-    activations: int = 0
-
-    def __add__(self, other: "Counts") -> "Counts":
-        pairs = zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)
-        return Counts(*(ours + theirs for ours, theirs in pairs))
-
-
-@dataclasses.dataclass(frozen=True)
-class Product:
-    """A convolution or matrix product: where it stands, its counts, and the height and width of a convolution."""
-
-    place: Place
-    counts: Counts
-    size_px: tuple[int, ...] | None
-
+from resnext_jax.models.complexity import Counts, products, stem_together
 
 # ---------------------------------------------------------------------------------------------------------- Counting
 
@@ -104,47 +78,6 @@ class Complexity:
         """The blocks (or layers) of a stage, in order."""
         names = {path[1] for path in self.params if path[0] == part and re.fullmatch(r"(block|layer)\d+", path[1])}
         return sorted(names, key=lambda name: int(re.sub(r"\D", "", name)))
-
-
-def products(jaxpr: Any, outside: Place = ()) -> Iterator[Product]:
-    """Every convolution and matrix product of a jaxpr and of those inside it."""
-    for equation in jaxpr.eqns:
-        place = outside + modules_of(str(equation.source_info.name_stack))
-        name, parameters = equation.primitive.name, equation.params
-        if name == "conv_general_dilated":
-            out, kernel = equation.outvars[0].aval.shape, equation.invars[1].aval.shape
-            numbers = parameters["dimension_numbers"]
-            outputs, window = math.prod(out), math.prod(kernel) // kernel[numbers.rhs_spec[0]]
-            size_px = tuple(out[dimension] for dimension in numbers.out_spec[2:])
-            yield Product(place, Counts(0, outputs * window, outputs), size_px)
-        elif name == "dot_general":
-            contracted = parameters["dimension_numbers"][0][0]
-            terms = math.prod(equation.invars[0].aval.shape[dimension] for dimension in contracted)
-            yield Product(place, Counts(0, math.prod(equation.outvars[0].aval.shape) * terms, 0), None)
-        for inner in inner_jaxprs(parameters):
-            yield from products(inner, place)
-
-
-def inner_jaxprs(parameters: dict[str, Any]) -> Iterator[Any]:
-    """The jaxprs among the parameters of an operation."""
-    for value in parameters.values():
-        for item in value if isinstance(value, tuple | list) else (value,):
-            inner = getattr(item, "jaxpr", item)
-            if hasattr(inner, "eqns"):
-                yield inner
-
-
-def modules_of(name_stack: str) -> Place:
-    """`ResNeXt/stage2/block1/conv1` -> (stage2, block1, conv1), without the network and what JAX adds."""
-    words = name_stack.split("/") if name_stack else []
-    return stem_together(
-        tuple(word for word in words if re.fullmatch(r"[a-z]+\d+|[a-z]+_(conv|bn)|transition|classifier", word))
-    )
-
-
-def stem_together(place: Place) -> Place:
-    """(stem_conv, kernel) -> (stem, conv, kernel): one part, as a stage is."""
-    return ("stem", place[0].removeprefix("stem_"), *place[1:]) if place and place[0].startswith("stem_") else place
 
 
 # ---------------------------------------------------------------------------------------------------------- Printing

@@ -1,15 +1,40 @@
 """What a network costs, counted in its traced program."""
 
+import dataclasses
 import math
+import re
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.extend import core
 
 from resnext_jax.models.zoo import Network
+
+Place = tuple[str, ...]  # ("stage2", "block1", "conv1")
+
+
+@dataclasses.dataclass(frozen=True)
+class Counts:
+    """Of a network or a part of it."""
+
+    params: int = 0
+    multiply_adds: int = 0
+    activations: int = 0
+
+    def __add__(self, other: "Counts") -> "Counts":
+        pairs = zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)
+        return Counts(*(ours + theirs for ours, theirs in pairs))
+
+
+@dataclasses.dataclass(frozen=True)
+class Product:
+    """A convolution or matrix product: where it stands, its counts, and the height and width of a convolution."""
+
+    place: Place
+    counts: Counts
+    size_px: tuple[int, ...] | None
 
 
 def multiply_adds(model: Network, image_shape: tuple[int, int, int]) -> int:
@@ -24,27 +49,47 @@ def multiply_adds(model: Network, image_shape: tuple[int, int, int]) -> int:
     """
     plain = model.clone(choose_conv=lambda shape: "native", dtype=jnp.dtype("float32"))
     image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-    variables = jax.eval_shape(partial(plain.init, train=False), jax.random.key(0), image)
-    program = jax.make_jaxpr(partial(plain.apply, train=False))(variables, image)
-    return sum(_multiply_adds(equation) for equation in _equations(program.jaxpr))
+    # Initialising runs the network, and draws parameters without any product.
+    program = jax.make_jaxpr(partial(plain.init, train=False))(jax.random.key(0), image)
+    return sum(found.counts.multiply_adds for found in products(program.jaxpr))
 
 
-def _equations(program: core.Jaxpr) -> Iterator[Any]:
-    """Every equation, those of inner programs too."""
-    for equation in program.eqns:
-        yield equation
-        for inner in core.jaxprs_in_params(equation.params):
-            yield from _equations(inner)
+def products(jaxpr: Any, outside: Place = ()) -> Iterator[Product]:
+    """Every convolution and matrix product of a jaxpr and of those inside it."""
+    for equation in jaxpr.eqns:
+        place = outside + modules_of(str(equation.source_info.name_stack))
+        name, parameters = equation.primitive.name, equation.params
+        if name == "conv_general_dilated":
+            out, kernel = equation.outvars[0].aval.shape, equation.invars[1].aval.shape
+            numbers = parameters["dimension_numbers"]
+            outputs, window = math.prod(out), math.prod(kernel) // kernel[numbers.rhs_spec[0]]
+            size_px = tuple(out[dimension] for dimension in numbers.out_spec[2:])
+            yield Product(place, Counts(0, outputs * window, outputs), size_px)
+        elif name == "dot_general":
+            contracted = parameters["dimension_numbers"][0][0]
+            terms = math.prod(equation.invars[0].aval.shape[dimension] for dimension in contracted)
+            yield Product(place, Counts(0, math.prod(equation.outvars[0].aval.shape) * terms, 0), None)
+        for inner in inner_jaxprs(parameters):
+            yield from products(inner, place)
 
 
-def _multiply_adds(equation: Any) -> int:
-    if equation.primitive.name == "conv_general_dilated":
-        left, right = (variable.aval.shape for variable in equation.invars)
-        per_output = math.prod(right) // right[equation.params["dimension_numbers"].rhs_spec[0]]
-    elif equation.primitive.name == "dot_general":
-        left, right = (variable.aval.shape for variable in equation.invars)
-        (contracted, _), _ = equation.params["dimension_numbers"]
-        per_output = math.prod(left[dimension] for dimension in contracted)
-    else:
-        return 0
-    return math.prod(equation.outvars[0].aval.shape) * per_output
+def inner_jaxprs(parameters: dict[str, Any]) -> Iterator[Any]:
+    """The jaxprs among the parameters of an operation."""
+    for value in parameters.values():
+        for item in value if isinstance(value, tuple | list) else (value,):
+            inner = getattr(item, "jaxpr", item)
+            if hasattr(inner, "eqns"):
+                yield inner
+
+
+def modules_of(name_stack: str) -> Place:
+    """`ResNeXt/stage2/block1/conv1` -> (stage2, block1, conv1), without the network and what JAX adds."""
+    words = name_stack.split("/") if name_stack else []
+    return stem_together(
+        tuple(word for word in words if re.fullmatch(r"[a-z]+\d+|[a-z]+_(conv|bn)|transition|classifier", word))
+    )
+
+
+def stem_together(place: Place) -> Place:
+    """(stem_conv, kernel) -> (stem, conv, kernel): one part, as a stage is."""
+    return ("stem", place[0].removeprefix("stem_"), *place[1:]) if place and place[0].startswith("stem_") else place
