@@ -28,6 +28,7 @@ FREE = (
     "conv_impl",  # another order of the same sums, like another device
     "accumulation_steps",
     "on_nonfinite",
+    "max_skipped_in_a_row",
     "debug_nans",
     "recompute_bn_images",
     "resume_changed",
