@@ -11,12 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-NUM_STEPS = 30
 EVALUATE_EVERY_STEPS = 10
 TINY = (
     "--config=configs/quickstart.py",
     "--config.model.name=resnext11_4x2d_tiny",
-    f"--config.num_steps={NUM_STEPS}",
     "--config.batch_size=32",
     "--config.bn_group_images=8",
     "--config.schedule.name=step",

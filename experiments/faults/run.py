@@ -22,7 +22,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).res
 
 import compare  # noqa: E402
 import preparation  # noqa: E402
-from restarts import NUM_STEPS, TINY, Devices, Run  # noqa: E402
+from restarts import TINY, Devices, Run  # noqa: E402
 
 from resnext_jax.errors import PREEMPTED_STATUS  # noqa: E402
 
@@ -59,6 +59,7 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=None, help="SIGKILLs (default 50)")
     parser.add_argument("--terms", type=int, default=None, help="SIGTERMs (default 20)")
     parser.add_argument("--devices", type=int, default=0, help="restarts on other devices and processes (default 0)")
+    parser.add_argument("--steps", type=int, default=30, help="of a run (default 30)")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument("--workdir", help="where the runs lie; by default a directory that is removed at the end")
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
@@ -70,12 +71,14 @@ def main() -> int:
     start_s, result, differences = time.monotonic(), {}, []
     try:
         if kills or terms:
-            tally = kill_and_resume(root / "killed", kills, terms, random.Random(arguments.seed))
+            tally = kill_and_resume(root / "killed", arguments.steps, kills, terms, random.Random(arguments.seed))
             result |= dataclasses.asdict(tally)
             differences += tally.differences
-            print_table(tally)
+            print_table(tally, arguments.steps)
         if arguments.devices:
-            changes = change_devices(root / "devices", arguments.devices, random.Random(arguments.seed))
+            changes = change_devices(
+                root / "devices", arguments.steps, arguments.devices, random.Random(arguments.seed)
+            )
             result |= changes
             differences += changes["device_differences"]
     finally:
@@ -92,10 +95,10 @@ def main() -> int:
 # --------------------------------------------------------------------------------------------------- Kill and resume
 
 
-def kill_and_resume(root: Path, kills: int, terms: int, rng: random.Random) -> Tally:
+def kill_and_resume(root: Path, steps: int, kills: int, terms: int, rng: random.Random) -> Tally:
     """Runs are killed at random moments until all signals are spent; each ends like the one that nothing befell."""
     shutil.rmtree(root, ignore_errors=True)
-    arguments = (*TINY, "--config.log.every_steps=4")
+    arguments = (*TINY, f"--config.num_steps={steps}", "--config.log.every_steps=4")
     calm = Run(root / "uninterrupted", arguments, root / "compiled")
     calm.start()
     end_of(calm)
@@ -109,8 +112,8 @@ def kill_and_resume(root: Path, kills: int, terms: int, rng: random.Random) -> T
     signals = [(number, phase) for number, phase in signals if phase != PREPARE]
     while signals:
         run = Run(root / f"run{tally.runs}", arguments, root / "compiled")
-        strike(run, signals, tally, rng, kills + terms - len(prepared))
-        differences = compare.differing_bits(run.workdir, calm.workdir, run.rows(), calm.rows(), NUM_STEPS)
+        strike(run, steps, signals, tally, rng, kills + terms - len(prepared))
+        differences = compare.differing_bits(run.workdir, calm.workdir, run.rows(), calm.rows(), steps)
         tally.differences += [f"{run.workdir.name}: {line}" for line in differences]
         say(f"{run.workdir.name} ended after {len(run.rows())} rows: {len(differences) or 'no'} differences")
         tally.runs += 1
@@ -122,7 +125,7 @@ def kill_and_resume(root: Path, kills: int, terms: int, rng: random.Random) -> T
     return tally
 
 
-def strike(run: Run, signals: list, tally: Tally, rng: random.Random, total: int) -> None:
+def strike(run: Run, steps: int, signals: list, tally: Tally, rng: random.Random, total: int) -> None:
     """Starts a run again and again, and each time sends the next signal, until it ends or none is left."""
     promised, before = 0, 0  # the step that a SIGTERM said it saved; the newest row
     while True:
@@ -134,7 +137,7 @@ def strike(run: Run, signals: list, tally: Tally, rng: random.Random, total: int
         if not hit:
             end_of(run)
         if run.resumed_at() or not hit:  # else this start was killed before it went on, and made nothing
-            if run.resumed_at() < promised < NUM_STEPS:
+            if run.resumed_at() < promised < steps:
                 tally.differences.append(f"{run.workdir.name}: went on from {run.resumed_at()}, saved was {promised}")
             tally.steps_made_again += max(0, before - run.resumed_at())
             promised, before = 0, 0
@@ -180,23 +183,29 @@ def end_of(run: Run) -> None:
         raise RuntimeError(f"{run.workdir} ended with status {statuses}:\n{run.said()[-4000:]}")
 
 
-def print_table(tally: Tally) -> None:
+def print_table(tally: Tally, steps: int) -> None:
     """Signals by phase, and what they cost."""
     say(f"\n{'phase':12}{'SIGKILL':>9}{'SIGTERM':>9}")
     for phase in (*PHASES, PREPARE):
         say(f"{phase:12}{tally.kills.get(phase, 0):>9}{tally.terms.get(phase, 0):>9}")
     say(f"{'together':12}{sum(tally.kills.values()):>9}{sum(tally.terms.values()):>9}")
-    say(f"{tally.runs} runs of {NUM_STEPS} steps in {tally.starts} starts")
+    say(f"{tally.runs} runs of {steps} steps in {tally.starts} starts")
     say(f"steps made again: {tally.steps_made_again}; slowest end after a SIGTERM: {tally.slowest_term_s:.1f} s")
 
 
 # ------------------------------------------------------------------------------------------------- Changing devices
 
 
-def change_devices(root: Path, restarts: int, rng: random.Random) -> dict:
+def change_devices(root: Path, steps: int, restarts: int, rng: random.Random) -> dict:
     """A run on other devices and in other processes at every restart, killed in between, against one on one device."""
     shutil.rmtree(root, ignore_errors=True)
-    arguments = (*TINY, "--config.batch_size=64", "--config.log.every_steps=1", "--config.checkpoint.every_steps=2")
+    arguments = (
+        *TINY,
+        f"--config.num_steps={steps}",
+        "--config.batch_size=64",
+        "--config.log.every_steps=1",
+        "--config.checkpoint.every_steps=2",
+    )
     calm = Run(root / "one_device", arguments, root / "compiled")
     calm.start()
     end_of(calm)
@@ -208,10 +217,10 @@ def change_devices(root: Path, restarts: int, rng: random.Random) -> dict:
             devices, before = layouts.pop(), run.last_step()
             run.start(devices)
             used.append(str(devices))
-            stop = min(before + rng.randint(2, 5), NUM_STEPS) if restarts > 0 else NUM_STEPS + 1
+            stop = min(before + rng.randint(2, 5), steps) if restarts > 0 else steps + 1
             while run.alive() and run.last_step() < stop:
                 time.sleep(LOOK_EVERY_S)
-            if run.last_step() >= NUM_STEPS or not run.alive():
+            if run.last_step() >= steps or not run.alive():
                 end_of(run)
                 break
             run.send(signal.SIGKILL)

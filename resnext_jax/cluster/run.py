@@ -5,7 +5,6 @@ import dataclasses
 import functools
 import logging
 import os
-import signal
 import socket
 import sys
 import time
@@ -173,6 +172,8 @@ def _start_jax(part: Part, connection: Connection, timeout_s: float) -> None:
         if any(name.lower().endswith("_proxy") for name in os.environ):
             name = "no_grpc_proxy"  # what leads out of a cluster does not lead back to this machine
             os.environ[name] = ",".join(filter(None, ("127.0.0.1", os.environ.get(name))))
+    # JAX's own notice would swallow a SIGTERM from here on; until training listens itself, it shall end the process.
+    jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(
             address,
@@ -186,8 +187,6 @@ def _start_jax(part: Part, connection: Connection, timeout_s: float) -> None:
         )
     except jax.errors.JaxRuntimeError as error:
         raise Lost(f"JAX could not connect to its service, port {port} of process 0 ({part.host}): {error}") from error
-    # JAX takes SIGTERM for itself, and does nothing with it; this gives it back.
-    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM) or signal.SIG_DFL)
 
 
 def _bracketed(host: str) -> str:

@@ -24,10 +24,13 @@ FREE = (
     "data.dir",  # the same images may lie elsewhere
     "data.num_threads",
     "data.resize_px",  # of evaluation
+    "data.interpolation",
     "data.on_bad_image",
     "conv_impl",  # another order of the same sums, like another device
     "accumulation_steps",
     "on_nonfinite",
+    "max_skipped_in_a_row",
+    "max_skipped_in_a_row",
     "debug_nans",
     "recompute_bn_images",
     "resume_changed",

@@ -14,8 +14,9 @@ from resnext_jax.checkpoint import locate, read_description, read_variables, req
 from resnext_jax.data.sources import Source
 from resnext_jax.errors import raise_all
 from resnext_jax.models.zoo import Network
-from resnext_jax.train.assemble import evaluation_problems, jit_evaluation, model_of
+from resnext_jax.train.assemble import jit_evaluation, model_of
 from resnext_jax.train.dataset import facts, open_data, same_classes
+from resnext_jax.train.problems import evaluation_problems
 from resnext_jax.train.validation import evaluate_all
 from resnext_jax.types import PyTree
 

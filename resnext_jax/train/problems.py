@@ -1,0 +1,113 @@
+"""What of a config cannot work, found before anything is built: one sentence each, with what to change."""
+
+from ml_collections import ConfigDict
+
+from resnext_jax import sharding
+from resnext_jax.data.pipeline import CROPS
+from resnext_jax.data.resize import FILTERS
+from resnext_jax.errors import unknown
+
+NONFINITE_POLICIES = ("stop", "skip")
+
+
+def evaluation_problems(config: ConfigDict, num_devices: int) -> list[str]:
+    """Everything about the fields of evaluation that cannot work on this many devices, one sentence each."""
+    data = config.data
+    lines = sharding.check_batch_size("evaluate.batch_size", config.evaluate.batch_size, num_devices)
+    interpolation = data.get("interpolation", "bicubic")
+    if interpolation not in FILTERS:
+        lines.append(unknown("data.interpolation", interpolation, FILTERS))
+    if data.crop not in CROPS:
+        lines.append(unknown("data.crop", data.crop, CROPS))
+    elif data.crop != "none" and data.resize_px < data.image_size_px:
+        lines.append(
+            f"data.resize_px={data.resize_px} is smaller than the centre crop of data.image_size_px="
+            f"{data.image_size_px}: 8/7 of the crop is usual, --config.data.resize_px={data.image_size_px * 8 // 7}."
+        )
+    if not data.mean or len(data.mean) != len(data.std) or min(data.std) <= 0:
+        lines.append(
+            f"data.mean={tuple(data.mean)} and data.std={tuple(data.std)} must have one entry per channel, and those "
+            "of data.std must be positive."
+        )
+    ranges = {
+        "data.image_size_px": (data.image_size_px, data.image_size_px > 0, "positive"),
+        "data.num_threads": (data.num_threads, data.num_threads >= 0, "0 or more"),
+    }
+    return lines + _out_of_range(ranges)
+
+
+def training_problems(config: ConfigDict, num_devices: int) -> list[str]:
+    """Everything about the fields of training that cannot work on this many devices, one sentence each."""
+    lines = sharding.check_batch_size("batch_size", config.batch_size, num_devices)
+    batch_size, group, parts = config.batch_size, config.bn_group_images, config.accumulation_steps
+    if group < 0 or (group and batch_size % group):
+        lines.append(
+            f"bn_group_images={group} does not divide batch_size={batch_size}: batch-norm statistics are taken over "
+            "whole groups of images. Take a divisor, or 0 for the whole batch."
+        )
+    elif parts < 1 or (parts > 1 and (group == 0 or (batch_size // group) % parts)):
+        groups = f"{batch_size // group} batch-norm groups of {group}" if group else "one batch-norm group"
+        lines.append(
+            f"accumulation_steps={parts} does not divide batch_size={batch_size} into whole batch-norm groups: the "
+            f"batch has {groups} images. Take a divisor of the number of groups, or a smaller bn_group_images."
+        )
+    if config.freeze_backbone and config.init_from is None:
+        lines.append(
+            "freeze_backbone=True without init_from would leave the backbone as it was drawn: give the weights that it "
+            "starts from with --config.init_from=DIR."
+        )
+    augment, schedule, every = config.augment, config.schedule, config.evaluate.every_steps
+    if len(config.data.mean) != 3 and (augment.color_jitter or augment.lighting_std):
+        lines.append(
+            f"augment.color_jitter={augment.color_jitter} and augment.lighting_std={augment.lighting_std} are for "
+            f"three channels, and data.mean has {len(config.data.mean)}: set both to 0."
+        )
+    if config.on_nonfinite not in NONFINITE_POLICIES:
+        lines.append(unknown("on_nonfinite", config.on_nonfinite, NONFINITE_POLICIES))
+    traced = list(config.watch.profile_steps)
+    whole = all(step == int(step) and step > 0 for step in traced)
+    boundaries = list(schedule.boundaries_steps or schedule.boundaries_epochs)
+    finite_epochs = 0 < config.num_epochs < float("inf")
+    ranges = {
+        # A key is made of 32 bits; a larger seed would not be another one.
+        "seed": (config.seed, 0 <= config.seed < 2**32, "in [0, 2**32)"),
+        "learning_rate": (config.learning_rate, config.learning_rate > 0, "positive"),
+        "momentum": (config.momentum, 0 <= config.momentum < 1, "in [0, 1)"),
+        "weight_decay": (config.weight_decay, config.weight_decay >= 0, "0 or more"),
+        "label_smoothing": (config.label_smoothing, 0 <= config.label_smoothing < 1, "in [0, 1)"),
+        "num_epochs": (config.num_epochs, finite_epochs, "positive and finite"),
+        "num_steps": (config.num_steps, config.num_steps is None or config.num_steps > 0, "positive"),
+        "schedule.factor": (schedule.factor, 0 < schedule.factor <= 1, "in (0, 1]"),
+        "schedule.warmup_epochs": (schedule.warmup_epochs, schedule.warmup_epochs >= 0, "0 or more"),
+        "ema_decay": (config.ema_decay, 0 <= config.ema_decay < 1, "in [0, 1)"),
+        "recompute_bn_images": (config.recompute_bn_images, config.recompute_bn_images >= 0, "0 or more"),
+        "max_skipped_in_a_row": (config.max_skipped_in_a_row, config.max_skipped_in_a_row > 0, "positive"),
+        "watch.profile_steps": (
+            traced,
+            not traced or (whole and len(traced) == 2 and traced[0] <= traced[1]),
+            "the first step and the last, whole numbers from 1: 100,110",
+        ),
+        "watch.spike_nats": (config.watch.spike_nats, config.watch.spike_nats > 0, "positive"),
+        "schedule boundaries": (boundaries, boundaries == sorted(set(boundaries)), "increasing"),
+        "augment.color_jitter": (augment.color_jitter, 0 <= augment.color_jitter <= 1, "in [0, 1]"),
+        "augment.lighting_std": (augment.lighting_std, augment.lighting_std >= 0, "0 or more"),
+        "augment.pad_px": (augment.pad_px, augment.pad_px >= 0, "0 or more"),
+        "log.every_steps": (config.log.every_steps, config.log.every_steps > 0, "positive"),
+        "evaluate.every_steps": (every, every is None or every > 0, "positive, or unset for every epoch"),
+        "checkpoint.every_steps": (config.checkpoint.every_steps, config.checkpoint.every_steps > 0, "positive"),
+        "checkpoint.keep_newest": (config.checkpoint.keep_newest, config.checkpoint.keep_newest > 0, "1 or more"),
+        **{
+            f"checkpoint.{name}": (
+                config.checkpoint[name],
+                config.checkpoint[name] is None or config.checkpoint[name] > 0,
+                "positive, or unset for none",
+            )
+            for name in ("keep_every_epochs", "keep_every_steps")
+        },
+        "checkpoint.keep_best": (config.checkpoint.keep_best, config.checkpoint.keep_best >= 0, "0 or more"),
+    }
+    return lines + _out_of_range(ranges)
+
+
+def _out_of_range(ranges: dict[str, tuple[object, bool, str]]) -> list[str]:
+    return [f"{name}={value!r} must be {allowed}." for name, (value, fine, allowed) in ranges.items() if not fine]
