@@ -27,6 +27,7 @@ GRACE_S = 30
 def cache(tmp_path_factory):
     """One compilation cache for all: what is compiled stays the same, bit for bit."""
     return {
+        "JAX_ENABLE_COMPILATION_CACHE": "1",
         "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("cache")),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
