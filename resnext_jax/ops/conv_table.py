@@ -75,6 +75,7 @@ TABLE: dict[str, dict[Key, tuple[str, str]]] = {
         (1, 1, 1, 64, 256, 56): ("moments", "moments 18.59, native 19.07"),
         (1, 1, 1, 128, 256, 56): ("moments", "moments 18.59, native 19.18"),
         (1, 1, 1, 256, 128, 56): ("native", "native 18.59, moments 18.84"),
+        (1, 1, 1, 256, 256, 56): ("native", "native 18.59, moments 18.64"),
         (3, 1, 32, 128, 128, 56): ("merged128", "blocked128 18.59, dense 18.59, merged128 18.59, merged256 18.59, native 42.87"),
         (7, 2, 1, 3, 64, 224): ("space_to_depth", "space_to_depth 18.59, native 18.93"),
     },
