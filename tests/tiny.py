@@ -44,6 +44,11 @@ ARGUMENTS = (
     "--config.log.every_steps=4",
 )
 INFO = DatasetInfo("builtin", 15_000, FASHION_MNIST_CLASSES, (28, 28, 1))
+# A job in the background inherits a Ctrl-C that is ignored; this becomes the command with one that is not.
+WITH_CTRL_C = (
+    "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); "
+    "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
+)
 
 
 @contextlib.contextmanager
@@ -89,7 +94,7 @@ def description(*overrides: str) -> dict[str, Any]:
 def start(workdir: Path | str, *overrides: str, **environment: str) -> subprocess.Popen:
     """`python main.py` on the tiny run in a process of its own, on one device unless `environment` says otherwise."""
     return subprocess.Popen(
-        [sys.executable, "main.py", *arguments(f"--workdir={workdir}", *overrides)],
+        [sys.executable, "-c", WITH_CTRL_C, "main.py", *arguments(f"--workdir={workdir}", *overrides)],
         cwd=ROOT,
         env={**os.environ, "JAX_NUM_CPU_DEVICES": "1", "PYTHONPATH": str(ROOT), **environment},
         stdout=subprocess.PIPE,
