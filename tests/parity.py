@@ -129,15 +129,15 @@ def differences(got: Tree, want: Tree) -> dict[str, float]:
     assert want["features"].keys() >= got["features"].keys() - {"stage1"}  # which not every network has by itself
     result |= {name: relative(got["features"][name], feature) for name, feature in want["features"].items()}
     for kind, tree in got["arrays"].items():
-        wanted = {
-            jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(want["arrays"][kind])
-        }
-        found = {}
+        found, modules = {}, {}
+        for path, leaf in jax.tree_util.tree_leaves_with_path(want["arrays"][kind]):
+            modules.setdefault(path[:-1], {})[path[-1].key] = leaf
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-            name = jax.tree_util.keystr(path)
-            # What a bias adds a batch norm takes away: its gradient is noise beside that of the kernel.
-            kernel = wanted.get(name.replace("['bias']", "['kernel']")) if "['conv" in name else None
-            found[name] = relative(leaf, wanted[name], 0.0 if kernel is None else np.abs(kernel).max())
+            wanted = modules[path[:-1]]
+            # In units of its module: a batch norm takes away what a bias or a scale before it does, and its gradient is
+            # noise beside that of the kernel or the other one.
+            scale = max(float(np.abs(array).max()) for array in wanted.values()) if kind == "params" else 0.0
+            found[jax.tree_util.keystr(path)] = relative(leaf, wanted[path[-1].key], scale)
         worst = max(found, key=found.__getitem__)
         result[f"{ {'params': 'gradients', 'batch_stats': 'statistics'}[kind] } {worst}"] = found[worst]
     return result
