@@ -101,11 +101,21 @@ def test_no_source_unpickles():
 
     root = pathlib.Path(__file__).resolve().parents[1]
     words = ("pickle", "np.load(", "numpy.load(", "torch.load(", "joblib", "shelve", "marshal", "yaml.load(", "dill")
+    # PyTorch's reader that builds tensors alone, and the error that it raises for anything else.
+    safe = ('torch.load(path, map_location="cpu", weights_only=True)', "import pickle\n", "pickle.UnpicklingError")
+
+    def text(path):
+        found = path.read_text()
+        for piece in safe if path == root / "resnext_jax" / "convert" / "files.py" else ():
+            assert found.count(piece) == 1, piece
+            found = found.replace(piece, "")
+        return found
+
     found = [
         f"{path.relative_to(root)}: {word}"
         for folder in ("resnext_jax", "configs", "experiments")
         for path in (root / folder).rglob("*.py")
         for word in words
-        if word in path.read_text()
+        if word in text(path)
     ]
     assert found == []
