@@ -45,11 +45,11 @@ def take(self, batches, step):
 
 
 fill.calls = 0
-original_fill, original_take = pipeline._fill, preemption.Preemption.take
+original_fill, original_take = pipeline.fill_rows, preemption.Preemption.take
 if NAME == "compile":
     jax.stages.Lowered.compile = hang_in_c
 elif NAME == "evaluation":
     validation.evaluate = hang_in_c
 elif NAME == "input":
-    pipeline._fill, preemption.Preemption.take = fill, take
+    pipeline.fill_rows, preemption.Preemption.take = fill, take
 cli.main(main.define_flags(cli.flags.FLAGS), sys.argv)

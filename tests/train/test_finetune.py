@@ -181,7 +181,7 @@ def test_the_command_on_a_folder_of_grey_images(start, folder, capsys, monkeypat
     run_main(*arguments, "--config.num_steps=4")
     said = capsys.readouterr().err
     assert "65 arrays are taken; new: params/classifier/bias (3,)" in said
-    run_main(*arguments, "--config.num_steps=6")
+    run_main(*arguments, "--config.num_steps=6", "--config.resume_changed=true")  # the rate follows a cosine
     said = capsys.readouterr().err
     assert "resuming" in said
     assert "arrays are taken" not in said

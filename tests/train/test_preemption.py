@@ -258,9 +258,10 @@ def test_the_foremost_process_decides(one_of_three, monkeypatch, others, last):
 
 def test_a_process_with_nothing_at_stake_takes_all_with_it(one_of_three, monkeypatch):
     service, notice = one_of_three
-    ended, finished = threading.Event(), []
+    ended, finished, left = threading.Event(), [], []
     monkeypatch.setattr(preemption.Preemption, "_give_up", lambda self, deadline_s: None)
-    monkeypatch.setattr(preemption.Preemption, "_end", lambda self, sentence: ended.set())
+    monkeypatch.setattr(preemption.cluster, "leave", left.append)  # which tells the other processes
+    monkeypatch.setattr(preemption.os, "_exit", lambda status: ended.set())
     notice.before_leaving.append(lambda: finished.append("save"))
     with notice.saving:
         service.key_value_set(f"{preemption.VOTES}/0", str(preemption.LEAVE_NOW))
@@ -270,4 +271,4 @@ def test_a_process_with_nothing_at_stake_takes_all_with_it(one_of_three, monkeyp
         assert service.values[preemption.NOTICE] == "1"
     assert ended.wait(5)
     assert finished == ["save"]
-    assert f"{preemption.FAREWELLS}/1" in service.values
+    assert left == [PREEMPTED]

@@ -12,7 +12,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from resnext_jax.data.prepare import imagenet
 from resnext_jax.data.prepare.__main__ import main as prepare
 from resnext_jax.sharding import Place, make_mesh
-from resnext_jax.train import loop, report
+from resnext_jax.train import dataset, loop, report
 from tests.data.archives import class_files, class_tar_of_tars, jpeg, tar_of, validation_tar, write_folders
 from tests.data.test_sources import write_tfds
 
@@ -115,14 +115,14 @@ def test_input_wait_is_the_share_of_the_time_in_which_training_waits(tmp_path, m
     """A second of waiting beside milliseconds of steps."""
     write_folders(tmp_path, "train", COUNTS)
     write_folders(tmp_path, "val", COUNTS)
-    ours, lines = loop.train_batches, []
+    ours, lines = dataset.train_batches, []
 
     def slow(*arguments, **options):
         for batch in ours(*arguments, **options):
             time.sleep(1.0)
             yield batch
 
-    monkeypatch.setattr(loop, "train_batches", slow)
+    monkeypatch.setattr(dataset, "train_batches", slow)
     monkeypatch.setattr(report, "train_line", lambda row, line=report.train_line: lines.append(line(row)) or "")
     started_s = time.monotonic()
     row, _ = train(tmp_path / "run", tmp_path, "folder")
