@@ -169,6 +169,21 @@ def test_a_save_that_the_disk_does_not_take(workdir):
     assert newest_sound(str(workdir), pytest.fail) == 8
 
 
+def test_a_save_that_misses_another_process_is_not_the_fault_of_the_directory(workdir, monkeypatch):
+    """The save begins with a collective; what failed in one is not to be mended where the checkpoint goes."""
+    checkpoints = Checkpoints(str(workdir), keep_newest=9, keep_best=0)
+    lost = jax.errors.JaxRuntimeError("UNKNOWN: Gloo AllGather failed: Connection reset by peer")
+
+    def collective(*args, **kwargs):
+        raise lost
+
+    monkeypatch.setattr(checkpoints._manager, "save", collective)
+    with pytest.raises(jax.errors.JaxRuntimeError) as error:
+        checkpoints.save(state_of(12, 1), DESCRIPTION, None, PROGRESS)
+    assert error.value is lost
+    checkpoints.close()
+
+
 def test_kept_for_ever_and_the_best_after_a_restart(tmp_path):
     """Every third step for ever; 1 was the best and stays so in the next process, which knows it from the metrics."""
     keep = dict(keep_newest=1, keep_best=1, keep_for_ever=lambda step: step % 3 == 0)

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import jax
 import orbax.checkpoint as ocp
 from etils import epath
 from flax import serialization
@@ -179,6 +180,9 @@ class Checkpoints:
         """What orbax, tensorstore and the file system raise of a save, as an instruction."""
         try:
             yield
+        except jax.errors.JaxRuntimeError:  # of a collective without its peer, say: not of the directory
+            self._failed = True
+            raise
         except (ValueError, RuntimeError, OSError) as error:
             self._failed = True
             before = [step for step in finished_steps(self.directory) if step < self._saving_step]
