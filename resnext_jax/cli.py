@@ -1,13 +1,10 @@
 """The command: reads flags and config, asks once where it runs, and hands both down to one of MODES."""
 
 import functools
-import importlib.metadata
 import json
-import logging
 import os
 import platform as python_platform
 import sys
-import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,7 +30,8 @@ from resnext_jax.errors import (
 )
 from resnext_jax.net import load
 from resnext_jax.ops.conv_choice import chip_of
-from resnext_jax.progress import AboveProgress, end_line
+from resnext_jax.progress import end_line
+from resnext_jax.startup import keep_compiled, quiet_logging, versions
 from resnext_jax.train.finetune import fill_from_checkpoint
 from resnext_jax.train.loop import train
 from resnext_jax.train.recomputed import recompute_checkpoint
@@ -223,54 +221,3 @@ def environment() -> dict[str, Any]:
         "devices": [device.device_kind for device in jax.devices()],
         "processes": jax.process_count(),
     }
-
-
-def keep_compiled(directory: str | None) -> None:
-    """Compiled programs outlive the process: the second start of a run loads them.
-
-    Args:
-      directory: where; "" for nowhere. By default JAX_COMPILATION_CACHE_DIR where it is set, or a directory of this
-        user: what lies there is run, so that it must not be anybody else's to write.
-    """
-    if directory is None and not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "resnext_jax"
-        # JAX does not ask on which processor a program for the CPU was compiled.
-        directory = str(cache / f"compiled-{python_platform.machine()}-{_processor():08x}")
-        try:
-            os.makedirs(directory, mode=0o700, exist_ok=True)
-        except OSError:
-            return  # a home that cannot be written to is no reason to stop
-    if directory is not None:
-        jax.config.update("jax_compilation_cache_dir", os.path.expanduser(directory) or None)
-
-
-def _processor() -> int:
-    """A number for what the processor can do; 0 where the system does not tell."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return 0
-    return zlib.crc32("".join(sorted({line for line in lines if line.startswith(("flags", "Features"))})).encode())
-
-
-def versions() -> dict[str, str]:
-    """Of the packages that the numbers of a run depend on."""
-    packages = ("resnext_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
-    found = {}
-    for package in packages:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            found[package] = "not installed"
-    return found
-
-
-def quiet_logging() -> None:
-    """Orbax and JAX tell a lot; warnings are enough beside a progress line, and on lines of their own."""
-    # Importing Orbax leaves a handler that writes on the progress line. One of another kind is meant.
-    if all(type(handler) is logging.StreamHandler for handler in logging.getLogger().handlers):
-        logging.basicConfig(handlers=[AboveProgress(logging.WARNING)], format="%(message)s", force=True)
-    logging.getLogger("absl").setLevel(logging.WARNING)
-    logging.getLogger("jax").setLevel(logging.WARNING)
-    # What fails in a thread of orbax is raised to us, and told in a sentence.
-    logging.getLogger("absl").addFilter(lambda record: not (record.exc_info and "orbax" in record.pathname))

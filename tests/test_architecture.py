@@ -13,7 +13,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 # A room imports rooms of the lines above its own; rooms of one line do not know each other.
 LADDER = (
     {"types", "errors", "progress", "chips"},
-    {"files"},
+    {"files", "startup"},
     {"ops"},
     {"models", "data", "optim", "metrics", "sharding", "checkpoint", "writer", "curves", "cluster"},
     {"evaluate"},

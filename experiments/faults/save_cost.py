@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import jax
 
-from resnext_jax import cli, config_file, sharding
+from resnext_jax import config_file, sharding, startup
 from resnext_jax.analysis.compiling import dataset_info
 from resnext_jax.analysis.timing import synthetic_batch
 from resnext_jax.checkpoint import Checkpoints
@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument("--workdir", help="where to save; by default a temporary directory")
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     arguments = parser.parse_args()
-    cli.quiet_logging()
+    startup.quiet_logging()
     config = config_file.load(arguments.config)
     config.batch_size = config.bn_group_images = config.evaluate.batch_size = arguments.batch_size
     device = jax.devices()[0]

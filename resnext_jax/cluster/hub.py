@@ -10,12 +10,12 @@ from collections.abc import Callable
 from typing import Any
 
 from resnext_jax.cluster.roll_call import Facts, differences, several
+from resnext_jax.cluster.sentences import RESTART, broken, clock, lost, parted, silent
 from resnext_jax.cluster.wire import BEAT_EVERY_S, GRACE_S, LOST_AFTER_S, SAVING_GRACE_S, Wire
-from resnext_jax.errors import INTERRUPTED_STATUS, LOST_STATUS, PREEMPTED_STATUS, USER_ERROR_STATUS
+from resnext_jax.errors import LOST_STATUS, PREEMPTED_STATUS, USER_ERROR_STATUS
 
 TICK_S = 0.2
 SAY_EVERY_S = 15.0
-RESTART = "Run all processes again: training resumes at the newest checkpoint."
 
 
 @dataclasses.dataclass(eq=False)
@@ -235,7 +235,7 @@ class Hub:
         if status and (self._complete or member.process == 0) and not self._ending:
             self._ending = True
             grace_s = SAVING_GRACE_S if status == PREEMPTED_STATUS else GRACE_S
-            news = {"status": status, "text": parted(member, status), "grace_s": grace_s}
+            news = {"status": status, "text": parted(member.name, status), "grace_s": grace_s}
             self._tell_all("left", news, besides=member)
         self._count_those_left()
 
@@ -271,34 +271,3 @@ class Hub:
     def _send(self, member: Member, kind: str, content: Any = None) -> None:
         with contextlib.suppress(OSError):  # the next read says so too
             member.wire.send(kind, content)
-
-
-def lost(name: str, step: int | None, reason: str) -> str:
-    """The sentence for a process that is gone without a word."""
-    at = "" if step is None else f" It was at step {step:,} or a little later."
-    return f"{name} is lost: {reason}.{at} No process can go on without it. {RESTART}"
-
-
-def broken(error: OSError) -> str:
-    """The reason where a connection ends: at this very moment."""
-    reason = "its connection closed" if isinstance(error, ConnectionResetError) else error.strerror or error
-    return f"{reason} at {clock(time.time())}"
-
-
-def silent(heard_s: float, heard_at: float) -> str:
-    """The reason where nothing comes any more."""
-    return f"nothing has been heard of it since {clock(heard_at)}, for {time.monotonic() - heard_s:.0f} s"
-
-
-def parted(member: Member, status: int) -> str:
-    """The sentence for a process that has ended by itself before its time."""
-    if status == PREEMPTED_STATUS:
-        return f"{member.name} was preempted and has ended. {RESTART}"
-    if status == INTERRUPTED_STATUS:
-        return f"{member.name} was interrupted; training resumes at its newest checkpoint when all run again."
-    return f"{member.name} stopped with an error of its own: see what it printed, and mend it there."
-
-
-def clock(seconds: float) -> str:
-    """The time of day in UTC: hosts need not agree on a time zone."""
-    return time.strftime("%H:%M:%S UTC", time.gmtime(seconds))

@@ -11,8 +11,8 @@ import time
 from typing import Any
 
 from resnext_jax.cluster.find import Part
-from resnext_jax.cluster.hub import RESTART, broken, lost, silent
 from resnext_jax.cluster.roll_call import Facts
+from resnext_jax.cluster.sentences import RESTART, broken, lost, silent
 from resnext_jax.cluster.wire import BEAT_EVERY_S, GRACE_S, LOST_AFTER_S, Wire
 from resnext_jax.errors import LOST_STATUS, Lost, UserError, print_error
 

@@ -80,7 +80,7 @@ def _train(
         same_classes(description["dataset"], saved["dataset"], workdir)
         state = checkpoints.restore(newest, run.state_shapes(place.mesh))
         check_resumable(description, saved, f"of step {newest} in {workdir}", allow=config.resume_changed, say=say)
-        left = saved["progress"]
+        left = saved.get("progress", {})
     # What a run may have been left without: the evaluation of the newest checkpoint, and what follows the last step.
     made = {row["phase"] for row in rows if row["step"] == start_step}
     evaluates = bool(from_first_process(place, not left.get("evaluated", True) and "evaluate" not in made))

@@ -19,12 +19,7 @@ FIRST_PART_STEPS = 10
 @pytest.fixture(scope="module")
 def start(tmp_path_factory):
     """`tiny.start` with one compilation cache for all: what is compiled stays the same, bit for bit."""
-    cache = {
-        "JAX_ENABLE_COMPILATION_CACHE": "1",
-        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("cache")),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
-        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
-    }
+    cache = tiny.compilation_cache(tmp_path_factory.mktemp("cache"))
     return lambda workdir, *overrides, **environment: tiny.start(workdir, *overrides, **cache, **environment)
 
 
