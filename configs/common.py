@@ -66,9 +66,14 @@ def base() -> ConfigDict:
     config.augment.flip = True
     config.augment.pad_px = 0  # zero-pad and random crop, after normalisation; 0 is off
 
+    config.protocol = "center"  # of --mode=evaluate: center | center_320 | ten_crop | multi_scale
     config.evaluate = ConfigDict()
     config.evaluate.every_steps = config_dict.placeholder(int)  # default: every epoch
     config.evaluate.batch_size = 256
+    config.evaluate.ensemble = config_dict.placeholder(str)  # other checkpoints' directories, with commas between
+    config.evaluate.classes = "all"  # all | present: an answer may be any class, or only those of the images
+    config.evaluate.class_map = config_dict.placeholder(str)  # a file: the checkpoint's label of each class of the data
+    config.evaluate.real_labels = config_dict.placeholder(str)  # real.json: several right answers for an image
     config.checkpoint = ConfigDict()
     config.checkpoint.every_steps = 1000
     config.checkpoint.keep_newest = 2

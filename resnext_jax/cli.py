@@ -161,9 +161,14 @@ def report_row(flag_values: flags.FlagValues, trained: Trained, checkpoint: epat
     """What the evaluation of a checkpoint gave."""
     if trained.place.speaks:
         print(f"{checkpoint} on {row['images']:,} images of {trained.source.info.name}:")
-        print(f"loss {row['loss']:.4f}  top-1 {row['top1']:.2%}  top-5 {row['top5']:.2%}")
+        print(f"loss {row['loss']:.4f}  " + "  ".join(map(functools.partial(accuracy, row), ("top1", "top5"))))
         if flag_values.json:
-            print(json.dumps({"checkpoint": str(checkpoint), **row}))
+            print(json.dumps({"checkpoint": str(checkpoint), "protocol": trained.config.protocol, **row}))
+
+
+def accuracy(row: dict[str, float], name: str) -> str:
+    """An accuracy with its interval of confidence."""
+    return f"{name[:-1]}-{name[-1]} {row[name]:.2%} (95 %: {row[f'{name}_low']:.2%} to {row[f'{name}_high']:.2%})"
 
 
 def refuse_arguments(arguments: Sequence[str], mode: str) -> None:

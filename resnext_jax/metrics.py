@@ -61,6 +61,34 @@ def count(logits: Float[Array, "batch classes"], labels: Int[Array, " batch"], m
     )
 
 
+def count_any(
+    logits: Float[Array, "batch classes"], accepted: Int[Array, "batch most"], mask: Float[Array, " batch"]
+) -> Sums:
+    """The sums of one batch where several answers are right; an image without a right answer is not counted.
+
+    Source: Beyer et al. 2020, "Are we done with ImageNet?", section 3: the first guess is right if it is one of them.
+
+    Args:
+      logits: of the network.
+      accepted: the right labels of each image, filled up with -1.
+      mask: 0 for padding.
+    """
+    right = accepted >= 0
+    own = jnp.where(right, jnp.take_along_axis(logits, jnp.maximum(accepted, 0), axis=-1), -jnp.inf)
+    best = own.max(axis=-1, keepdims=True)
+    # The rank of the best of them: all wrong classes at least as good, right ones not.
+    is_right = (jnp.arange(logits.shape[-1])[None, None] == accepted[:, :, None]).any(axis=1)
+    ahead = jnp.sum(~(logits < best) & ~is_right, axis=-1)
+    keep = (mask > 0) & right.any(axis=-1)
+    log_probability = jax.nn.logsumexp(own, axis=-1) - jax.nn.logsumexp(logits, axis=-1)
+    return Sums(
+        loss=jnp.sum(jnp.where(keep, -log_probability, 0.0)),
+        top1=jnp.sum(keep & (ahead < 1)),
+        top5=jnp.sum(keep & (ahead < 5)),
+        images=jnp.sum(keep),
+    )
+
+
 def add(left: Tree, right: Tree) -> Tree:
     """Two sums, or two trees of the same structure, element by element."""
     return jax.tree.map(lambda a, b: a + b, left, right)
@@ -81,3 +109,12 @@ def means(sums: Sums) -> dict[str, float]:
         raise ValueError("no images were counted")
     images = int(sums.images)
     return {"loss": float(sums.loss) / images, "top1": int(sums.top1) / images, "top5": int(sums.top5) / images}
+
+
+def interval(right: int, images: int) -> tuple[float, float]:
+    """Between which accuracies the true one lies, with a confidence of 95 %: Wilson's score interval."""
+    share, z = right / images, 1.959964
+    middle = share + z**2 / (2 * images)
+    half = z * (share * (1 - share) / images + z**2 / (4 * images**2)) ** 0.5
+    scale = 1 + z**2 / images
+    return (middle - half) / scale, (middle + half) / scale

@@ -16,7 +16,8 @@ class Batch(struct.PyTreeNode):
     """One global batch, or the rows of it that one process holds.
 
     Attributes:
-      image: uint8, (batch, height, width, channel), as decoded and cropped by the host.
+      image: uint8, (batch, height, width, channel), as decoded and cropped by the host; of an evaluation in several
+        views a tuple of (batch, views, height, width, channel), one for each size of view.
       label: int32, (batch,), in [0, num_classes).
       mask: float32, (batch,): 1 for an image, 0 for padding (only evaluation pads).
     """

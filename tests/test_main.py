@@ -20,6 +20,7 @@ from resnext_jax.train.assemble import assemble
 from resnext_jax.train.lock import Lock
 from resnext_jax.train.loop import open_data
 
+INTERVALS = {f"{name}{end}" for name in ("top1", "top5") for end in ("", "_low", "_high")}
 QUICKSTART = "--config=configs/quickstart.py"
 
 
@@ -240,7 +241,7 @@ def test_evaluate_and_predict_print_json_last(run_main, untrained, tmp_path):
     status, output, error = run_main("--mode=evaluate", f"--workdir={untrained}", "--json")
     assert status == 0, error
     row = json.loads(output.splitlines()[-1])
-    assert row.keys() == {"checkpoint", "loss", "top1", "top5", "images"}
+    assert row.keys() == {"checkpoint", "protocol", "loss", *INTERVALS, "images"}
     assert (row["images"], row["checkpoint"]) == (3000, str(untrained / "checkpoints" / "0"))
     assert 0 <= row["top1"] <= row["top5"] <= 1
 

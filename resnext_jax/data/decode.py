@@ -90,6 +90,19 @@ def check(data: bytes, name: str) -> None:
         raise _unreadable(data, name, error) from None
 
 
+def size(data: bytes, name: str) -> tuple[int, int]:
+    """Height and width of an image file, from its header.
+
+    Raises:
+      UserError: the header cannot be read.
+    """
+    try:
+        with _open(data) as image:
+            return image.height, image.width
+    except Exception as error:
+        raise _unreadable(data, name, error) from None
+
+
 def _open(data: bytes) -> Image.Image:
     image = Image.open(io.BytesIO(data), formats=FORMATS)
     if image.width * image.height > MAX_PIXELS:
@@ -183,14 +196,26 @@ def center_crop(
 ) -> UInt8[np.ndarray, "size_px size_px channel"]:
     """Resizes the short side to `resize_px` (the long side rounds down), then cuts the central square.
 
-    An odd margin leaves the extra pixel at the top and at the left. `resize_px` is at least `size_px`;
-    `interpolation` is one of `resize.FILTERS`.
+    `resize_px` is at least `size_px`; `interpolation` is one of `resize.FILTERS`.
     """
+    return central(scale_short_side(image, resize_px, interpolation), size_px, size_px)
+
+
+def scale_short_side(
+    image: UInt8[np.ndarray, "height width channel"], short_px: int, interpolation: str
+) -> UInt8[np.ndarray, "new_height new_width channel"]:
+    """Resizes the short side to `short_px`; the long side rounds down."""
     height, width = image.shape[:2]
     if width < height:
-        height, width = int(height / width * resize_px), resize_px
+        height, width = int(height / width * short_px), short_px
     else:
-        height, width = resize_px, int(width / height * resize_px)
-    image = resize.scale(image, height, width, interpolation)
-    top, left = math.ceil((height - size_px) / 2), math.ceil((width - size_px) / 2)
-    return image[top : top + size_px, left : left + size_px]
+        height, width = short_px, int(width / height * short_px)
+    return resize.scale(image, height, width, interpolation)
+
+
+def central(
+    image: UInt8[np.ndarray, "height width channel"], height: int, width: int
+) -> UInt8[np.ndarray, "new_height new_width channel"]:
+    """The middle of an image; an odd margin leaves the extra pixel at the top and at the left."""
+    top, left = math.ceil((image.shape[0] - height) / 2), math.ceil((image.shape[1] - width) / 2)
+    return image[top : top + height, left : left + width]

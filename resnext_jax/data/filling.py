@@ -28,17 +28,18 @@ def random_crop(
     rng = crop_rng(seed, step, row)  # anew for each record: a stand-in is cropped as the one that it stands in for
     if isinstance(record.image, bytes) and num_channels == 3:
         return decode.read_random_sized_crop(record.image, record.name, size_px, rng)
-    return decode.random_sized_crop(_pixels(record, num_channels), size_px, rng)
+    return decode.random_sized_crop(pixels(record, num_channels), size_px, rng)
 
 
 def center_crop(
     record: Record, *, size_px: int, num_channels: int, resize_px: int, interpolation: str
 ) -> UInt8[np.ndarray, "size_px size_px channel"]:
     """The crop of evaluation."""
-    return decode.center_crop(_pixels(record, num_channels), size_px, resize_px, interpolation)
+    return decode.center_crop(pixels(record, num_channels), size_px, resize_px, interpolation)
 
 
-def _pixels(record: Record, num_channels: int) -> UInt8[np.ndarray, "height width channel"]:
+def pixels(record: Record, num_channels: int) -> UInt8[np.ndarray, "height width channel"]:
+    """The decoded image of a record (`decode.decode`)."""
     if isinstance(record.image, bytes):
         return decode.decode(record.image, record.name, num_channels=num_channels)
     return record.image

@@ -41,7 +41,9 @@ def _stream(
         num_steps,
         start_step,
         num_rows,
-        empty=lambda: Batch(np.zeros(shape, np.uint8), np.zeros(num_rows, np.int32), np.zeros(num_rows, np.float32)),
+        empty=lambda step: Batch(
+            np.zeros(shape, np.uint8), np.zeros(num_rows, np.int32), np.zeros(num_rows, np.float32)
+        ),
         fill=lambda batch, step, rows: fill(batch, step, rows, watch),
         watch=watch,
         num_threads=min(num_threads, GATHER_THREADS) if gathers else num_threads,

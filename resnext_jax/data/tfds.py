@@ -52,7 +52,10 @@ class TfdsSource:
             example = self.records[index]
         except Exception as error:  # whatever TFDS stumbles over in a record that is damaged
             raise self._unreadable(index, error) from None
-        return Record(bytes(example["image"]), int(example["label"]), self.locate(index))
+        name = self.locate(index)
+        if "file_name" in example:  # as in ImageNet
+            name += f" ({bytes(example['file_name']).decode(errors='replace')})"
+        return Record(bytes(example["image"]), int(example["label"]), name)
 
     def locate(self, index: int) -> str:
         return f"{self.where}[{index}]"

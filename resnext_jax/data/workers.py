@@ -84,7 +84,9 @@ class _Ahead:
       wanted: the step that is handed over next.
     """
 
-    def __init__(self, steps: range, rows: Sequence[slice], empty: Callable[[], Batch], fill: Callable, watch: Watch):
+    def __init__(
+        self, steps: range, rows: Sequence[slice], empty: Callable[[int], Batch], fill: Callable, watch: Watch
+    ):
         self.rows, self.empty, self.fill, self.watch = rows, empty, fill, watch
         self.tasks = ((step, part) for step in steps for part in rows)
         self.begun: dict[int, Batch] = {}
@@ -142,7 +144,7 @@ class _Ahead:
             if self.watch.stopped:
                 return None
             if step not in self.unfilled:
-                self.begun[step], self.unfilled[step] = self.empty(), len(self.rows)
+                self.begun[step], self.unfilled[step] = self.empty(step), len(self.rows)
             return step, rows, self.begun[step]
 
     def _work(self) -> None:
@@ -168,7 +170,7 @@ def batches(
     start_step: int,
     num_rows: int,
     *,
-    empty: Callable[[], Batch],
+    empty: Callable[[int], Batch],
     fill: Callable[[Batch, int, slice], None],
     watch: Watch,
     num_threads: int,
@@ -179,7 +181,7 @@ def batches(
     Args:
       num_steps, start_step: of the whole run.
       num_rows: of a batch.
-      empty: makes a batch.
+      empty: makes the batch of a step.
       fill: fills some rows of a step's batch; called from the threads.
       watch: which `fill` tells what it reads.
       num_threads: 0 fills each batch when it is asked for, without a thread.
@@ -188,7 +190,7 @@ def batches(
     steps = range(start_step, num_steps)
     if not num_threads:
         for step in steps:
-            batch = empty()
+            batch = empty(step)
             fill(batch, step, slice(0, num_rows))
             yield batch
         return

@@ -1,13 +1,11 @@
 """Exact top-1, top-5 and loss over any number of images."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
 
 from resnext_jax import metrics
-from resnext_jax.data.pipeline import evaluation_batches
-from resnext_jax.data.sources import Source
 from resnext_jax.models.zoo import Network
 from resnext_jax.ops.augment import normalize
 from resnext_jax.sharding import Place, to_global
@@ -46,38 +44,20 @@ def evaluation_step(
 def evaluate(
     step: Callable[[PyTree, Batch], metrics.Sums],
     variables: PyTree,
-    source: Source,
+    batches: Iterable[Batch],
     place: Place,
     *,
-    batch_size: int,
-    image_size_px: int,
-    resize_px: int,
-    crop: str,
-    num_threads: int,
-    interpolation: str = "bicubic",
     progress: Callable[[metrics.Sums], None] = lambda sums: None,
 ) -> metrics.Sums:
-    """Adds the sums of every image of `source`, on the host and in float64, so that their number does not round.
+    """Adds the sums of all batches, on the host and in float64, so that their number does not round.
 
     Args:
-      step: `evaluation_step`, jitted with its keyword arguments bound.
-      variables: `params` and `batch_stats`, replicated.
-      source: the images.
+      step: `evaluation_step`, or `protocols.score_step`, jitted with its keyword arguments bound.
+      variables: what the step takes, replicated.
+      batches: this process's rows of each, numpy (`data.pipeline.evaluation_batches`, `data.views.view_batches`).
       place: the devices and this process.
-      batch_size, image_size_px, resize_px, crop, num_threads, interpolation: see `data.pipeline.evaluation_batches`.
       progress: called with the sums so far after each batch.
     """
-    batches = evaluation_batches(
-        source,
-        batch_size=batch_size,
-        image_size_px=image_size_px,
-        resize_px=resize_px,
-        crop=crop,
-        interpolation=interpolation,
-        process_index=place.process_index,
-        process_count=place.process_count,
-        num_threads=num_threads,
-    )
     total, pending = metrics.zeros(), None
     for batch in batches:
         running = step(variables, to_global(place.mesh, batch))

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Key
 from resnext_jax.models.layers import BatchNorm, Classifier, Conv, check_size
 from resnext_jax.models.template import IMAGENET_STEM, Stem
 from resnext_jax.ops.conv_choice import ConvShape
-from resnext_jax.ops.pool import max_pool
+from resnext_jax.ops.pool import global_average, max_pool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +52,7 @@ class DenseNet(nn.Module):
     choose_conv: Callable[[ConvShape], str]
     bn_group_images: int = 32
     dtype: jnp.dtype = jnp.float32
+    pool: Callable[[Array], Array] = global_average
 
     first_layer: ClassVar[str] = "stem_conv"
 
@@ -81,7 +82,7 @@ class DenseNet(nn.Module):
         x = norm(name="final_bn")(x, train=train)
         with jax.named_scope("final_bn"):
             x = nn.relu(x)
-        pooled = x.astype(jnp.float32).mean(axis=(1, 2))
+        pooled = self.pool(x)
         logits = Classifier(self.num_classes, name="classifier")(pooled)
         return (logits, activations | {"pooled": pooled}) if features else logits
 

@@ -14,7 +14,7 @@ from resnext_jax.models.blocks import Basic, Bottleneck
 from resnext_jax.models.layers import BatchNorm, Classifier, Conv, check_size
 from resnext_jax.ops.conv_choice import ConvShape
 from resnext_jax.ops.dropout import layer_keys
-from resnext_jax.ops.pool import max_pool
+from resnext_jax.ops.pool import global_average, max_pool
 
 Block = Literal["basic", "bottleneck"]
 
@@ -115,6 +115,7 @@ class ResNeXt(nn.Module):
       choose_conv: names the algorithm for the shape of a convolution (`ops.grouped_conv.resolver`).
       bn_group_images: images per batch-norm group, 0 for the whole batch.
       dtype: of activations, float32 or bfloat16; parameters and statistics are always float32.
+      pool: what the classifier reads of the last activations (batch, channel); dense testing has another.
     """
 
     arch: Arch
@@ -122,6 +123,7 @@ class ResNeXt(nn.Module):
     choose_conv: Callable[[ConvShape], str]
     bn_group_images: int = 32
     dtype: jnp.dtype = jnp.float32
+    pool: Callable[[Array], Array] = global_average
 
     first_layer: ClassVar[str] = "stem_conv"
 
@@ -157,6 +159,6 @@ class ResNeXt(nn.Module):
             x = norm(name="final_bn")(x, train=train)
             with jax.named_scope("final_bn"):
                 x = nn.relu(x)
-        pooled = x.astype(jnp.float32).mean(axis=(1, 2))
+        pooled = self.pool(x)
         logits = Classifier(self.num_classes, name="classifier")(pooled)
         return (logits, activations | {"pooled": pooled}) if features else logits

@@ -1,7 +1,8 @@
-"""The stem's max-pool, 3x3 of stride 2, with a gradient that is fast on every platform."""
+"""The stem's max-pool, 3x3 of stride 2, with a gradient that is fast on every platform; averages of last stages."""
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int8
 
@@ -63,3 +64,27 @@ def _backward(saved: tuple, grad_out: Pooled) -> tuple[Images]:
 
 
 _by_taps.defvjp(_forward, _backward)
+
+
+def global_average(x: Images) -> Float[Array, "batch channel"]:
+    """The mean over all positions, in float32."""
+    return x.astype(jnp.float32).mean(axis=(1, 2))
+
+
+def dense_average(x: Images, window_px: int) -> Float[Array, "batch channel"]:
+    """The mean of the averages of all windows, as where a classifier is applied at every position and averaged.
+
+    Positions near the border are in fewer windows and count less. What is as large as one window has its
+    `global_average`.
+
+    Args:
+      x: the last activations.
+      window_px: what the network sees of them while it is trained: 7 of 224 px images at stride 32. Smaller sides
+        than that are one window.
+    """
+    weights = []
+    for size in x.shape[1:3]:
+        window = min(window_px, size)
+        windows = np.convolve(np.ones(size - window + 1), np.ones(window))
+        weights.append(jnp.asarray(windows / windows.sum(), jnp.float32))
+    return jnp.einsum("bhwc,h,w->bc", x.astype(jnp.float32), *weights, precision="highest")

@@ -19,6 +19,7 @@ NO_CHECKPOINT = -1
 FREE = (
     "log.",
     "evaluate.",
+    "protocol",
     "checkpoint.",
     "watch.",
     "data.dir",  # the same images may lie elsewhere
@@ -29,7 +30,6 @@ FREE = (
     "conv_impl",  # another order of the same sums, like another device
     "accumulation_steps",
     "on_nonfinite",
-    "max_skipped_in_a_row",
     "max_skipped_in_a_row",
     "debug_nans",
     "recompute_bn_images",

@@ -1,6 +1,7 @@
-"""A checkpoint opened to be evaluated, with the data and the network of its config."""
+"""A checkpoint opened to be evaluated, alone or in an ensemble, with the data and the network of its config."""
 
 import dataclasses
+import os
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -13,17 +14,29 @@ from resnext_jax import sharding
 from resnext_jax.checkpoint import locate, read_description, read_variables, require_same_arrays
 from resnext_jax.data.sources import Source
 from resnext_jax.errors import raise_all
+from resnext_jax.evaluate.protocols import Member
 from resnext_jax.models.zoo import Network
-from resnext_jax.train.assemble import jit_evaluation, model_of
-from resnext_jax.train.dataset import facts, open_data, same_classes
+from resnext_jax.train.assemble import model_of
+from resnext_jax.train.dataset import open_data, same_classes
 from resnext_jax.train.problems import evaluation_problems
-from resnext_jax.train.validation import evaluate_all
+from resnext_jax.train.protocol import classes_of, evaluate_by_protocol, fill, protocol_problems
 from resnext_jax.types import PyTree
 
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """Attributes: the checkpoint and its JSON item; where it runs; the validation images; what is to be evaluated."""
+    """A checkpoint that fits its data.
+
+    Attributes:
+      checkpoint: where it is.
+      description: its JSON item.
+      config: its own or the one that was given, with what the command line changes.
+      place: where it runs.
+      source: the validation images.
+      model: its network.
+      variables: `params` and `batch_stats`, replicated.
+      others: the networks and the variables of the other members of an ensemble.
+    """
 
     checkpoint: epath.Path
     description: dict[str, Any]
@@ -32,11 +45,15 @@ class Trained:
     source: Source
     model: Network
     variables: PyTree
+    others: tuple[tuple[Member, PyTree], ...] = ()
 
     def evaluate(self, variables: PyTree) -> dict[str, float]:
-        """Loss, top-1, top-5 and the number of images."""
-        step = jit_evaluation(self.config, self.model, self.place.mesh)
-        return evaluate_all(self.config, step, variables, self.source, self.place)
+        """The results of the config's protocol, by name, with these variables for the checkpoint's own."""
+        own = Member(self.model, self.config.data.mean, self.config.data.std)
+        members = [(own, variables), *self.others]
+        names = self.description["dataset"]["class_names"]
+        args = [member for member, _ in members], [arrays for _, arrays in members]
+        return evaluate_by_protocol(self.config, *args, self.source, names, str(self.checkpoint), self.place)
 
 
 def open_trained(
@@ -58,11 +75,22 @@ def open_trained(
     description = read_description(checkpoint)
     config = config or ConfigDict(description["config"])
     assert config is not None
+    fill(config)
     change(config)
-    raise_all(evaluation_problems(config, place.mesh.size))
+    raise_all(evaluation_problems(config, place.mesh.size) + protocol_problems(config))
     source = open_data(config, "validation")
-    same_classes(facts(source.info), description["dataset"], str(checkpoint))
-    model = model_of(config, source.info.num_classes, place)
+    classes_of(config, source, description["dataset"]["class_names"], str(checkpoint))
+    model, variables = _network(checkpoint, description, config, place, raw)
+    paths = [path.strip() for path in (config.evaluate.ensemble or "").split(",") if path.strip()]
+    others = tuple(_other(path, checkpoint, description, config, place, raw) for path in paths)
+    return Trained(checkpoint, description, config, place, source, model, variables, others)
+
+
+def _network(
+    checkpoint: epath.Path, description: dict[str, Any], config: ConfigDict, place: sharding.Place, raw: bool
+) -> tuple[Network, PyTree]:
+    """The network of a config with the variables of a checkpoint."""
+    model = model_of(config, len(description["dataset"]["class_names"]), place)
     variables = read_variables(checkpoint, sharding.replicated(place.mesh), raw=raw)
     images = jax.ShapeDtypeStruct(
         (1, config.data.image_size_px, config.data.image_size_px, len(config.data.mean)), "float32"
@@ -73,4 +101,19 @@ def open_trained(
         variables,
         "Leave out --config, for the checkpoint brings its own, or give the one that it was trained with.",
     )
-    return Trained(checkpoint, description, config, place, source, model, variables)
+    return model, variables
+
+
+def _other(
+    path: str, first: epath.Path, description: dict[str, Any], config: ConfigDict, place: sharding.Place, raw: bool
+) -> tuple[Member, PyTree]:
+    """Another member of the ensemble of `first`, on whose images, and in whose sizes, it is tested."""
+    checkpoint = locate(os.path.expanduser(path))
+    theirs = read_description(checkpoint)
+    same_classes(description["dataset"], theirs["dataset"], str(checkpoint))
+    own = config.copy_and_resolve_references()
+    with own.unlocked(), own.ignore_type():
+        own.model.update(theirs["config"]["model"])
+        own.data.update({name: tuple(theirs["config"]["data"][name]) for name in ("mean", "std")})
+    model, variables = _network(checkpoint, theirs, own, place, raw)
+    return Member(model, own.data.mean, own.data.std), variables

@@ -1,38 +1,56 @@
 """The validation images, as a config prepares them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 
 from ml_collections import ConfigDict
 
 from resnext_jax import metrics
+from resnext_jax.data.pipeline import evaluation_batches
 from resnext_jax.data.sources import Source
 from resnext_jax.evaluate.classify import evaluate
 from resnext_jax.progress import Progress, Silent
 from resnext_jax.sharding import Place
 from resnext_jax.train import report
-from resnext_jax.types import PyTree
+from resnext_jax.types import Batch, PyTree
 
 
 def evaluate_all(
     config: ConfigDict, step: Callable, variables: PyTree, source: Source, place: Place
 ) -> dict[str, float]:
-    """Loss, top-1, top-5 and the number of images of `source`, as the config prepares them."""
+    """Loss, top-1, top-5 and the number of images of `source`, from their centres, as the config prepares them."""
+    batches = center_batches(config, source, place)
+    return metrics.means(sums := add_up(step, variables, batches, source, place)) | {"images": int(sums.images)}
+
+
+def add_up(step: Callable, variables: PyTree, batches: Generator[Batch], source: Source, place: Place) -> metrics.Sums:
+    """`evaluate` on the batches of `source`, with a progress line."""
     progress = show_progress(place, "evaluate", len(source), "image")
     sums = evaluate(
         step,
         variables,
-        source,
+        batches,
         place,
-        batch_size=config.evaluate.batch_size,
-        image_size_px=config.data.image_size_px,
-        resize_px=config.data.resize_px,
-        crop=config.data.crop,
-        interpolation=config.data.get("interpolation", "bicubic"),  # which checkpoints of before do not have
-        num_threads=config.data.num_threads,
         progress=lambda sums: progress.update(int(sums.images), report.evaluation_line(sums)),
     )
     progress.close()
-    return metrics.means(sums) | {"images": int(sums.images)}
+    return sums
+
+
+def center_batches(
+    config: ConfigDict, source: Source, place: Place, *, image_size_px: int | None = None, resize_px: int | None = None
+) -> Generator[Batch]:
+    """This process's rows of the batches of an evaluation, in sizes of their own or those of the config."""
+    return evaluation_batches(
+        source,
+        batch_size=config.evaluate.batch_size,
+        image_size_px=image_size_px or config.data.image_size_px,
+        resize_px=resize_px or config.data.resize_px,
+        crop=config.data.crop,
+        interpolation=config.data.get("interpolation", "bicubic"),  # which checkpoints of before do not have
+        num_threads=config.data.num_threads,
+        process_index=place.process_index,
+        process_count=place.process_count,
+    )
 
 
 def show_progress(place: Place, label: str, total: int, unit: str, start: int = 0) -> Progress | Silent:

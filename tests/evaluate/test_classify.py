@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tiny
 
+from resnext_jax.data.pipeline import evaluation_batches
 from resnext_jax.data.readers import ArraySource
 from resnext_jax.evaluate.classify import evaluate
 from resnext_jax.models import zoo
@@ -67,18 +68,9 @@ def step_on(devices):
 def test_counts_are_exact(source, variables, expected, devices, batch_size):
     place = Place(make_mesh(jax.devices()[:devices]), "cpu")
     seen = []
-    sums = evaluate(
-        step_on(devices),
-        variables,
-        source,
-        place,
-        batch_size=batch_size,
-        image_size_px=28,
-        resize_px=28,
-        crop="none",
-        num_threads=1,
-        progress=lambda sums: seen.append(int(sums.images)),
-    )
+    sizes = dict(image_size_px=28, resize_px=28, crop="none", num_threads=1)
+    batches = evaluation_batches(source, batch_size=batch_size, **sizes)
+    sums = evaluate(step_on(devices), variables, batches, place, progress=lambda sums: seen.append(int(sums.images)))
     assert sums.images == NUM_IMAGES
     assert (sums.top1, sums.top5) == (expected["top1"], expected["top5"])
     assert sums.loss == pytest.approx(expected["loss"], rel=1e-5)

@@ -1,0 +1,70 @@
+"""ReaL: for each validation image of ImageNet, all labels that people find right (Beyer et al. 2020).
+
+The file is real.json of the authors' repository (google-research/reassessed-imagenet): a list of 50,000 lists of
+labels, in the order of the images' numbers; some are empty.
+"""
+
+import json
+import re
+
+import numpy as np
+from etils import epath
+from jaxtyping import Int
+
+from resnext_jax.data.readers import Record, Source
+from resnext_jax.errors import UserError
+
+NUM_IMAGES, NUM_CLASSES = 50_000, 1000
+NUMBER = re.compile(r"ILSVRC2012_val_(\d{8})\.JPEG")
+
+
+def read_real_labels(path: str, *, num_images: int = NUM_IMAGES) -> Int[np.ndarray, "images most"]:
+    """The labels of each image, int32, filled up with -1.
+
+    Raises:
+      UserError: the file cannot be read, or is not what it should be.
+    """
+    try:
+        lists = json.loads(epath.Path(path).expanduser().read_text())
+        lengths = [len(labels) for labels in lists]
+        flat = [label for labels in lists for label in labels]
+        if len(lists) != num_images:
+            raise ValueError(f"it has {len(lists):,} lists, not {num_images:,}")
+        strange = next((x for x in flat if type(x) is not int or not 0 <= x < NUM_CLASSES), None)
+        if strange is not None:
+            raise ValueError(f"{strange!r} is no label of {NUM_CLASSES} classes")
+    except (OSError, ValueError, TypeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(
+            f"evaluate.real_labels={path} cannot be read: {reason}. It should be real.json of "
+            "github.com/google-research/reassessed-imagenet: a list of labels for each of the 50,000 validation images."
+        ) from None
+    table = np.full((num_images, max(1, *lengths)), -1, np.int32)
+    table[np.arange(table.shape[1])[None] < np.array(lengths)[:, None]] = flat
+    return table
+
+
+class NumberedSource:
+    """ImageNet's validation images with their numbers, from 0, in the place of their labels."""
+
+    def __init__(self, source: Source):
+        self.source, self.info = source, source.info
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> Record:
+        record = self.source[index]
+        found = NUMBER.search(record.name)
+        if not found or not 1 <= int(found[1]) <= NUM_IMAGES:
+            raise UserError(
+                f"{record.name} does not say which image of the validation set it is: ReaL labels belong to the files "
+                "ILSVRC2012_val_00000001.JPEG to ILSVRC2012_val_00050000.JPEG. Leave out --config.evaluate.real_labels."
+            )
+        return record._replace(label=int(found[1]) - 1)
+
+    def locate(self, index: int) -> str:
+        return self.source.locate(index)
+
+    def all_labels(self) -> np.ndarray:
+        return self.source.all_labels()

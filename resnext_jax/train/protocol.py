@@ -1,0 +1,174 @@
+"""A checkpoint, or an ensemble of them, tested by a protocol: from the fields of a config to one row of results."""
+
+import json
+from collections.abc import Generator, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+from ml_collections import ConfigDict
+
+from resnext_jax import metrics, sharding
+from resnext_jax.data.real_labels import NumberedSource, read_real_labels
+from resnext_jax.data.sources import Source
+from resnext_jax.data.views import view_batches
+from resnext_jax.errors import UserError, unknown
+from resnext_jax.evaluate.protocols import PROTOCOLS, Classes, Member, Protocol, score_step
+from resnext_jax.train.validation import add_up, center_batches
+from resnext_jax.types import Batch, PyTree
+
+CANDIDATES = ("all", "present")
+# The fields of an evaluation, for configs of checkpoints that were written before there were any.
+DEFAULTS: dict[str, Any] = {"ensemble": None, "classes": "all", "class_map": None, "real_labels": None}
+
+
+def fill(config: ConfigDict) -> None:
+    """Adds the fields of an evaluation that an older config does not have."""
+    with config.unlocked(), config.ignore_type():
+        config.protocol = config.get("protocol", "center")
+        config.data.interpolation = config.data.get("interpolation", "bicubic")
+        for name, value in DEFAULTS.items():
+            config.evaluate[name] = config.evaluate.get(name, value)
+
+
+def protocol_problems(config: ConfigDict) -> list[str]:
+    """What of these fields cannot work, one sentence each."""
+    problems, data, crop = [], config.data, config.data.crop
+    if config.protocol not in PROTOCOLS:
+        return [unknown("protocol", config.protocol, PROTOCOLS)]
+    if config.evaluate.classes not in CANDIDATES:
+        problems.append(unknown("evaluate.classes", config.evaluate.classes, CANDIDATES))
+    if config.protocol != "center" and crop == "none":
+        problems.append(
+            f"protocol={config.protocol!r} cuts its views from larger images, and those of {data.name!r} are taken as "
+            f"they are (data.crop='none'): add --config.data.crop=resize, and --config.data.resize_px={data.resize_px} "
+            "or more."
+        )
+    if config.evaluate.real_labels and config.evaluate.classes != "all":
+        problems.append("evaluate.real_labels are for evaluate.classes='all': leave one of the two out.")
+    return problems
+
+
+def classes_of(config: ConfigDict, source: Source, names: Sequence[str], checkpoint: str) -> Classes:
+    """What the labels of the data mean to a network that knows the classes `names`.
+
+    Raises:
+      UserError: a class of the data is not among them, or the file that says which is wrong.
+    """
+    own = source.info.class_names
+    if config.evaluate.class_map:
+        label_of = read_class_map(config.evaluate.class_map, len(own), len(names))
+    else:
+        place = {name: label for label, name in enumerate(names)}
+        strangers = [name for name in own if name not in place]
+        if strangers:
+            raise UserError(
+                f"{checkpoint} knows {len(names):,} classes, and {len(strangers):,} of the {len(own):,} of "
+                f"{source.info.name!r} are not among them: {', '.join(strangers[:3])}"
+                f"{', ...' if len(strangers) > 3 else ''} (it knows {', '.join(names[:3])}, ...). Use data of its "
+                "classes, or say which of them each class of the data is: --config.evaluate.class_map=FILE, the "
+                "manifest.json of a prepared imagenet5k, or a text file with one label per line."
+            )
+        label_of = np.array([place[name] for name in own], np.int32)
+    candidates = accepted = None
+    if config.evaluate.classes == "present":
+        candidates = np.unique(label_of[np.unique(source.all_labels())])
+    if config.evaluate.real_labels:
+        if len(own) != 1000 or not np.array_equal(label_of, np.arange(len(names))):
+            raise UserError(
+                f"evaluate.real_labels are labels of ImageNet's 1000 classes; {checkpoint} knows {len(names):,}, and "
+                f"the data have {len(own):,}. Leave them out."
+            )
+        accepted = read_real_labels(config.evaluate.real_labels)
+    return Classes(label_of, candidates, accepted)
+
+
+def read_class_map(path: str, num_data_classes: int, num_classes: int) -> np.ndarray:
+    """The network's label of each class of the data, from a prepared directory's manifest or from lines.
+
+    Raises:
+      UserError: it cannot be read, has another number of classes, or a label that does not exist or comes twice.
+    """
+    advice = "One label per line, in the order of the data's classes, or the manifest.json of a prepared imagenet5k."
+    try:
+        text = epath.Path(path).expanduser().read_text()
+        labels = json.loads(text)["notes"]["imagenet1k_labels"] if text.startswith("{") else text.split()
+        labels = [int(label) for label in labels]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = getattr(error, "strerror", None) or repr(error)
+        raise UserError(f"evaluate.class_map={path} cannot be read: {reason}. {advice}") from None
+    if len(labels) != num_data_classes:
+        raise UserError(
+            f"evaluate.class_map={path} has {len(labels):,} labels, and the data {num_data_classes:,} classes. {advice}"
+        )
+    wrong = next((x for x in labels if not 0 <= x < num_classes or labels.count(x) > 1), None)
+    if wrong is not None:
+        raise UserError(
+            f"evaluate.class_map={path} has the label {wrong}: each must be in [0, {num_classes:,}), the checkpoint's "
+            f"classes, and stand there once. {advice}"
+        )
+    return np.array(labels, np.int32)
+
+
+def evaluate_by_protocol(
+    config: ConfigDict,
+    members: Sequence[Member],
+    variables: Sequence[PyTree],
+    source: Source,
+    names: Sequence[str],
+    checkpoint: str,
+    place: sharding.Place,
+) -> dict[str, float]:
+    """Loss, top-1, top-5 with their intervals, and the number of images.
+
+    Args:
+      config: which protocol, on what.
+      members: the networks, each with its normalisation.
+      variables: of each, replicated.
+      source: the images.
+      names: the classes that the networks know.
+      checkpoint: of the first, for messages.
+      place: the devices and this process.
+    """
+    protocol = PROTOCOLS[config.protocol]
+    if protocol.dense:
+        members = [member.dense(config.data.image_size_px) for member in members]
+    classes = classes_of(config, source, names, checkpoint)
+    if classes.accepted is not None:
+        source = NumberedSource(source)
+    everywhere, split = sharding.replicated(place.mesh), sharding.batch_sharding(place.mesh)
+    step = jax.jit(
+        partial(score_step, members=members, mirrored=protocol.mirrored, classes=classes),
+        in_shardings=(everywhere, split),
+        out_shardings=everywhere,
+    )
+    sums = add_up(step, tuple(variables), batches_of(config, protocol, source, place), source, place)
+    if not sums.images:
+        raise UserError(f"none of the {len(source):,} images has a right answer in {config.evaluate.real_labels}.")
+    return metrics.means(sums) | intervals(sums) | {"images": int(sums.images)}
+
+
+def batches_of(config: ConfigDict, protocol: Protocol, source: Source, place: sharding.Place) -> Generator[Batch]:
+    """This process's rows of the batches of a protocol."""
+    if protocol.views is None:
+        sizes = dict(image_size_px=protocol.image_size_px, resize_px=protocol.resize_px)
+        return center_batches(config, source, place, **sizes)
+    data = config.data
+    return view_batches(
+        source,
+        protocol.views(data.image_size_px, data.resize_px, data.interpolation),
+        batch_size=config.evaluate.batch_size,
+        process_index=place.process_index,
+        process_count=place.process_count,
+        num_threads=data.num_threads,
+    )
+
+
+def intervals(sums: metrics.Sums) -> dict[str, float]:
+    """`top1_low` to `top5_high`: between which accuracies the true ones lie (`metrics.interval`)."""
+    found = {}
+    for name, right in (("top1", sums.top1), ("top5", sums.top5)):
+        found[f"{name}_low"], found[f"{name}_high"] = metrics.interval(int(right), int(sums.images))
+    return found

@@ -1,0 +1,257 @@
+"""Testing by a protocol, from a checkpoint and the fields of a config to the row, and what is refused."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+import tiny
+
+import resnext_jax
+from resnext_jax import config_file
+from resnext_jax.checkpoint import Checkpoints
+from resnext_jax.data.decode import decode
+from resnext_jax.data.readers import Record
+from resnext_jax.data.real_labels import NumberedSource, read_real_labels
+from resnext_jax.data.sources import open_source
+from resnext_jax.errors import UserError
+from resnext_jax.sharding import Place, make_mesh
+from resnext_jax.train import protocol
+from resnext_jax.train.assemble import assemble
+from resnext_jax.train.trained import open_trained
+from resnext_jax.types import DatasetInfo
+from tests.data.archives import jpeg, write_folders
+
+KNOWN = ("n01", "n02", "n03", "x1", "x2", "x3", "x4", "x5")
+VALIDATION = {"n01": 3, "n03": 4, "x2": 2}  # images
+PLACE = Place(make_mesh(jax.devices()[:1]), "cpu")
+
+
+def save(workdir, names, *overrides, seed=0):
+    """A checkpoint of untrained weights that knows the classes `names`."""
+    config = tiny.config(
+        "--config=configs/resnext50_32x4d.py",
+        "--config.model.name=resnext11_4x2d_tiny",
+        "--config.compute_dtype=float32",
+        "--config.data.name=folder",
+        f"--config.data.dir={workdir.parent / 'data'}",
+        "--config.data.image_size_px=28",
+        "--config.data.resize_px=32",
+        "--config.data.num_threads=0",
+        "--config.evaluate.batch_size=4",
+        f"--config.seed={seed}",
+        *overrides,
+    )
+    state = assemble(config, DatasetInfo("folder", 100, tuple(names), None), PLACE).create_state()
+    # Fresh weights hardly see the images; larger ones of the classifier tell them apart.
+    kernel = jax.random.normal(jax.random.key(seed), state.params["classifier"]["kernel"].shape)
+    state = state.replace(params={**state.params, "classifier": {**state.params["classifier"], "kernel": kernel}})
+    checkpoints = Checkpoints(str(workdir), keep_newest=1, keep_best=0)
+    dataset = {"name": "folder", "class_names": list(names)}
+    checkpoints.save(state, {"config": json.loads(config.to_json_best_effort()), "dataset": dataset}, None, {})
+    checkpoints.close()
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    root = tmp_path_factory.mktemp("protocol")
+    write_folders(root / "data", "val", VALIDATION)
+    save(root / "run", KNOWN)
+    return root
+
+
+def row(workdir, *overrides):
+    """`python main.py --mode=evaluate --workdir=DIR --config.FIELD=VALUE ...`"""
+    change = lambda config: config_file.override(config, overrides)  # noqa: E731
+    trained = open_trained(str(workdir), None, PLACE, change=change, raw=False)
+    return trained.evaluate(trained.variables)
+
+
+def expected_logits(workdir):
+    """The logits of the centres, and the labels among the classes of the data."""
+    net = resnext_jax.load(str(workdir))
+    source = open_source("folder", "validation", data_dir=str(workdir.parent / "data"))
+    centres = np.concatenate([net.preprocess(decode(source[i].image, "")) for i in range(len(source))])
+    return np.asarray(net(centres), np.float64), source.all_labels()
+
+
+def row_of(logits, labels):
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    losses = np.log(np.exp(shifted).sum(axis=1)) - shifted[np.arange(len(labels)), labels]
+    ranks = np.argsort(-logits, axis=1)
+    return {
+        "loss": losses.mean(),
+        "top1": (ranks[:, 0] == labels).mean(),
+        "top5": (ranks[:, :5] == labels[:, None]).any(axis=1).mean(),
+    }
+
+
+def same(found, expected):
+    assert found["images"] == 9
+    for name, value in expected.items():
+        assert found[name] == pytest.approx(value, rel=1e-4), name
+    assert found["top1_low"] <= found["top1"] <= found["top1_high"]
+
+
+def test_among_all_classes_and_among_those_of_the_images(root):
+    logits, labels = expected_logits(root / "run")
+    columns = np.array([0, 2, 4])  # n01, n03 and x2 among KNOWN
+    every, present = row_of(logits, columns[labels]), row_of(logits[:, columns], labels)
+    assert every["loss"] != pytest.approx(present["loss"], rel=0.01)
+    same(row(root / "run"), every)
+    same(row(root / "run", "evaluate.classes=present"), present)
+
+
+def test_a_map_where_the_names_differ(root, tmp_path):
+    logits, labels = expected_logits(root / "run")
+    save(tmp_path / "run", [f"class {label}" for label in range(8)], f"--config.data.dir={root / 'data'}")
+    with pytest.raises(UserError, match=r"3 of the 3 of 'folder' are not among them: n01, n03, x2 \(it knows class 0"):
+        row(tmp_path / "run")
+    columns = np.array([7, 1, 3])
+    (tmp_path / "lines").write_text("7\n1\n3\n")
+    (tmp_path / "manifest.json").write_text(json.dumps({"notes": {"imagenet1k_labels": [7, 1, 3]}}))
+    for file in ("lines", "manifest.json"):
+        same(
+            row(tmp_path / "run", f"evaluate.class_map={tmp_path / file}", "evaluate.classes=present"),
+            row_of(logits[:, columns], labels),
+        )
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("7 1", "has 2 labels, and the data 3 classes"),
+        ("7 1 8", r"has the label 8: each must be in \[0, 8\)"),
+        ("7 1 1", "has the label 1: .* stand there once"),
+        ("a b c", "cannot be read: ValueError"),
+        ("{}", "cannot be read: KeyError"),
+        (None, "cannot be read: No such file"),
+    ],
+)
+def test_wrong_maps(root, tmp_path, content, message):
+    if content is not None:
+        (tmp_path / "map").write_text(content)
+    with pytest.raises(UserError, match=message):
+        row(root / "run", f"evaluate.class_map={tmp_path / 'map'}")
+
+
+def test_an_ensemble_of_two_networks(root, tmp_path):
+    """The second normalises otherwise, and has no shortcuts."""
+    changes = ("--config.data.mean=100.0,100.0,100.0", "--config.model.shortcut=false")
+    other = save(root / "other", KNOWN, *changes, seed=3)
+    first, labels = expected_logits(root / "run")
+    second, _ = expected_logits(other)
+    softmax = [np.exp(x - x.max(1, keepdims=True)) for x in (first, second)]
+    mean = sum(x / x.sum(1, keepdims=True) for x in softmax) / 2
+    same(row(root / "run", f"evaluate.ensemble={other}"), row_of(np.log(mean), np.array([0, 2, 4])[labels]))
+    save(tmp_path / "run", KNOWN[:7], f"--config.data.dir={root / 'data'}")
+    with pytest.raises(UserError, match=r"knows the 7 classes of 'folder', but 'folder' has 8"):
+        row(root / "run", f"evaluate.ensemble={other},{tmp_path / 'run'}")
+    with pytest.raises(UserError, match="no checkpoint in /nowhere"):
+        row(root / "run", "evaluate.ensemble=/nowhere")
+
+
+def test_ten_crops_and_scales_of_a_checkpoint(root):
+    """Every image once, whatever its shape; the views are tested in tests/evaluate/test_protocols.py."""
+    centre = row(root / "run")
+    for name in ("ten_crop", "multi_scale"):
+        found = row(root / "run", f"protocol={name}")
+        assert found["images"] == 9
+        assert found["loss"] != centre["loss"]
+
+
+def test_refused(root, tmp_path):
+    with pytest.raises(UserError, match=r"unknown protocol 'ten_crops'. Did you mean 'ten_crop'\?"):
+        row(root / "run", "protocol=ten_crops")
+    with pytest.raises(UserError, match=r"unknown evaluate.classes '1k'. Known: all, present"):
+        row(root / "run", "evaluate.classes=1k")
+    with pytest.raises(UserError, match=r"add --config.data.crop=resize"):
+        row(root / "run", "protocol=ten_crop", "data.crop=none")
+    with pytest.raises(UserError, match=r"real.json cannot be read: No such file"):
+        read_real_labels(str(tmp_path / "real.json"))
+    (tmp_path / "real.json").write_text(json.dumps([[1]] * 50_000))
+    with pytest.raises(UserError, match=r"labels of ImageNet's 1000 classes; .* knows 8, and the data have 3"):
+        row(root / "run", f"evaluate.real_labels={tmp_path / 'real.json'}")
+
+
+def test_a_config_without_these_fields(root):
+    """What was written before there were any."""
+    config = tiny.config()
+    with config.unlocked():
+        del config.protocol, config.evaluate.ensemble, config.evaluate.classes, config.data.interpolation
+        del config.evaluate.class_map, config.evaluate.real_labels
+    protocol.fill(config)
+    assert (config.protocol, config.evaluate.classes, config.evaluate.ensemble) == ("center", "all", None)
+    assert protocol.protocol_problems(config) == []
+
+
+class Validation:
+    """Five of the 50,000 images, under their names."""
+
+    numbers = (3, 1, 50_000, 2, 7)
+    info = DatasetInfo("imagenet2012", 5, tuple(f"n{i:03}" for i in range(1000)), None)
+
+    def __len__(self):
+        return len(self.numbers)
+
+    def __getitem__(self, index):
+        return Record(jpeg(index), 0, f"val/ILSVRC2012_val_{self.numbers[index]:08}.JPEG")
+
+    def locate(self, index):
+        return str(index)
+
+    def all_labels(self):
+        return np.zeros(5, np.int32)
+
+
+def test_real_labels_of_files(tmp_path):
+    """By their numbers: the third image has two right answers, the seventh none."""
+    lists = [[number % 1000] for number in range(50_000)]
+    lists[2], lists[6] = [5, 9], []
+    (tmp_path / "real.json").write_text(json.dumps(lists))
+    table = read_real_labels(str(tmp_path / "real.json"))
+    source = NumberedSource(Validation())
+    right = [table[source[index].label].tolist() for index in range(5)]
+    assert right == [[5, 9], [0, -1], [999, -1], [1, -1], [-1, -1]]
+
+    names = Validation.info.class_names
+    save(tmp_path / "run", names)
+    config = tiny.config(
+        "--config=configs/resnext50_32x4d.py",
+        "--config.data.image_size_px=28",
+        "--config.data.resize_px=32",
+        "--config.data.num_threads=0",
+        "--config.evaluate.batch_size=4",
+        f"--config.evaluate.real_labels={tmp_path / 'real.json'}",
+    )
+    net = resnext_jax.load(str(tmp_path / "run"))
+    member = protocol.Member(net.model, config.data.mean, config.data.std)
+    args = config, [member], [net.variables], Validation(), names, "run", PLACE
+    found = protocol.evaluate_by_protocol(*args)
+    assert found["images"] == 4
+    logits = [np.asarray(net(net.preprocess(decode(jpeg(index), ""))), np.float64)[0] for index in range(4)]
+    probability = [np.exp(one - one.max()) / np.exp(one - one.max()).sum() for one in logits]
+    answers = ([5, 9], [0], [999], [1])
+    losses = [-np.log(p[answer].sum()) for p, answer in zip(probability, answers, strict=True)]
+    assert found["loss"] == pytest.approx(np.mean(losses), rel=1e-4)
+    hits = sum(int(p.argmax()) in answer for p, answer in zip(probability, answers, strict=True))
+    assert found["top1"] == hits / 4
+
+
+def test_real_labels_want_names(tmp_path):
+    class Nameless(Validation):
+        def __getitem__(self, index):
+            return super().__getitem__(index)._replace(name="validation[3]")
+
+    with pytest.raises(UserError, match=r"validation\[3\] does not say which image"):
+        NumberedSource(Nameless())[0]
+    for lists, message in (
+        ([[1]] * 3, "it has 3 lists, not 50,000"),
+        ([[1000]] * 50_000, "1000 is no label of 1000 classes"),
+        ([[True]] * 50_000, "True is no label"),
+        ({"a": 1}, "cannot be read"),
+    ):
+        (tmp_path / "real.json").write_text(json.dumps(lists))
+        with pytest.raises(UserError, match=message):
+            read_real_labels(str(tmp_path / "real.json"))
