@@ -16,9 +16,11 @@ import sys
 
 from PIL import Image
 
-from resnext_jax.data.sources import FASHION_MNIST_CLASSES, open_source
-
 ROOT = pathlib.Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from resnext_jax.data.sources import FASHION_MNIST_CLASSES, open_source  # noqa: E402
+
 FIRST, THEN = FASHION_MNIST_CLASSES[:5], FASHION_MNIST_CLASSES[5:]
 MODEL = "resnext20_8x4d_small"
 # epochs of the first training; images per class to fine-tune on; steps; seeds

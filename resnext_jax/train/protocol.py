@@ -51,13 +51,13 @@ def protocol_problems(config: ConfigDict) -> list[str]:
     return problems
 
 
-def classes_of(config: ConfigDict, source: Source, names: Sequence[str], checkpoint: str) -> Classes:
-    """What the labels of the data mean to a network that knows the classes `names`.
+def classes_of(config: ConfigDict, source: Source, known: dict[str, Any], checkpoint: str) -> Classes:
+    """What the labels of the data mean to a network that knows the classes of `known`, a checkpoint's `dataset`.
 
     Raises:
       UserError: a class of the data is not among them, or the file that says which is wrong.
     """
-    own = source.info.class_names
+    own, names = source.info.class_names, known["class_names"]
     if config.evaluate.class_map:
         label_of = read_class_map(config.evaluate.class_map, len(own), len(names))
     else:
@@ -65,11 +65,12 @@ def classes_of(config: ConfigDict, source: Source, names: Sequence[str], checkpo
         strangers = [name for name in own if name not in place]
         if strangers:
             raise UserError(
-                f"{checkpoint} knows {len(names):,} classes, and {len(strangers):,} of the {len(own):,} of "
-                f"{source.info.name!r} are not among them: {', '.join(strangers[:3])}"
-                f"{', ...' if len(strangers) > 3 else ''} (it knows {', '.join(names[:3])}, ...). Use data of its "
-                "classes, or say which of them each class of the data is: --config.evaluate.class_map=FILE, the "
-                "manifest.json of a prepared imagenet5k, or a text file with one label per line."
+                f"the checkpoint {checkpoint} knows the {len(names)} classes of {known['name']!r}, but "
+                f"{source.info.name!r} has {len(own)}, and {len(strangers)} of these are not among them: "
+                f"{', '.join(strangers[:3])}{', ...' if len(strangers) > 3 else ''} (it knows {', '.join(names[:3])}, "
+                "...). Use data of its classes, or say which of them each class of the data is: "
+                "--config.evaluate.class_map=FILE, the manifest.json of a prepared imagenet5k, or a text file with one "
+                "label per line."
             )
         label_of = np.array([place[name] for name in own], np.int32)
     candidates = accepted = None
@@ -117,7 +118,7 @@ def evaluate_by_protocol(
     members: Sequence[Member],
     variables: Sequence[PyTree],
     source: Source,
-    names: Sequence[str],
+    known: dict[str, Any],
     checkpoint: str,
     place: sharding.Place,
 ) -> dict[str, float]:
@@ -128,14 +129,14 @@ def evaluate_by_protocol(
       members: the networks, each with its normalisation.
       variables: of each, replicated.
       source: the images.
-      names: the classes that the networks know.
+      known: `dataset` of their checkpoints: `name` and `class_names`.
       checkpoint: of the first, for messages.
       place: the devices and this process.
     """
     protocol = PROTOCOLS[config.protocol]
     if protocol.dense:
         members = [member.dense(config.data.image_size_px) for member in members]
-    classes = classes_of(config, source, names, checkpoint)
+    classes = classes_of(config, source, known, checkpoint)
     if classes.accepted is not None:
         source = NumberedSource(source)
     everywhere, split = sharding.replicated(place.mesh), sharding.batch_sharding(place.mesh)

@@ -51,9 +51,9 @@ class Trained:
         """The results of the config's protocol, by name, with these variables for the checkpoint's own."""
         own = Member(self.model, self.config.data.mean, self.config.data.std)
         members = [(own, variables), *self.others]
-        names = self.description["dataset"]["class_names"]
+        known = self.description["dataset"]
         args = [member for member, _ in members], [arrays for _, arrays in members]
-        return evaluate_by_protocol(self.config, *args, self.source, names, str(self.checkpoint), self.place)
+        return evaluate_by_protocol(self.config, *args, self.source, known, str(self.checkpoint), self.place)
 
 
 def open_trained(
@@ -79,7 +79,7 @@ def open_trained(
     change(config)
     raise_all(evaluation_problems(config, place.mesh.size) + protocol_problems(config))
     source = open_data(config, "validation")
-    classes_of(config, source, description["dataset"]["class_names"], str(checkpoint))
+    classes_of(config, source, description["dataset"], str(checkpoint))
     model, variables = _network(checkpoint, description, config, place, raw)
     paths = [path.strip() for path in (config.evaluate.ensemble or "").split(",") if path.strip()]
     others = tuple(_other(path, checkpoint, description, config, place, raw) for path in paths)

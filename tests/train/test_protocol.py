@@ -106,7 +106,7 @@ def test_among_all_classes_and_among_those_of_the_images(root):
 def test_a_map_where_the_names_differ(root, tmp_path):
     logits, labels = expected_logits(root / "run")
     save(tmp_path / "run", [f"class {label}" for label in range(8)], f"--config.data.dir={root / 'data'}")
-    with pytest.raises(UserError, match=r"3 of the 3 of 'folder' are not among them: n01, n03, x2 \(it knows class 0"):
+    with pytest.raises(UserError, match=r"has 3, and 3 of these are not among them: n01, n03, x2 \(it knows class 0"):
         row(tmp_path / "run")
     columns = np.array([7, 1, 3])
     (tmp_path / "lines").write_text("7\n1\n3\n")
@@ -227,7 +227,7 @@ def test_real_labels_of_files(tmp_path):
     )
     net = resnext_jax.load(str(tmp_path / "run"))
     member = protocol.Member(net.model, config.data.mean, config.data.std)
-    args = config, [member], [net.variables], Validation(), names, "run", PLACE
+    args = config, [member], [net.variables], Validation(), {"name": "imagenet2012", "class_names": names}, "run", PLACE
     found = protocol.evaluate_by_protocol(*args)
     assert found["images"] == 4
     logits = [np.asarray(net(net.preprocess(decode(jpeg(index), ""))), np.float64)[0] for index in range(4)]
