@@ -30,7 +30,6 @@ FREE = (
     "accumulation_steps",
     "on_nonfinite",
     "max_skipped_in_a_row",
-    "max_skipped_in_a_row",
     "debug_nans",
     "recompute_bn_images",
     "resume_changed",
