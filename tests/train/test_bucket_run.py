@@ -7,8 +7,11 @@ import jax
 import numpy as np
 import pytest
 import tiny
+from etils import epath
+from fake_bucket import Bucket
 from jax.experimental.compilation_cache import compilation_cache
 
+from resnext_jax.cluster import heartbeats
 from resnext_jax.errors import UserError
 from resnext_jax.files import write_whole
 from resnext_jax.sharding import Place, make_mesh, put_replicated
@@ -133,3 +136,23 @@ def test_recomputed_statistics_whose_save_was_cut_short_are_made_again(bucket, m
     np.testing.assert_array_equal(recompute(), np.full(3, 5.0))
     assert computed == [1, 1]
     assert bucket.exists(f"{checkpoint}/commit_success.txt")
+
+
+def test_heartbeats_in_a_bucket(bucket, monkeypatch):
+    """Written whole; and a bucket that does not take one is asked again."""
+    refused = [True, False]
+    open_ = Bucket._open
+    seen = iter([[{"process": 0, "host": "vm", "step": step, "time": 0.0}] for step in (7, 8)])
+
+    def _open(self, path, mode="rb", **options):
+        if "w" in mode and refused.pop(0):
+            raise RuntimeError("503")  # clients of buckets have errors of their own
+        return open_(self, path, mode, **options)
+
+    monkeypatch.setattr(Bucket, "_open", _open)
+    monkeypatch.setattr(heartbeats, "WRITE_EVERY_S", 0.0)
+    with pytest.raises(StopIteration):  # nothing else ends it
+        heartbeats._write(epath.Path("gs://bucket/run/heartbeats.json"), lambda: next(seen))
+    (process,) = json.loads(bucket.cat_file("gs://bucket/run/heartbeats.json"))["processes"]
+    assert process == {"process": 0, "host": "vm", "step": 8, "time": "1970-01-01T00:00:00+00:00"}
+    assert refused == []
