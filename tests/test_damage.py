@@ -14,6 +14,7 @@ from test_hostile import hostile_pickle
 
 from resnext_jax.checkpoint import Checkpoints, locate, newest_sound, read_description, read_variables
 from resnext_jax.errors import UserError
+from resnext_jax.train.report import prepare_workdir
 
 # Not to be compressed: the arrays are then the largest files, as in a checkpoint of a real network.
 KERNEL = np.random.default_rng(0).normal(size=(100, 200)).astype(np.float32)
@@ -167,6 +168,17 @@ def test_a_save_that_the_disk_does_not_take(workdir):
     assert "that of step 8 before it is untouched" in str(error.value)
     assert [tiny.digests(workdir / "checkpoints" / name) for name in ("4", "8")] == before
     assert newest_sound(str(workdir), pytest.fail) == 8
+
+
+def test_a_disk_that_is_full_from_the_start(tmp_path):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))
+    try:
+        with pytest.raises(UserError, match=r"the workdir .* cannot be written \(File too large\).* --workdir=DIR"):
+            prepare_workdir(str(tmp_path / "run"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert list((tmp_path / "run").iterdir()) == []
 
 
 def test_a_save_that_misses_another_process_is_not_the_fault_of_the_directory(workdir, monkeypatch):

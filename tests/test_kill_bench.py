@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import subprocess
 import sys
 
@@ -45,6 +46,25 @@ def test_the_last_bit_is_noticed(pair):
     assert compare.differing_bits(one, one, [ROW], [ROW], 4) == []
     lines = compare.differing_bits(one, other, [ROW], [ROW], 4)
     assert [line.split(":")[0] for line in lines] == ["opt_state/1/trace/conv/kernel", "params/conv/kernel"]
+
+
+def test_recomputed_statistics_are_compared_too(pair, tmp_path):
+    one, other = pair
+    ours, theirs = (
+        shutil.copytree(workdir / "checkpoints", tmp_path / name / "recomputed_bn" / "checkpoints").parents[1]
+        for workdir, name in ((one, "ours"), (other, "theirs"))
+    )
+    for workdir in (ours, theirs):
+        shutil.copytree(one / "checkpoints", workdir / "checkpoints")
+    assert compare.differing_bits(ours, ours, [], [], 4) == []
+    lines = compare.differing_bits(ours, theirs, [], [], 4)
+    assert [line.split(": ")[:2] for line in lines] == [
+        ["recomputed_bn", "opt_state/1/trace/conv/kernel"],
+        ["recomputed_bn", "params/conv/kernel"],
+    ]
+    shutil.rmtree(theirs / "recomputed_bn")
+    (line,) = compare.differing_bits(ours, theirs, [], [], 4)
+    assert line == f"recomputed_bn: {theirs / 'recomputed_bn' / 'checkpoints' / '4'} is missing"
 
 
 @pytest.mark.parametrize(

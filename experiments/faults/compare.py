@@ -7,21 +7,17 @@ import numpy as np
 
 from resnext_jax.checkpoint import locate, read_arrays
 from resnext_jax.metrics import TIMED_FIELDS
+from resnext_jax.train.report import RECOMPUTED
 
 RTOL = 1e-5
 
 
 def differing_bits(ours: Path, theirs: Path, our_rows: list[dict], their_rows: list[dict], step: int) -> list[str]:
     """What differs between the ends of two runs that should be the same, one line each; an empty list is success."""
-    lines = []
-    left, right = (read_arrays(locate(str(workdir / "checkpoints" / str(step)))) for workdir in (ours, theirs))
-    if left.keys() != right.keys():
-        lines.append(f"arrays: {sorted(left.keys() ^ right.keys())} are in one of the checkpoints only")
-    lines += [
-        f"{name}: differs by up to {np.abs(left[name] - right[name]).max():.3g}"
-        for name in sorted(left.keys() & right.keys())
-        if left[name].dtype != right[name].dtype or left[name].tobytes() != right[name].tobytes()
-    ]
+    lines = _differing_arrays(ours / "checkpoints" / str(step), theirs / "checkpoints" / str(step))
+    recomputed = [workdir / RECOMPUTED / "checkpoints" / str(step) for workdir in (ours, theirs)]
+    if any(path.exists() for path in recomputed):
+        lines += [f"{RECOMPUTED}: {line}" for line in _differing_arrays(*recomputed)]
     left_rows, right_rows = ([_untimed(row) for row in rows] for rows in (our_rows, their_rows))
     keys = [(row["step"], row["phase"]) for row in left_rows]
     lines += [f"metrics: {key} is there twice" for key in sorted({key for key in keys if keys.count(key) > 1})]
@@ -36,6 +32,19 @@ def differing_bits(ours: Path, theirs: Path, our_rows: list[dict], their_rows: l
             if row.get(name) != other.get(name)
         ]
     return lines
+
+
+def _differing_arrays(ours: Path, theirs: Path) -> list[str]:
+    missing = [f"{path} is missing" for path in (ours, theirs) if not path.exists()]
+    if missing:
+        return missing
+    left, right = (read_arrays(locate(str(path))) for path in (ours, theirs))
+    lines = [f"{name} is in one of the checkpoints only" for name in sorted(left.keys() ^ right.keys())]
+    return lines + [
+        f"{name}: differs by up to {np.abs(left[name] - right[name]).max():.3g}"
+        for name in sorted(left.keys() & right.keys())
+        if left[name].dtype != right[name].dtype or left[name].tobytes() != right[name].tobytes()
+    ]
 
 
 def differing_losses(our_rows: list[dict], their_rows: list[dict]) -> tuple[list[str], float]:

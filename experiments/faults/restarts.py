@@ -147,6 +147,14 @@ class Run:
         rows = self.rows() if self.steps() else []
         return bool(rows) and rows[-1]["phase"] == "train" and rows[-1]["step"] % EVALUATE_EVERY_STEPS == 0
 
+    def is_recomputing(self) -> bool:
+        """Whether the last evaluation is made, and that of recomputed batch-norm statistics is not."""
+        rows = self.rows()
+        return bool(rows) and rows[-1]["phase"] == "evaluate" and rows[-1]["step"] == self._num_steps()
+
+    def _num_steps(self) -> int:
+        return int(next(flag for flag in self._arguments if flag.startswith("--config.num_steps=")).split("=")[1])
+
     def steps(self) -> bool:
         """Whether this start has come to its steps."""
         return "compiled in" in self.said()

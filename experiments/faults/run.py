@@ -2,6 +2,7 @@
 
     python experiments/faults/run.py --kills=50 --terms=20        bit for bit, on one device
     python experiments/faults/run.py --devices=12                 other devices and processes at every restart
+    python experiments/faults/run.py --config.ema_decay=0.9 --config.recompute_bn_images=64    of another run
 
 README.md beside this file says what is compared, and what was found.
 """
@@ -15,7 +16,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).resolve().parent)]
@@ -25,8 +26,9 @@ import preparation  # noqa: E402
 from restarts import TINY, Devices, Run  # noqa: E402
 
 from resnext_jax.errors import PREEMPTED_STATUS  # noqa: E402
+from resnext_jax.train.report import RECOMPUTED  # noqa: E402
 
-PREPARE = "prepare"
+PREPARE, RECOMPUTATION = "prepare", "recomputation"
 LOOK_EVERY_S = 0.002
 # Processes x fake devices of each: at most 8, one for each batch-norm group of the batch of 64 images.
 LAYOUTS = tuple(Devices(*shape) for shape in ((1, 1), (1, 2), (1, 4), (1, 8), (2, 1), (2, 2), (2, 4), (4, 1), (4, 2)))
@@ -37,6 +39,7 @@ PHASES: dict[str, tuple[Callable[[Run], bool], float]] = {
     "step": (Run.steps, 1.5),
     "save": (Run.is_saving, 0.1),
     "evaluation": (Run.is_evaluating, 0.6),
+    RECOMPUTATION: (Run.is_recomputing, 2.0),  # of batch-norm statistics, in runs that ask for it
 }
 
 
@@ -63,7 +66,9 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument("--workdir", help="where the runs lie; by default a directory that is removed at the end")
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
-    arguments = parser.parse_args()
+    arguments, overrides = parser.parse_known_args()
+    if unknown := [flag for flag in overrides if not flag.startswith("--config.")]:
+        parser.error(f"unknown arguments: {' '.join(unknown)}; fields of the run are set with --config.FIELD=VALUE")
     only_devices = arguments.devices > 0
     kills = arguments.kills if arguments.kills is not None else (0 if only_devices else 50)
     terms = arguments.terms if arguments.terms is not None else (0 if only_devices else 20)
@@ -71,13 +76,15 @@ def main() -> int:
     start_s, result, differences = time.monotonic(), {}, []
     try:
         if kills or terms:
-            tally = kill_and_resume(root / "killed", arguments.steps, kills, terms, random.Random(arguments.seed))
+            tally = kill_and_resume(
+                root / "killed", arguments.steps, kills, terms, random.Random(arguments.seed), overrides
+            )
             result |= dataclasses.asdict(tally)
             differences += tally.differences
             print_table(tally, arguments.steps)
         if arguments.devices:
             changes = change_devices(
-                root / "devices", arguments.steps, arguments.devices, random.Random(arguments.seed)
+                root / "devices", arguments.steps, arguments.devices, random.Random(arguments.seed), overrides
             )
             result |= changes
             differences += changes["device_differences"]
@@ -95,18 +102,22 @@ def main() -> int:
 # --------------------------------------------------------------------------------------------------- Kill and resume
 
 
-def kill_and_resume(root: Path, steps: int, kills: int, terms: int, rng: random.Random) -> Tally:
+def kill_and_resume(
+    root: Path, steps: int, kills: int, terms: int, rng: random.Random, overrides: Sequence[str]
+) -> Tally:
     """Runs are killed at random moments until all signals are spent; each ends like the one that nothing befell."""
     shutil.rmtree(root, ignore_errors=True)
-    arguments = (*TINY, f"--config.num_steps={steps}", "--config.log.every_steps=4")
+    arguments = (*TINY, f"--config.num_steps={steps}", "--config.log.every_steps=4", *overrides)
     calm = Run(root / "uninterrupted", arguments, root / "compiled")
     calm.start()
     end_of(calm)
     say(f"the uninterrupted run: {calm.last_step()} steps, {len(calm.rows())} rows")
     tally = Tally()
-    phases = [*PHASES, PREPARE]
+    recomputes = any(row["phase"] == RECOMPUTED for row in calm.rows())
+    in_runs = [phase for phase in PHASES if recomputes or phase != RECOMPUTATION]
+    phases = [*in_runs, PREPARE]
     signals = [(signal.SIGKILL, phases[index % len(phases)]) for index in range(kills)]
-    signals += [(signal.SIGTERM, list(PHASES)[index % len(PHASES)]) for index in range(terms)]
+    signals += [(signal.SIGTERM, in_runs[index % len(in_runs)]) for index in range(terms)]
     rng.shuffle(signals)
     prepared = [phase for _, phase in signals if phase == PREPARE]
     signals = [(number, phase) for number, phase in signals if phase != PREPARE]
@@ -185,10 +196,10 @@ def end_of(run: Run) -> None:
 
 def print_table(tally: Tally, steps: int) -> None:
     """Signals by phase, and what they cost."""
-    say(f"\n{'phase':12}{'SIGKILL':>9}{'SIGTERM':>9}")
+    say(f"\n{'phase':14}{'SIGKILL':>9}{'SIGTERM':>9}")
     for phase in (*PHASES, PREPARE):
-        say(f"{phase:12}{tally.kills.get(phase, 0):>9}{tally.terms.get(phase, 0):>9}")
-    say(f"{'together':12}{sum(tally.kills.values()):>9}{sum(tally.terms.values()):>9}")
+        say(f"{phase:14}{tally.kills.get(phase, 0):>9}{tally.terms.get(phase, 0):>9}")
+    say(f"{'together':14}{sum(tally.kills.values()):>9}{sum(tally.terms.values()):>9}")
     say(f"{tally.runs} runs of {steps} steps in {tally.starts} starts")
     say(f"steps made again: {tally.steps_made_again}; slowest end after a SIGTERM: {tally.slowest_term_s:.1f} s")
 
@@ -196,7 +207,7 @@ def print_table(tally: Tally, steps: int) -> None:
 # ------------------------------------------------------------------------------------------------- Changing devices
 
 
-def change_devices(root: Path, steps: int, restarts: int, rng: random.Random) -> dict:
+def change_devices(root: Path, steps: int, restarts: int, rng: random.Random, overrides: Sequence[str]) -> dict:
     """A run on other devices and in other processes at every restart, killed in between, against one on one device."""
     shutil.rmtree(root, ignore_errors=True)
     arguments = (
@@ -205,6 +216,7 @@ def change_devices(root: Path, steps: int, restarts: int, rng: random.Random) ->
         "--config.batch_size=64",
         "--config.log.every_steps=1",
         "--config.checkpoint.every_steps=2",
+        *overrides,
     )
     calm = Run(root / "one_device", arguments, root / "compiled")
     calm.start()

@@ -10,6 +10,8 @@ from typing import Any
 
 from etils import epath
 
+from resnext_jax.files import write_whole
+
 FILE = "heartbeats.json"
 WRITE_EVERY_S = 10.0
 
@@ -32,8 +34,7 @@ def _write(path: epath.Path, last_seen: Callable[[], list[dict[str, Any]]]) -> N
             {**seen, "time": datetime.fromtimestamp(seen["time"], UTC).isoformat(timespec="seconds")}
             for seen in last_seen()
         ]
-        temporary = path.with_name(f".{FILE}")
-        with contextlib.suppress(OSError):  # a full disk stops the run where something is lost by it
-            temporary.write_text(json.dumps({"processes": processes}, indent=2) + "\n")
-            temporary.replace(path)
+        # A full disk stops the run where something is lost by it; a bucket's client has errors of its own.
+        with contextlib.suppress(Exception):
+            write_whole(path, json.dumps({"processes": processes}, indent=2) + "\n")
         time.sleep(WRITE_EVERY_S)

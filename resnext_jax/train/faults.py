@@ -84,6 +84,8 @@ def not_finite(what: str, step: int, workdir: str) -> UserError:
     return UserError(
         f"the {what} is not finite at step {step}: the run has diverged, and stops. What was saved in "
         f"{workdir}/checkpoints before is untouched. Lower learning_rate, lengthen schedule.warmup_epochs or compute "
-        "in float32; in another --workdir, if the run shall start anew. --config.debug_nans=true names the layer in "
-        "which it begins."
+        "in float32, and allow the change: the same command with --config.learning_rate=VALUE (or with "
+        "--config.schedule.warmup_epochs=VALUE, or --config.compute_dtype=float32) and --config.resume_changed=true "
+        "goes on from the newest checkpoint; in another --workdir the run starts anew. The same command with "
+        "--config.debug_nans=true names the layer in which it begins."
     )

@@ -8,6 +8,8 @@ from pathlib import Path
 import jax
 from etils import epath
 
+from resnext_jax.files import cannot_write, write_whole
+
 REQUEST_FILE = "profile"  # in the workdir: touch it
 REQUESTED_STEPS = 10
 
@@ -38,20 +40,27 @@ class Profiler:
         return self._active and (self._first <= step <= self._last) != (self._directory is not None)
 
     def switch(self) -> None:
-        """Begins a trace, or ends it and writes it."""
+        """Begins a trace, or ends it and writes it.
+
+        Raises:
+          UserError: it could not be written.
+        """
         if self._directory is None:
             self._directory = tempfile.mkdtemp(prefix="resnext_jax_profile_")
             jax.profiler.start_trace(self._directory)
             return
         jax.profiler.stop_trace()
+        directory, self._directory = self._directory, None
         # The profiler writes to local disks alone; a workdir may be a bucket.
-        for path in sorted(Path(self._directory).rglob("*")):
-            target = self._workdir / "tensorboard" / path.relative_to(self._directory)
+        for path in sorted(Path(directory).rglob("*")):
+            target = self._workdir / "tensorboard" / path.relative_to(directory)
             if path.is_file():
-                target.parent.mkdir(parents=True, exist_ok=True)
-                target.write_bytes(path.read_bytes())
-        shutil.rmtree(self._directory)
-        self._directory = None
+                try:
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                except OSError as error:
+                    raise cannot_write(target, error) from error
+                write_whole(target, path.read_bytes())
+        shutil.rmtree(directory)
         self._say(f"profile written to {self._workdir / 'tensorboard' / 'plugins' / 'profile'}")
 
     def close(self) -> None:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from etils import epath
 from ml_collections import ConfigDict
 
-from resnext_jax.checkpoint import DIRECTORY, Checkpoints, read_variables
+from resnext_jax.checkpoint import DIRECTORY, Checkpoints, finished_steps, read_variables
 from resnext_jax.data.sources import Source
 from resnext_jax.errors import UserError, raise_all
 from resnext_jax.evaluate.recompute import average_statistics
@@ -27,6 +27,11 @@ DEFAULT_IMAGES = 8192  # pycls's
 def place_of(workdir: str, step: int) -> epath.Path:
     """Where the checkpoint of `step` lies, with recomputed statistics."""
     return epath.Path(workdir) / RECOMPUTED / DIRECTORY / str(step)
+
+
+def is_there(path: epath.Path, place: Place) -> bool:
+    """Whether that checkpoint is whole: in a bucket one that a kill cut short lies there, too."""
+    return bool(from_first_process(place, int(path.name) in finished_steps(path.parent)))
 
 
 def recompute_bn(
@@ -55,7 +60,7 @@ def recompute_bn(
       The variables, as they were read back.
     """
     path = place_of(workdir, step)
-    if not from_first_process(place, path.exists()):
+    if not is_there(path, place):
         num_batches = math.ceil((config.get("recompute_bn_images") or DEFAULT_IMAGES) / config.batch_size)
         batches = training_batches(config, source, place, step, step + num_batches)
         progress = show_progress(place, "batch norm", num_batches, "batch")
@@ -86,7 +91,7 @@ def recompute_checkpoint(trained: Trained) -> tuple[epath.Path, dict[str, float]
     raise_all(check_batch_size("batch_size", config.batch_size, place.mesh.size))
     workdir = str(trained.checkpoint.parent.parent)
     path = place_of(workdir, step)
-    if from_first_process(place, path.exists()):
+    if is_there(path, place):
         raise UserError(f"{path} is there already, and is never overwritten: move it away to make it anew.")
     source = open_data(config, "train")
     same_classes(facts(source.info), trained.description["dataset"], str(trained.checkpoint))

@@ -1,5 +1,6 @@
 """What a run writes and says about itself besides its metrics: facts in the workdir, lines, the summary."""
 
+import contextlib
 import json
 import sys
 import time
@@ -42,6 +43,8 @@ def prepare_workdir(workdir: str) -> None:
             "gcsfs. Or take a directory with --workdir=DIR."
         ) from error
     except Exception as error:  # a client of a bucket has errors of its own: no such bucket, no credentials
+        with contextlib.suppress(Exception):  # a full disk takes the empty file
+            probe.unlink(missing_ok=True)
         words = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise UserError(
             f"the workdir {workdir} cannot be written ({words}): it must be a directory that you may write to. Choose "

@@ -16,10 +16,11 @@ import tiny
         ([76, 2, 0], 2, 2),
         ([1, 0], 1, 1),
         ([75, 130, 0], 2, 130),
+        ([143, 75, 0], 3, 0),  # SIGTERM before training listens for it
         ([137, 0], 1, 137),
     ],
 )
-def test_the_loop_goes_on_for_75_and_76_alone(tmp_path, statuses, starts, status):
+def test_the_loop_goes_on_after_preemptions_and_losses_alone(tmp_path, statuses, starts, status):
     (script,) = re.findall(
         r"<!-- run\.sh -->\n```bash\n(.*?)```", (tiny.ROOT / "docs" / "pod.md").read_text(), re.DOTALL
     )

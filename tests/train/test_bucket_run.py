@@ -4,13 +4,18 @@ import json
 
 import fake_bucket
 import jax
+import numpy as np
 import pytest
 import tiny
+from etils import epath
+from fake_bucket import Bucket
 from jax.experimental.compilation_cache import compilation_cache
 
+from resnext_jax.cluster import heartbeats
 from resnext_jax.errors import UserError
 from resnext_jax.files import write_whole
-from resnext_jax.sharding import Place, make_mesh
+from resnext_jax.sharding import Place, make_mesh, put_replicated
+from resnext_jax.train import recomputed
 from resnext_jax.train.lock import Lock
 from resnext_jax.train.loop import train
 from resnext_jax.writer import read_metrics
@@ -102,3 +107,52 @@ def test_of_two_that_start_at_once_the_last_who_wrote_has_it(bucket, monkeypatch
     with pytest.raises(UserError, match="process 7 on other"):
         lock.__enter__()
     assert json.loads(bucket.cat_file("gs://bucket/run/run.lock"))["token"] == "theirs"
+
+
+def test_recomputed_statistics_whose_save_was_cut_short_are_made_again(bucket, monkeypatch):
+    """In a bucket a save lies where it stays from its first object on; only the last one says that it is whole."""
+    place = Place(make_mesh(jax.devices()[:1]), "cpu")
+    variables = put_replicated(place.mesh, {"params": {"scale": np.ones(3, "f4")}, "batch_stats": np.zeros(3, "f4")})
+    computed = []
+
+    def average_statistics(*_):
+        computed.append(1)
+        return np.full(3, 5.0, np.float32)
+
+    monkeypatch.setattr(recomputed, "training_batches", lambda *_: iter(()))
+    monkeypatch.setattr(recomputed, "average_statistics", average_statistics)
+    description = tiny.description()
+
+    def recompute():
+        arguments = None, variables, 4, description, None, "gs://bucket/run", place  # the steps and images are not used
+        return recomputed.recompute_bn(tiny.config(), *arguments)["batch_stats"]
+
+    checkpoint = "gs://bucket/run/recomputed_bn/checkpoints/4"
+    for expected in ([1], [1]):  # once whole, it is read
+        np.testing.assert_array_equal(recompute(), np.full(3, 5.0))
+        assert computed == expected
+    bucket.rm(f"{checkpoint}/commit_success.txt")
+    bucket.rm(f"{checkpoint}/checksums.json")
+    np.testing.assert_array_equal(recompute(), np.full(3, 5.0))
+    assert computed == [1, 1]
+    assert bucket.exists(f"{checkpoint}/commit_success.txt")
+
+
+def test_heartbeats_in_a_bucket(bucket, monkeypatch):
+    """Written whole; and a bucket that does not take one is asked again."""
+    refused = [True, False]
+    open_ = Bucket._open
+    seen = iter([[{"process": 0, "host": "vm", "step": step, "time": 0.0}] for step in (7, 8)])
+
+    def _open(self, path, mode="rb", **options):
+        if "w" in mode and refused.pop(0):
+            raise RuntimeError("503")  # clients of buckets have errors of their own
+        return open_(self, path, mode, **options)
+
+    monkeypatch.setattr(Bucket, "_open", _open)
+    monkeypatch.setattr(heartbeats, "WRITE_EVERY_S", 0.0)
+    with pytest.raises(StopIteration):  # nothing else ends it
+        heartbeats._write(epath.Path("gs://bucket/run/heartbeats.json"), lambda: next(seen))
+    (process,) = json.loads(bucket.cat_file("gs://bucket/run/heartbeats.json"))["processes"]
+    assert process == {"process": 0, "host": "vm", "step": 8, "time": "1970-01-01T00:00:00+00:00"}
+    assert refused == []

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import time
@@ -130,6 +131,15 @@ def test_not_finite_stops_with_the_step_and_keeps_the_last_good_checkpoint(start
     assert "Traceback" not in output
     assert tiny.digests(workdir / "checkpoints") == before
     assert np.isfinite(load(str(workdir))(np.zeros((1, 28, 28, 1), np.uint8))).all()
+
+    # Its advice, followed to the letter, in the very command of this run: which had not asked for any change.
+    advice = re.findall(r"--config\.\S+=[^\s,()]+", output)
+    assert "--config.learning_rate=VALUE" in advice
+    assert "--config.resume_changed=true" in advice
+    followed = ["--config.learning_rate=0.00005", "--config.resume_changed=true"]
+    output = tiny.finish(start(workdir, *followed, "--config.num_steps=15"))
+    assert "learning_rate was 0.0001 at the last start, and is 5e-05 from here on" in output
+    assert f"resuming {workdir} at step {FIRST_PART_STEPS} of 15" in output
 
 
 def two_processes(start, workdir, *overrides, environments=({}, {})):

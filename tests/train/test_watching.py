@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import tiny
 
 from resnext_jax import cli, metrics
+from resnext_jax.errors import UserError
 from resnext_jax.models.complexity import multiply_adds
 from resnext_jax.sharding import Place, make_mesh
 from resnext_jax.train import speed, window
@@ -124,3 +126,20 @@ def test_only_the_first_process_traces(tmp_path):
     assert not any(first.switches(step) for step in range(1, 20))
     first.look(3)
     assert [step for step in range(1, 20) if first.switches(step)] == list(range(4, 14))  # ten steps; not switched here
+
+
+def test_a_trace_that_the_workdir_does_not_take_ends_in_a_sentence(tmp_path, monkeypatch):
+    def start_trace(directory):
+        (Path(directory) / "plugins").mkdir()
+        (Path(directory) / "plugins" / "trace").write_text("a trace")
+
+    monkeypatch.setattr(jax.profiler, "start_trace", start_trace)
+    monkeypatch.setattr(jax.profiler, "stop_trace", lambda: None)
+    (tmp_path / "tensorboard").write_text("a file in the place of the directory")
+    profiler = Profiler(str(tmp_path), (1, 1), True, pytest.fail)
+    profiler.switch()
+    with pytest.raises(
+        UserError, match=r"tensorboard/plugins/trace could not be written \(.*it goes on from the newest"
+    ):
+        profiler.switch()
+    profiler.close()  # does not try again
