@@ -296,6 +296,15 @@ def test_wrong_models(refused, tiny_torchvision):
     assert "hold ResNets and ResNeXts" in text
 
 
+def test_a_directory_that_cannot_be_made(tmp_path, tiny_torchvision, capsys):
+    torch.save(tiny_torchvision("tiny_resnext").state_dict(), tmp_path / "net.pth")
+    out = tmp_path / "net.pth" / "out"
+    assert main(["torchvision", str(tmp_path / "net.pth"), "--model=tiny_resnext", f"--out={out}"]) == 2
+    text = capsys.readouterr().err
+    assert f"{out} cannot be written (Not a directory)" in text
+    assert "Give another --out=DIR" in text
+
+
 def test_published_weights_with_other_preprocessing_are_named(tmp_path, tiny_torchvision, monkeypatch, capsys):
     """A file that is none of those published is prepared for as usual, and the command says which others there are."""
     monkeypatch.setitem(zoo.ARCHS, "resnext50_32x4d", ARCHS["tiny_resnext"])
