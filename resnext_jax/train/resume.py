@@ -30,7 +30,6 @@ FREE = (
     "accumulation_steps",
     "on_nonfinite",
     "max_skipped_in_a_row",
-    "max_skipped_in_a_row",
     "debug_nans",
     "recompute_bn_images",
     "resume_changed",
@@ -70,6 +69,27 @@ def open_checkpoints(config: ConfigDict, run: Run, workdir: str, rows: Sequence[
         keep_best=config.checkpoint.keep_best,
         keep_for_ever=run.keeps_for_ever,
         top1={row["step"]: row["top1"] for row in rows if row["phase"] == "evaluate"},
+    )
+
+
+def check_whole(saved: dict[str, Any], step: int, workdir: str) -> None:
+    """Raises UserError for a checkpoint of weights alone: one that was converted, or has recomputed statistics.
+
+    Args:
+      saved: its JSON item.
+      step: of the checkpoint.
+      workdir: where it lies.
+    """
+    if "source" in saved:
+        kind = f"converted from the file {saved['source'].get('file')}"
+    elif "recomputed_bn_images" in saved.get("progress", {}):
+        kind = "with recomputed batch-norm statistics"
+    else:
+        return
+    raise UserError(
+        f"{workdir}/checkpoints/{step} holds weights alone, {kind}, without the momentum that a run goes on with; it "
+        f"is left as it is. To start a run from these weights, give --config.init_from={workdir} and another "
+        "--workdir=DIR (configs/finetune.py takes the network and its preprocessing from there)."
     )
 
 
