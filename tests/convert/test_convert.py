@@ -214,8 +214,10 @@ def test_a_checkpoint_of_ours_becomes_a_file_of_torchvision(tmp_path, tiny_torch
 @pytest.mark.parametrize(
     "name",
     [
-        *("resnet34", "resnet152", "resnext101_64x4d", "wide_resnet50_2", "densenet161"),
-        *("vgg11", "vgg13_bn", "vgg16", "vgg19_bn"),
+        *("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "wide_resnet50_2", "wide_resnet101_2"),
+        *("resnext50_32x4d", "resnext101_32x8d", "resnext101_64x4d"),
+        *("densenet121", "densenet161", "densenet169", "densenet201"),
+        *("vgg11", "vgg13", "vgg16", "vgg19", "vgg11_bn", "vgg13_bn", "vgg16_bn", "vgg19_bn"),
     ],
 )
 def test_names_and_shapes_of_torchvision(torchvision, name):
