@@ -12,8 +12,8 @@ from jax import export
 from jaxtyping import Array, Float, UInt8
 
 from resnext_jax.checkpoint import locate, read_description, read_variables
-from resnext_jax.data.decode import center_crop
 from resnext_jax.data.imagenet_classes import readable
+from resnext_jax.data.one_image import USUAL, prepare
 from resnext_jax.errors import UserError, raise_all, unknown
 from resnext_jax.evaluate.classify import predict_step
 from resnext_jax.models import zoo
@@ -21,14 +21,6 @@ from resnext_jax.models.layers import Classifier
 from resnext_jax.ops.conv_choice import chip_of, resolver
 from resnext_jax.types import PyTree
 
-IMAGENET_PREPROCESSING = {
-    "image_size_px": 224,
-    "resize_px": 256,
-    "interpolation": "bicubic",
-    "crop": "random_sized",
-    "mean": (123.675, 116.28, 103.53),
-    "std": (58.395, 57.12, 57.375),
-}
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")  # what jax.export calls them
 
 
@@ -58,7 +50,7 @@ class Net:
           images: (batch, height, width, channel) on the scale 0..255, uint8 or float; normalised inside.
 
         Raises:
-          UserError: another number of dimensions or channels.
+          UserError: another number of dimensions or channels, no image, or no numbers.
         """
         return self._logits(self.variables, self._checked(images))
 
@@ -76,10 +68,13 @@ class Net:
         Args:
           classes: their number, or their names in label order.
           seed: of the classifier's weights.
+
+        Raises:
+          UserError: less than one class, or names that are not all different.
         """
-        if (isinstance(classes, int) and classes < 1) or (not isinstance(classes, int) and not classes):
-            raise UserError(f"with_head({classes!r}): a classifier needs 1 class or more.")
-        names = [f"class {index}" for index in range(classes)] if isinstance(classes, int) else classes
+        names = _numbered(classes) if isinstance(classes, int) else classes
+        if isinstance(names, str) or not names or len(set(names)) != len(names):
+            raise UserError(f"with_head({classes!r}): give the number of classes, 1 or more, or a list of their names.")
         old = self.variables["params"]["classifier"]["kernel"]
         head = Classifier(len(names)).init(jax.random.key(seed), jnp.zeros((1, old.shape[0])))["params"]
         variables = {**self.variables, "params": {**self.variables["params"], "classifier": head}}
@@ -109,10 +104,16 @@ class Net:
           image_size_px: of the images; by default that of the weights.
 
         Raises:
-          UserError: an unknown platform, or the file cannot be written.
+          UserError: an unknown platform, a size that is not positive, or the file cannot be written.
         """
-        platforms = tuple(platforms) or (export.default_export_platform(),)
-        raise_all([unknown("platform", name, PLATFORMS) for name in platforms if name not in PLATFORMS])
+        platforms = (platforms,) if isinstance(platforms, str) else tuple(platforms)
+        platforms = platforms or (export.default_export_platform(),)
+        problems = [unknown("platform", name, PLATFORMS) for name in platforms if name not in PLATFORMS]
+        sizes = {"batch_size": batch_size, "image_size_px": image_size_px}
+        problems += [
+            f"{name}={size} must be 1 or more." for name, size in sizes.items() if size is not None and size < 1
+        ]
+        raise_all(problems)
         if platforms[0] == export.default_export_platform():
             model = self.model
         else:
@@ -129,17 +130,15 @@ class Net:
         except OSError as error:
             raise UserError(f"{path} cannot be written: {error.strerror}. Give the path of a new file.") from None
 
-    def preprocess(self, image: UInt8[np.ndarray, "height width channel"]) -> UInt8[np.ndarray, "1 size size channel"]:
+    def preprocess(self, image: UInt8[np.ndarray, "height width *channel"]) -> UInt8[np.ndarray, "1 size size channel"]:
         """One decoded image of any size as a batch of one, prepared as for the evaluation that belongs to the weights.
 
-        RGB becomes grey where the network wants one channel.
+        RGB becomes grey where the network wants one channel, and grey RGB where it wants three.
+
+        Raises:
+          UserError: another shape or dtype.
         """
-        data = self.config["data"]
-        if image.shape[-1] == 3 and len(data["mean"]) == 1:
-            image = np.round(image @ np.array([[0.299], [0.587], [0.114]])).astype(np.uint8)
-        # A data set without a crop has nothing but its own size: the whole short side is kept.
-        resize_px = data["image_size_px"] if data["crop"] == "none" else data["resize_px"]
-        return center_crop(image, data["image_size_px"], resize_px, data.get("interpolation", "bicubic"))[None]
+        return prepare(image, self.config["data"])
 
     def _checked(self, images: Array | np.ndarray) -> Array:
         images = jnp.asarray(images)
@@ -149,6 +148,8 @@ class Net:
                 f"images of shape {tuple(images.shape)}: this network takes (batch, height, width, {channels}) on the "
                 "scale 0..255. Add a batch dimension (images[None]), or bring the channels last."
             )
+        if 0 in images.shape:
+            raise UserError(f"images of shape {tuple(images.shape)}: there is nothing in them. Give one image or more.")
         return images
 
 
@@ -178,20 +179,28 @@ def load(path: str, *, raw: bool = False) -> Net:
     return Net(model, read_variables(checkpoint, sharding, raw=raw), config, readable(class_names))
 
 
-def build(name: str, *, num_classes: int = 1000, seed: int = 0, compute_dtype: str = "float32") -> Net:
-    """A network of the zoo with fresh weights and ImageNet preprocessing.
+def build(name: str, *, num_classes: int | None = None, seed: int = 0, compute_dtype: str = "float32") -> Net:
+    """A network of the zoo with fresh weights, and the preprocessing of the images that it was made for.
+
+    These are ImageNet's, CIFAR-10's for the networks with a CIFAR stem, and Fashion-MNIST's (28 px, grey) for the small
+    ones of the quickstart and the tests.
 
     Args:
       name: a row of `models.zoo.ARCHS`; see `list_models`.
-      num_classes: of the classifier.
+      num_classes: of the classifier; by default as many as those images have: 1000 or 10.
       seed: of the weights.
       compute_dtype: "float32" or "bfloat16".
 
     Raises:
-      UserError: there is no such row; the close matches are named.
+      UserError: there is no such row (the close matches are named), or less than one class.
     """
+    arch = zoo.select(name)
+    size_px, num_channels, usual_classes = zoo.usual_input(arch)
+    num_classes = usual_classes if num_classes is None else num_classes
+    if num_classes < 1:
+        raise UserError(f"num_classes={num_classes} must be 1 or more.")
     model = zoo.build_model(
-        zoo.select(name),
+        arch,
         num_classes,
         platform=jax.default_backend(),
         chip=chip_of(jax.local_devices()[0].device_kind),
@@ -199,11 +208,16 @@ def build(name: str, *, num_classes: int = 1000, seed: int = 0, compute_dtype: s
         compute_dtype=compute_dtype,
         bn_group_images=32,
     )
-    variables = jax.jit(partial(model.init, train=False))(jax.random.key(seed), jnp.zeros((1, 64, 64, 3)))
-    config = {"model": {"name": name}, "data": IMAGENET_PREPROCESSING}
-    return Net(model, variables, config, tuple(f"class {index}" for index in range(num_classes)))
+    images = jnp.zeros((1, 64, 64, num_channels))
+    variables = jax.jit(partial(model.init, train=False))(jax.random.key(seed), images)
+    config = {"model": {"name": name}, "data": dict(USUAL[size_px])}
+    return Net(model, variables, config, tuple(_numbered(num_classes)))
 
 
 def list_models() -> list[str]:
     """The names that `build` and `config.model.name` take."""
     return list(zoo.ARCHS)
+
+
+def _numbered(num_classes: int) -> list[str]:
+    return [f"class {index}" for index in range(num_classes)]

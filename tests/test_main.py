@@ -307,6 +307,19 @@ def test_other_classes_are_refused(refused, tmp_path):
         assert phrase in message
 
 
+@pytest.mark.parametrize(
+    ("overrides", "problem"),
+    [
+        (["--config.conv_impl=merge3"], "conv_impl='merge3' cannot merge 4 groups by 3"),
+        (["--config.conv_impl=nativ"], "unknown conv_impl 'nativ'. Did you mean 'native'?"),
+        (["--config.model.name=vgg11"], "images of 28x28 px are too small for this network: it takes 32 px"),
+    ],
+)
+def test_networks_that_cannot_be_leave_nothing_behind(refused, tmp_path, overrides, problem):
+    assert problem in refused(*tiny.ARGUMENTS, f"--workdir={tmp_path / 'run'}", *overrides)
+    assert not (tmp_path / "run").exists()
+
+
 def test_fields_that_do_not_fit_are_named_before_any_time_is_spent(refused, tmp_path):
     message = refused(
         *tiny.ARGUMENTS,

@@ -10,8 +10,10 @@ import pytest
 import tiny
 
 from resnext_jax import net as net_module
+from resnext_jax.data.one_image import USUAL, prepare
 from resnext_jax.errors import UserError
 from resnext_jax.models import zoo
+from resnext_jax.models.template import CIFAR_STEM, IMAGENET_STEM, SMALL_STEM, Arch
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +74,8 @@ def test_wrong_shapes(state_and_net):
             net(np.zeros(shape, np.uint8))
         with pytest.raises(UserError, match=r"scale 0\.\.255"):
             net.features(np.zeros(shape, np.uint8))
+    with pytest.raises(UserError, match=r"shape \(0, 28, 28, 1\): there is nothing in them"):
+        net(np.zeros((0, 28, 28, 1), np.uint8))
 
 
 def test_preprocess_colour_for_a_grey_network(state_and_net):
@@ -85,15 +89,49 @@ def test_preprocess_colour_for_a_grey_network(state_and_net):
         assert (batch == grey).all()
 
 
+@pytest.mark.parametrize(
+    ("stem", "shape", "mean", "num_classes"),
+    [
+        (IMAGENET_STEM, (1, 224, 224, 3), 255 * np.array([0.485, 0.456, 0.406]), 1000),
+        (CIFAR_STEM, (1, 32, 32, 3), [125.3, 123.0, 113.9], 10),
+        (SMALL_STEM, (1, 28, 28, 1), [72.94], 10),
+    ],
+)
+def test_build_prepares_images_as_the_network_was_made_for(monkeypatch, stem, shape, mean, num_classes):
+    monkeypatch.setitem(zoo.ARCHS, "row", Arch("basic", (1,), stem=stem, width=4))
+    net = net_module.build("row", seed=1)
+    images = net.preprocess(np.full((300, 400, 3), 200, np.uint8))
+    assert images.shape == shape
+    assert net(images).shape == (1, num_classes)
+    assert len(net.class_names) == num_classes
+    np.testing.assert_allclose(net.config["data"]["mean"], mean)
+    assert len(net.config["data"]["std"]) == shape[-1]
+
+
 def test_build():
     net = net_module.build("resnext11_4x2d_tiny", num_classes=7, seed=1)
-    images = net.preprocess(np.zeros((300, 400, 3), np.uint8))
-    assert images.shape == (1, 224, 224, 3)
-    assert net(images).shape == (1, 7)
+    assert net(np.zeros((1, 28, 28, 1), np.uint8)).shape == (1, 7)
     assert net.class_names[-1] == "class 6"
+    with pytest.raises(UserError, match="num_classes=0 must be 1 or more"):
+        net_module.build("resnext11_4x2d_tiny", num_classes=0)
     assert "resnext101_64x4d" in net_module.list_models()
     with pytest.raises(UserError, match=r"'resnext11_4x2d_tny'.*'resnext11_4x2d_tiny'"):
         net_module.build("resnext11_4x2d_tny")
+
+
+def test_grey_images_for_a_network_of_three_channels():
+    image = np.arange(32 * 32, dtype=np.uint32).reshape(32, 32).astype(np.uint8)
+    for grey in (image, image[..., None]):
+        np.testing.assert_array_equal(prepare(grey, USUAL[32]), np.stack([image] * 3, axis=-1)[None])
+
+
+@pytest.mark.parametrize(
+    "image",
+    [np.zeros((9, 9, 4), np.uint8), np.zeros((9, 9, 3)), np.zeros((1, 9, 9, 3), np.uint8), np.zeros((0, 9), np.uint8)],
+)
+def test_images_that_cannot_be_prepared(state_and_net, image):
+    with pytest.raises(UserError, match=r"an image of shape .* and dtype .* as uint8 in 0\.\.255"):
+        state_and_net[1].preprocess(image)
 
 
 def test_any_size_from_the_stride_of_the_last_stage_on(state_and_net):
@@ -119,9 +157,9 @@ def test_a_new_head_on_the_same_backbone(state_and_net, images):
     np.testing.assert_allclose(after["logits"], np.asarray(after["pooled"]) @ kernel, rtol=1e-4, atol=1e-5)
     assert net(images).shape == (3, 10)  # the net itself is as it was
     assert net.with_head(["cat", "dog"]).class_names == ("cat", "dog")
-    for none in (0, []):
-        with pytest.raises(UserError, match="1 class or more"):
-            net.with_head(none)
+    for wrong in (0, [], "cat", ["cat", "cat"]):
+        with pytest.raises(UserError, match="the number of classes, 1 or more, or a list of their names"):
+            net.with_head(wrong)
 
 
 SERVE = """
@@ -163,5 +201,7 @@ def test_export_for_others_and_mistakes(state_and_net, tmp_path):
     assert [(logits.shape, logits.dtype) for logits in exported.out_avals] == [((5, 10), np.float32)]
     with pytest.raises(UserError, match=r"unknown platform 'gpu'.*Known: cpu, cuda, rocm, tpu"):
         net.export(str(tmp_path / "x"), platforms=["gpu"])
+    with pytest.raises(UserError, match=r"batch_size=0 must be 1 or more\.\nimage_size_px=-1 must be 1 or more"):
+        net.export(str(tmp_path / "x"), platforms="cpu", batch_size=0, image_size_px=-1)
     with pytest.raises(UserError, match="cannot be written: No such file or directory"):
         net.export(str(tmp_path / "none" / "x"))

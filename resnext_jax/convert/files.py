@@ -1,11 +1,13 @@
 """Files of weights as arrays by name. Nothing in a file is ever executed."""
 
 import collections
+import contextlib
 import json
 import math
 import mmap
 import os
 import pickle
+import re
 import struct
 import warnings
 from collections.abc import Mapping, Sequence
@@ -130,13 +132,23 @@ def _read_torch(path: str) -> dict[str, np.ndarray]:
         AttributeError,
         OSError,
     ) as error:
-        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise UserError(
-            f"{path} cannot be read as tensors alone ({reason[:200]}). It is broken or cut short, or it holds objects "
-            "and code, which are never executed here. Fetch it again, or where you trust it save its weights by "
-            "themselves: torch.save(model.state_dict(), FILE)."
+            f"{path} cannot be read as tensors alone ({_reason(error)}). It is broken or cut short, or it holds "
+            "objects and code, which are never executed here. Fetch it again, or where you trust it save its weights "
+            "by themselves: torch.save(model.state_dict(), FILE)."
         ) from None
     return {name: _to_numpy(torch, path, name, tensor) for name, tensor in _state_dict(path, content).items()}
+
+
+def _reason(error: Exception) -> str:
+    """What PyTorch found, without its advice, which is to read the file in a way that executes it."""
+    text = str(error)
+    if named := re.search(r"GLOBAL ([\w.]+)", text):
+        return f"it names {named[1]}, which is no tensor"
+    if "weights_only" in text:
+        return "it is no table of tensors"
+    first = next((line for line in text.splitlines() if line.strip()), type(error).__name__)
+    return first[:200].partition(". ")[0]
 
 
 def _state_dict(path: str, content: Any) -> Mapping[str, Any]:
@@ -184,4 +196,6 @@ def write_torch(path: str, arrays: Mapping[str, np.ndarray]) -> None:
     try:
         torch.save(tensors, path)
     except (OSError, RuntimeError) as error:
-        raise UserError(f"{path} cannot be written: {error}. Give another --out=FILE.") from None
+        with contextlib.suppress(OSError):
+            os.remove(path)  # what there is of it
+        raise UserError(f"{path} cannot be written: {str(error).rstrip('.')}. Give another --out=FILE.") from None

@@ -45,7 +45,8 @@ def convert(
       The number of arrays of the checkpoint, and how their images are prepared.
 
     Raises:
-      UserError: the file is broken or belongs to another network, or `out` is taken; nothing is written.
+      UserError: the file is broken or belongs to another network, or `out` is taken or cannot be
+        written; nothing is written.
     """
     zoo.select(model)  # an unknown name is told before a large file is read
     if os.path.exists(os.path.join(out, DIRECTORY)):
@@ -84,7 +85,10 @@ def convert(
         "source": source,
     }
     state = TrainState(np.zeros((), np.int32), variables["params"], variables["batch_stats"], opt_state=())
-    checkpoints = Checkpoints(out, keep_newest=1, keep_best=0)
+    try:
+        checkpoints = Checkpoints(out, keep_newest=1, keep_best=0)
+    except OSError as error:
+        raise UserError(f"{out} cannot be written ({error.strerror}). Give another --out=DIR.") from None
     checkpoints.save(state, description, None)
     checkpoints.close()
     return len(entries), row

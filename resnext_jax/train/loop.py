@@ -23,7 +23,7 @@ from resnext_jax.train.preemption import Preemption
 from resnext_jax.train.profiling import Profiler
 from resnext_jax.train.recomputed import recompute_bn
 from resnext_jax.train.report import RECOMPUTED
-from resnext_jax.train.resume import check_resumable, claim, open_checkpoints
+from resnext_jax.train.resume import check_resumable, check_whole, claim, open_checkpoints
 from resnext_jax.train.step import all_finite
 from resnext_jax.train.validation import evaluate_all, show_progress
 from resnext_jax.train.window import open_window
@@ -59,6 +59,7 @@ def _train(
     try:
         train_source, validation_source = open_data(config, "train"), open_data(config, "validation")
         run = assemble(config, train_source.info, place)
+        run.state_shapes(place.mesh)  # a network that cannot be is known before anything is written
         report.prepare_workdir(workdir)
     except UserError as error:
         mistake = error
@@ -77,6 +78,7 @@ def _train(
         state, start_step, left = first_state(config, run, description["dataset"], place, say), 0, {}
     else:
         start_step, saved = newest, checkpoints.description(newest)
+        check_whole(saved, newest, workdir)
         same_classes(description["dataset"], saved["dataset"], workdir)
         state = checkpoints.restore(newest, run.state_shapes(place.mesh))
         check_resumable(description, saved, f"of step {newest} in {workdir}", allow=config.resume_changed, say=say)

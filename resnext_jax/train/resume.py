@@ -73,6 +73,27 @@ def open_checkpoints(config: ConfigDict, run: Run, workdir: str, rows: Sequence[
     )
 
 
+def check_whole(saved: dict[str, Any], step: int, workdir: str) -> None:
+    """Raises UserError for a checkpoint of weights alone: one that was converted, or has recomputed statistics.
+
+    Args:
+      saved: its JSON item.
+      step: of the checkpoint.
+      workdir: where it lies.
+    """
+    if "source" in saved:
+        kind = f"converted from the file {saved['source'].get('file')}"
+    elif "recomputed_bn_images" in saved.get("progress", {}):
+        kind = "with recomputed batch-norm statistics"
+    else:
+        return
+    raise UserError(
+        f"{workdir}/checkpoints/{step} holds weights alone, {kind}, without the momentum that a run goes on with; it "
+        f"is left as it is. To start a run from these weights, give --config.init_from={workdir} and another "
+        "--workdir=DIR (configs/finetune.py takes the network and its preprocessing from there)."
+    )
+
+
 def check_resumable(
     now: dict[str, Any], before: dict[str, Any], checkpoint: str, *, allow: bool, say: Callable[[str], None]
 ) -> None:

@@ -214,8 +214,10 @@ def test_a_checkpoint_of_ours_becomes_a_file_of_torchvision(tmp_path, tiny_torch
 @pytest.mark.parametrize(
     "name",
     [
-        *("resnet34", "resnet152", "resnext101_64x4d", "wide_resnet50_2", "densenet161"),
-        *("vgg11", "vgg13_bn", "vgg16", "vgg19_bn"),
+        *("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "wide_resnet50_2", "wide_resnet101_2"),
+        *("resnext50_32x4d", "resnext101_32x8d", "resnext101_64x4d"),
+        *("densenet121", "densenet161", "densenet169", "densenet201"),
+        *("vgg11", "vgg13", "vgg16", "vgg19", "vgg11_bn", "vgg13_bn", "vgg16_bn", "vgg19_bn"),
     ],
 )
 def test_names_and_shapes_of_torchvision(torchvision, name):
@@ -294,6 +296,15 @@ def test_wrong_models(refused, tiny_torchvision):
     assert "preresnet18 is none of torchvision's networks: final_bn has no name there" in text
     text = refused("torch7", "FILE", "--model=vgg11")
     assert "hold ResNets and ResNeXts" in text
+
+
+def test_a_directory_that_cannot_be_made(tmp_path, tiny_torchvision, capsys):
+    torch.save(tiny_torchvision("tiny_resnext").state_dict(), tmp_path / "net.pth")
+    out = tmp_path / "net.pth" / "out"
+    assert main(["torchvision", str(tmp_path / "net.pth"), "--model=tiny_resnext", f"--out={out}"]) == 2
+    text = capsys.readouterr().err
+    assert f"{out} cannot be written (Not a directory)" in text
+    assert "Give another --out=DIR" in text
 
 
 def test_published_weights_with_other_preprocessing_are_named(tmp_path, tiny_torchvision, monkeypatch, capsys):

@@ -82,9 +82,26 @@ def test_code_in_a_pickle_is_not_executed(tmp_path, kind):
     assert not marker.exists()
     assert "never executed" in text
     assert "torch.save(model.state_dict(), FILE)" in text
+    # Of a pickle of another protocol than its own, PyTorch does not say what stands in it.
+    assert ("it is no table of tensors" if kind == "plain pickle" else f"it names {os.mkdir.__module__}.mkdir") in text
+    for advice in ("weights_only", "safe_globals", "\x1b"):  # PyTorch's own, which would execute it
+        assert advice not in text
     if kind == "plain pickle":
         pickle.loads(path.read_bytes())  # the file does what it is meant to
         assert marker.exists()
+
+
+def test_a_network_saved_whole(tmp_path):
+    """Not its weights alone: the sentence names the class that would have to be run."""
+    torch.save(torch.nn.Linear(2, 3), tmp_path / "x.pth")
+    text = message(tmp_path / "x.pth")
+    assert "it names torch.nn.modules.linear.Linear" in text
+    assert "weights_only" not in text
+
+
+def test_a_file_that_cannot_be_written(tmp_path):
+    with pytest.raises(UserError, match=r"y\.pth cannot be written: .*none does not exist\. Give another --out=FILE"):
+        write_torch(str(tmp_path / "none" / "y.pth"), {"a": np.ones(2, np.float32)})
 
 
 @pytest.mark.parametrize("new_format", [True, False])

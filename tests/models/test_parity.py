@@ -116,6 +116,24 @@ def test_logits_features_gradients_and_statistics(torchvision, case, train):
 
 
 @pytest.mark.parametrize(
+    ("name", "make"),
+    [
+        ("resnet200", lambda: preactivated("bottleneck", (3, 24, 36, 3), 64, 1, 64)),
+        ("preresnet34", lambda: preactivated("basic", (3, 4, 6, 3), 64)),
+        *(("wrn28_10", lambda: wide(28, 10, 16)), ("wrn40_8", lambda: wide(40, 8, 16))),
+        ("densenet_bc100_12", lambda: densenet_bc(100, 12)),
+    ],
+)
+def test_whole_rows_have_the_arrays_of_the_independent_networks(name, make):
+    """Name for name and shape for shape, none left over on either side: what `variables` asserts."""
+    model = zoo.NETWORKS[type(zoo.ARCHS[name])](zoo.ARCHS[name], 10, resolver("native", "cpu"), 0)
+    theirs = make()
+    ours = theirs.variables(model, np.zeros((1, 32, 32, 3), np.float32))
+    count = sum(array.numel() for array in theirs.network.parameters())
+    assert sum(array.size for array in jax.tree.leaves(ours["params"])) == count
+
+
+@pytest.mark.parametrize(
     ("arch", "algorithms"),
     [
         # Channels in blocks around the grouped convolution of stage 3, of which the last 1x1 has no batch norm.

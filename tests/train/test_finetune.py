@@ -10,6 +10,7 @@ from PIL import Image
 
 import resnext_jax
 from resnext_jax import cli
+from resnext_jax.checkpoint import Checkpoints
 from resnext_jax.sharding import Place, make_mesh
 from resnext_jax.train.assemble import assemble
 from resnext_jax.train.finetune import fill_from_checkpoint, first_state
@@ -170,6 +171,32 @@ def test_mistakes_in_the_command(start, folder, capsys, monkeypatch, tmp_path):
         assert exit_.value.code == 2
         assert phrase in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("marks", "kind"),
+    [
+        ({"source": {"format": "torchvision", "file": "net.pth"}}, "converted from the file net.pth"),
+        ({"progress": {"recomputed_bn_images": 8}}, "with recomputed batch-norm statistics"),
+    ],
+)
+def test_training_where_weights_alone_lie(start, capsys, monkeypatch, tmp_path, marks, kind):
+    """Nothing can go on without momentum: the sentence says how to start from the weights, and all stays as it is."""
+    monkeypatch.chdir(tiny.ROOT)
+    checkpoints = Checkpoints(str(tmp_path), keep_newest=1, keep_best=0)
+    marks = dict(marks)
+    description = {**tiny.description(), "dataset": {"name": "folder", "class_names": list(CLASSES)}}
+    progress = marks.pop("progress", {})
+    checkpoints.save(start[1].replace(opt_state=()), description | marks, None, progress)
+    checkpoints.close()
+    before = tiny.digests(tmp_path)
+    with pytest.raises(SystemExit) as exit_:
+        run_main(*tiny.ARGUMENTS, f"--workdir={tmp_path}")
+    assert exit_.value.code == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"{tmp_path}/checkpoints/0 holds weights alone, {kind}" in said
+    assert f"--config.init_from={tmp_path} and another --workdir=DIR" in said
+    assert tiny.digests(tmp_path) == before
 
 
 def test_the_command_on_a_folder_of_grey_images(start, folder, capsys, monkeypatch, tmp_path):

@@ -1,0 +1,68 @@
+"""One image for one network, outside any data set: for prediction and for notebooks."""
+
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+
+from resnext_jax.data.decode import center_crop
+from resnext_jax.errors import UserError
+
+GREY_WEIGHTS = ((0.299,), (0.587,), (0.114,))
+
+# The fields of `config.data` for networks that were made for images of so many px: ImageNet's, CIFAR-10's and
+# Fashion-MNIST's, as in configs/common.py.
+USUAL: dict[int, dict[str, Any]] = {
+    224: {
+        "image_size_px": 224,
+        "resize_px": 256,
+        "interpolation": "bicubic",
+        "crop": "random_sized",
+        "mean": (123.675, 116.28, 103.53),
+        "std": (58.395, 57.12, 57.375),
+    },
+    32: {
+        "image_size_px": 32,
+        "resize_px": 32,
+        "interpolation": "bicubic",
+        "crop": "none",
+        "mean": (125.3, 123.0, 113.9),
+        "std": (63.0, 62.1, 66.7),
+    },
+    28: {
+        "image_size_px": 28,
+        "resize_px": 28,
+        "interpolation": "bicubic",
+        "crop": "none",
+        "mean": (72.94,),
+        "std": (90.02,),
+    },
+}
+
+
+def prepare(
+    image: UInt8[np.ndarray, "height width *channel"], data: dict[str, Any]
+) -> UInt8[np.ndarray, "1 size size channel"]:
+    """A batch of one, resized and cropped as evaluation does it.
+
+    Args:
+      image: grey (with or without a dimension of one channel) or RGB, of any size.
+      data: `config.data`; it has as many channels as `mean`. RGB becomes grey, or grey RGB, where the network wants it.
+
+    Raises:
+      UserError: another shape or dtype.
+    """
+    image = np.asarray(image)
+    image = image[..., None] if image.ndim == 2 else image
+    if image.ndim != 3 or image.shape[-1] not in (1, 3) or 0 in image.shape or image.dtype != np.uint8:
+        raise UserError(
+            f"an image of shape {image.shape} and dtype {image.dtype}: give one image, (height, width) or (height, "
+            "width, 1 or 3), as uint8 in 0..255. Of a file: np.asarray(PIL.Image.open(FILE).convert('RGB'))."
+        )
+    if image.shape[-1] == 3 and len(data["mean"]) == 1:
+        image = np.round(image @ np.array(GREY_WEIGHTS)).astype(np.uint8)
+    elif image.shape[-1] == 1 and len(data["mean"]) == 3:
+        image = np.repeat(image, 3, axis=-1)
+    # A data set without a crop has nothing but its own size: the whole short side is kept.
+    resize_px = data["image_size_px"] if data["crop"] == "none" else data["resize_px"]
+    return center_crop(image, data["image_size_px"], resize_px, data.get("interpolation", "bicubic"))[None]
