@@ -1,0 +1,59 @@
+"""The notebooks from top to bottom, as a kernel would run their cells; only with fewer steps of a smaller network."""
+
+import json
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+import tiny
+
+ROOT = pathlib.Path(__file__).parents[1]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+FEWER = (
+    (r"^STEPS = \d+", "STEPS = 20"),
+    (r"^FINETUNE_STEPS = \d+", "FINETUNE_STEPS = 10"),
+    (r"^EPOCHS = \d+", "EPOCHS = 0.4"),
+)
+START = 'f"--config=configs/{config}.py", '
+
+
+def code_of(notebook: pathlib.Path) -> str:
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    return "\n\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    """They train the same network: compiled once."""
+    return tiny.compilation_cache(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebook_runs_from_top_to_bottom(notebook, tmp_path, cache):
+    """In a copy of the repository: what it writes goes to `runs/` there."""
+    shutil.copytree(ROOT / "configs", tmp_path / "configs")
+    shutil.copy(ROOT / "main.py", tmp_path)
+    (tmp_path / "resnext_jax").symlink_to(ROOT / "resnext_jax")
+    code, changes = code_of(notebook), 0
+    for pattern, fewer in FEWER:
+        code, count = re.subn(pattern, fewer, code, flags=re.MULTILINE)
+        changes += count
+    assert changes, "it trains for its full time"
+    assert START in code
+    code = code.replace(START, START + '"--config.model.name=resnext11_4x2d_tiny", ')
+    script = "import matplotlib; matplotlib.use('agg')\n" + code + "\nprint('figures:', len(plt.get_fignums()))\n"
+    (tmp_path / "notebook.py").write_text(script)
+    result = subprocess.run(
+        [sys.executable, "notebook.py"],
+        cwd=tmp_path,
+        env={**os.environ, "JAX_NUM_CPU_DEVICES": "1", **cache},
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert re.search(r"figures: [1-9]", result.stdout)
