@@ -147,7 +147,8 @@ def table(study: Study, name: str, results: Sequence[Result], seeds: Sequence[in
         line += [duration(statistics.fmean(one.train_s for one in made)) if made else ""]
         lines.append(line)
     missing = [f"{result.row.name} seed {seed}" for result in results for seed in result.missing]
-    note = f"**Not complete**: {len(missing)} runs are missing: {', '.join(missing)}." if missing else "Complete."
+    count = f"{len(missing)} runs are" if len(missing) > 1 else "1 run is"
+    note = f"**Not complete**: {count} missing: {', '.join(missing)}." if missing else "Complete."
     words = (
         "Errors in % on the validation images at the last step, mean ± standard error over the runs; `best epoch` is\n"
         "the smallest of any epoch. Multiply-adds of one image. Time and images/s are of the training steps alone."

@@ -25,11 +25,7 @@ def main(study: Study, description: str | None) -> None:
     can mend, 130 after Ctrl-C.
     """
     parser = parser_of(study.name, {name: scale.takes for name, scale in study.scales.items()}, description)
-    parser.add_argument("--data_dir", help="where the images lie; by default the data set's usual places")
-    parser.add_argument("--seeds", help="of the runs of each row: 0,1,2")
-    parser.add_argument("--rows", default="", help="only these are made, by name: A,B; the table has all")
-    parser.add_argument("--run", action="store_true", help="full scale: make the runs here, print no commands")
-    parser.add_argument("--collect", action="store_true", help="make nothing, collect what is there")
+    add_flags(parser)
     end(partial(execute, study, parser.parse_args()))
 
 
@@ -60,6 +56,15 @@ def parser_of(experiment: str, takes: Mapping[str, str], description: str | None
     parser.add_argument("--scale", default="tiny", metavar="|".join(takes), help=f"{scales} (default tiny)")
     parser.add_argument("--out", help=f"the results folder, or gs://... (default runs/{experiment}_<scale>)")
     return parser
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags of experiments that train."""
+    parser.add_argument("--data_dir", help="where the images lie; by default the data set's usual places")
+    parser.add_argument("--seeds", help="of the runs of each row: 0,1,2")
+    parser.add_argument("--rows", default="", help="only these are made, by name: A,B; the table has all")
+    parser.add_argument("--run", action="store_true", help="full scale: make the runs here, print no commands")
+    parser.add_argument("--collect", action="store_true", help="make nothing, collect what is there")
 
 
 def execute(study: Study, arguments: argparse.Namespace) -> int:

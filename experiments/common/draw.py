@@ -53,7 +53,9 @@ def final_errors(axes: Any, results: Sequence[Result], title: str, column: str =
             axes.annotate(f"{mean:.2f}", (position + 0.08, mean), **style)
         if column in result.row.published and not result.row.like:
             axes.plot(position, result.row.published[column], "x", color="black")
-    axes.set_xticks(range(len(results)), [result.row.name.replace(", ", "\n") for result in results], fontsize=8)
+    names = [result.row.name for result in results]
+    breaks = ", " if any(", " in name for name in names) else " "
+    axes.set_xticks(range(len(results)), [name.replace(breaks, "\n") for name in names], fontsize=8)
     axes.set_xlim(-0.5, len(results) - 0.3)
     if any(result.row.published and not result.row.like for result in results):
         axes.plot([], [], "x", color="black", label="published")
@@ -126,6 +128,7 @@ def by_parameters(figure: Any, results: Sequence[Result]) -> None:
             for result, (mean, _) in zip(rows, pairs, strict=True):
                 name = result.row.name.partition(",")[0]
                 axes.annotate(name, (result.params / 1e6, mean), xytext=(4, 5), textcoords="offset points", fontsize=8)
+        axes.margins(x=0.12)
         _label(axes, "parameters (M)", data)
         axes.legend(frameon=False, fontsize=8)
 

@@ -15,7 +15,7 @@ from experiments.common.study import Evaluation, Row, Scale, Study
 # Top-1 and top-5 errors of Table 5 in %: at 224 px, at 320 px; multi-scale from the text below it.
 FULL = [
     Row(
-        "ResNet-200",
+        "ResNet-200 1x64d",
         "resnet200",
         published={"top-1": 21.7, "top-5": 5.8, "320 px top-1": 20.1, "320 px top-5": 4.8},
     ),
