@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import runpy
 import shlex
 import signal
 import subprocess
@@ -248,7 +249,7 @@ def test_every_figure_has_something_on_it(name, tmp_path):
         metrics(Path(run.workdir), np.linspace(0.5, 0.8 + 0.001 * index, num_epochs))
         for evaluation in scale.evaluations:
             kept = {"fields": dict(evaluation.fields), "top1": 0.81, "top5": 0.9}
-            Path(f"{run.workdir}.{evaluation.slug}.json").write_text(json.dumps(kept))
+            (Path(run.workdir) / f"evaluation_{evaluation.slug}.json").write_text(json.dumps(kept))
     files.write_whole(files.epath.Path(tmp_path / files.MARK), json.dumps({"experiment": name, "scale": "tiny"}))
     assert execute(STUDIES[name], tmp_path, "--collect") == 0
     assert (tmp_path / "table.md").read_text().endswith("\nComplete.\n")
@@ -322,10 +323,11 @@ def test_killed_resumed_skipped_and_refused(tmp_path, one_device, monkeypatch, c
     assert "**Not complete**: 1 run is missing: broken seed 0." in said.out
 
 
-def test_ctrl_c_ends_at_once_and_says_how_to_go_on(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_ends_at_once_and_says_how_to_go_on(tmp_path, number):
     process = start(tmp_path)
     wait_for(lambda: (tmp_path / "out" / "one_seed0.log").exists(), process)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130
     assert said.splitlines()[-1].startswith("interrupted; what is done stays done, and this goes on with the rest: ")
@@ -387,10 +389,30 @@ def test_rows_are_chosen_by_name_or_slug():
     assert names == ["ResNet-50 1x64d", "ResNeXt-101 32x4d"]
 
 
-@pytest.mark.parametrize("name", ["table3_cardinality", "table2_complexity", "step_times"])
-def test_help(name):
-    script = tiny.ROOT / "experiments" / name / "run.py"
-    process = subprocess.run([sys.executable, script, "--help"], cwd="/", capture_output=True, text=True, check=False)
+@pytest.mark.parametrize("name", [*STUDIES, "table2_complexity", "step_times"])
+def test_help(name, monkeypatch, capsys):
+    script = str(tiny.ROOT / "experiments" / name / "run.py")
+    monkeypatch.setattr(sys, "argv", [script, "--help"])
+    with pytest.raises(SystemExit) as caught:
+        runpy.run_path(script, run_name="__main__")
+    assert caught.value.code == 0
+    printed = capsys.readouterr().out
+    assert f"python experiments/{name}/run.py --scale=" in printed
+    assert "--out" in printed
+
+
+def test_the_command_from_anywhere(tmp_path):
+    """In a process of its own, that of the experiment without training."""
+    script = tiny.ROOT / "experiments" / "table2_complexity" / "run.py"
+    command_line = [sys.executable, script, "--scale=tiny", "--out=results"]
+    process = subprocess.run(command_line, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert process.returncode == 0, process.stderr
-    assert "--scale" in process.stdout
-    assert "--out" in process.stdout
+    rows = json.loads((tmp_path / "results" / "results.json").read_text())["rows"]
+    assert [row["block_weights"] for row in rows] == [17408, 17440, 17472, 17864, 17536]
+    assert (tmp_path / "results" / "figure.png").stat().st_size > 5000
+    process = subprocess.run(
+        [*command_line[:2], "--scale=full", "--out=results"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert process.returncode == 2
+    assert "not of table2_complexity --scale=full" in process.stderr
+    assert "Traceback" not in process.stderr

@@ -2,6 +2,7 @@
 
 import argparse
 import shlex
+import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -22,7 +23,7 @@ def main(study: Study, description: str | None) -> None:
     """Runs the command of an experiment and exits.
 
     Status: 0 when the table is complete or the commands are printed, 1 where runs failed, 2 for a mistake that the user
-    can mend, 130 after Ctrl-C.
+    can mend, 130 after Ctrl-C or SIGTERM.
     """
     parser = parser_of(study.name, {name: scale.takes for name, scale in study.scales.items()}, description)
     add_flags(parser)
@@ -31,6 +32,8 @@ def main(study: Study, description: str | None) -> None:
 
 def end(do: Callable[[], int]) -> None:
     """Does it, and exits with its status: without a traceback for a mistake of the user, or Ctrl-C."""
+    # As Ctrl-C: were we gone at once, a run that is saving its step would be killed in the middle.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     jax.config.update("jax_platforms", "cpu")  # nothing is computed in this process, and a TPU has room for one alone
     try:
         status = do()

@@ -24,7 +24,7 @@ FREE = (
     *("conv_impl", "accumulation_steps", "debug_nans", "resume_changed"),
 )
 LAST_LINES = 6  # of the log of a run that failed
-SAVE_S = 20.0  # for a run to save its step, when it is told to end
+SAVE_S = 60.0  # for a run to save its step, when it is told to end
 Say = Callable[[str], None]
 
 
@@ -116,7 +116,7 @@ def evaluate(
     Returns:
       The row; what to read, where the evaluation failed; None where it is not there and not to be made.
     """
-    kept = epath.Path(f"{run.workdir}.{evaluation.slug}.json")
+    kept = epath.Path(run.workdir) / f"evaluation_{evaluation.slug}.json"
     fields = json.loads(json.dumps(dict(evaluation.fields)))
     if kept.exists():
         found = json.loads(kept.read_text())
