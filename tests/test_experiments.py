@@ -1,5 +1,6 @@
 """The experiments: their rows against the paper's tables, and a small one that is trained, killed and resumed."""
 
+import argparse
 import importlib
 import json
 import os
@@ -259,6 +260,40 @@ def test_every_figure_has_something_on_it(name, tmp_path):
     for color in draw.COLORS[: min(2, len(scale.rows))]:
         rgb = [int(color[at : at + 2], 16) for at in (1, 3, 5)]
         assert (np.abs(picture - np.array(rgb)).max(-1) < 8).sum() > 30, color
+
+
+def test_step_times_beside_resnet101(tmp_path, monkeypatch, capsys):
+    """Batches of 8 at 10, 8 and 4 images/s take 0.8, 1 and 2 s. One that failed is made at the next start, alone."""
+    step_times = importlib.import_module("experiments.step_times.run")
+    images_per_s, started = {"resnet101": 10.0, "resnext101_32x4d": 8.0, "resnext101_64x4d": 4.0}, []
+
+    def start(words, log):
+        (config,) = [word for word in words if word.startswith("--config=")]
+        network = Path(config).stem
+        started.append(network)
+        if network == "resnext101_32x4d" and started.count(network) == 1:
+            log.write_text("Killed")
+            return 137
+        line = json.dumps({"device": "abacus", "batch_size": 8, "train": {"ours": images_per_s[network]}})
+        log.write_text(f"some words\n{line}\n")
+        return 0
+
+    monkeypatch.setattr(runs, "start", start)
+    arguments = argparse.Namespace(scale="tiny", out=str(tmp_path / "out"), run=False)
+    assert step_times.execute(arguments) == command.FAILED_STATUS
+    said = capsys.readouterr()
+    assert "resnext101_32x4d: failed (status 137)" in said.err
+    assert "missing" in said.out
+    assert step_times.execute(arguments) == 0
+    assert started == ["resnet101", "resnext101_32x4d", "resnext101_64x4d", "resnext101_32x4d"]
+    table = capsys.readouterr().out
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines() if "| res" in line]
+    assert cells == [
+        ["resnet101", "0.70 s", "1.00", "0.80", "1.00"],
+        ["resnext101_32x4d", "0.95 s", "1.36", "1.00", "1.25"],
+        ["resnext101_64x4d", "1.70 s", "2.43", "2.00", "2.50"],
+    ]
+    assert "on abacus" in table
 
 
 # --------------------------------------------------------------------------------------------- Runs, really trained

@@ -35,7 +35,7 @@ def is_done(run: Run) -> bool:
       UserError: it was made with another recipe.
     """
     same_recipe(run)
-    rows = [row for row in read_metrics(run.workdir) if row["phase"] == "evaluate"]
+    rows = evaluations(run)
     if not rows:
         return False
     step, epoch, config = rows[-1]["step"], rows[-1]["epoch"], run.config()
@@ -43,6 +43,11 @@ def is_done(run: Run) -> bool:
         return step == config.num_steps
     # The last step is that whose epoch is nearest to the end; a step is epoch / step of an epoch.
     return abs(epoch - config.num_epochs) <= 0.51 * epoch / step
+
+
+def evaluations(run: Run) -> list[dict[str, Any]]:
+    """The rows of its evaluations so far."""
+    return [row for row in read_metrics(run.workdir) if row["phase"] == "evaluate"]
 
 
 def same_recipe(run: Run) -> None:
@@ -75,7 +80,7 @@ def make(runs: Sequence[Run], data_dir: str | None, logs: Path, say: Say) -> dic
       runs: all of them.
       data_dir: of the images; None for the usual places.
       logs: the folder for what the runs print.
-      say: takes a line, or with `end=""` the beginning of one.
+      say: takes a line.
 
     Returns:
       Of each run that failed its name, and what to read.
@@ -87,18 +92,14 @@ def make(runs: Sequence[Run], data_dir: str | None, logs: Path, say: Say) -> dic
     for number, run in enumerate(left):
         print(f"[{number + 1}/{len(left)}] {run.name} ... ", end="", file=sys.stderr, flush=True)
         start_s = time.monotonic()
-        words = [
-            "main.py",
-            *run.flags,
-            f"--workdir={run.workdir}",
-            *(flags_of({"data.dir": data_dir}) if data_dir else []),
-        ]
+        images = flags_of({"data.dir": data_dir}) if data_dir else []
+        words = ["main.py", *run.flags, f"--workdir={run.workdir}", *images]
         log = logs / f"{Path(run.workdir).name}.log"
         status = start(words, log)
         took_s = time.monotonic() - start_s
         spent_s += took_s
         if status == 0 and is_done(run):
-            error = 100 * (1 - [row for row in read_metrics(run.workdir) if row["phase"] == "evaluate"][-1]["top1"])
+            error = 100 * (1 - evaluations(run)[-1]["top1"])
             rest = len(left) - number - 1
             eta = f", ETA {duration(spent_s / (number + 1) * rest)}" if rest else ""
             say(f"{duration(took_s)}, top-1 error {error:.2f} %{eta}")
