@@ -233,7 +233,7 @@ def test_table_of_made_up_runs(tmp_path):
     # Errors 20 and 18: mean 19, deviation sqrt(2), / sqrt(2) = 1. Best 10 and 18. 640 images at 40/s.
     assert cells[2] == "50 layers"
     assert cells[5:] == ["23.9", "19.00 ± 1.00", "14.00 ± 4.00", "2 of 2", "40", "0:16", ""]
-    assert "**Not complete**: 2 runs are missing: b seed 0, b seed 1." in table
+    assert "**Not complete**: 2 runs are missing: b seed 0; b seed 1." in table
     assert "Complete." not in table
     result = json.loads((tmp_path / "results.json").read_text())
     assert not result["complete"]
@@ -354,7 +354,7 @@ def test_killed_resumed_skipped_and_refused(tmp_path, one_device, monkeypatch, c
     assert execute(broken, out) == command.FAILED_STATUS
     said = capfd.readouterr()
     assert f"failed (status 2); the end of {out / 'broken_seed0.log'}:" in said.err
-    assert "num_steps=-1 must be positive" in said.err
+    assert "error: num_steps=-1 must be positive" in said.err
     assert "**Not complete**: 1 run is missing: broken seed 0." in said.out
 
 

@@ -148,7 +148,7 @@ def table(study: Study, name: str, results: Sequence[Result], seeds: Sequence[in
         lines.append(line)
     missing = [f"{result.row.name} seed {seed}" for result in results for seed in result.missing]
     count = f"{len(missing)} runs are" if len(missing) > 1 else "1 run is"
-    note = f"**Not complete**: {count} missing: {', '.join(missing)}." if missing else "Complete."
+    note = f"**Not complete**: {count} missing: {'; '.join(missing)}." if missing else "Complete."
     words = (
         "Errors in % on the validation images at the last step, mean ± standard error over the runs; `best epoch` is\n"
         "the smallest of any epoch. Multiply-adds of one image. Time and images/s are of the training steps alone."

@@ -83,7 +83,7 @@ def execute(study: Study, arguments: argparse.Namespace) -> int:
         if in_bucket(out) or not Path(out).exists():
             return 0
     elif not arguments.collect:
-        say(f"{study.title}, --scale={arguments.scale}: {len(made_here)} runs, {scale.takes}")
+        say(f"{study.title}, --scale={arguments.scale}: {len(made_here)} of {len(all_runs)} runs, {scale.takes}")
         say(f"results in {out}, the output of every run beside it in *.log")
     files.claim_folder(out, study.name, arguments.scale)
     # A bucket holds runs and results; what processes print stays on this machine.

@@ -23,7 +23,7 @@ FREE = (
     *("log.", "checkpoint.", "watch.", "evaluate.", "data.dir", "data.num_threads", "data.on_bad_image"),
     *("conv_impl", "accumulation_steps", "debug_nans", "resume_changed"),
 )
-LAST_LINES = 6  # of the log of a run that failed
+LAST_LINES, MOST_LINES = 6, 30  # of the log of a run that failed
 SAVE_S = 60.0  # for a run to save its step, when it is told to end
 Say = Callable[[str], None]
 
@@ -169,6 +169,9 @@ def failed(status: int, log: Path) -> str:
     """What became of a run, with the end of its log."""
     if status == PREEMPTED_STATUS:
         return f"preempted; run the command again. Its log: {log}"
-    lines = log.read_text(errors="replace").splitlines()[-LAST_LINES:] if log.exists() else []
+    lines = log.read_text(errors="replace").splitlines()[-MOST_LINES:] if log.exists() else []
+    # An instruction is shown from its beginning on.
+    errors = [number for number, line in enumerate(lines) if line.startswith("error: ")]
+    lines = lines[errors[-1] if errors else -LAST_LINES :]
     what = "ended without its last evaluation" if status == 0 else f"failed (status {status})"
     return "\n    ".join([f"{what}; the end of {log}:", *lines])
