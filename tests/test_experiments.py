@@ -417,6 +417,18 @@ def test_mistakes(tmp_path, flags, problem):
     assert not (tmp_path / "out").exists()
 
 
+def test_paths_are_meant_where_the_command_was_typed(tmp_path, monkeypatch):
+    """The runs are started in the repository."""
+    started = []
+    monkeypatch.setattr(runs, "start", lambda words, log: started.append(words) or 2)
+    monkeypatch.chdir(tmp_path)
+    assert execute(study_of(Row("one", "quickstart", FIELDS)), "out", "--data_dir=images") == command.FAILED_STATUS
+    assert f"--workdir={tmp_path}/out/one_seed0" in started[0]
+    assert f"--config.data.dir={tmp_path}/images" in started[0]
+    assert files.folder_of("gs://bucket/out", "", "") == "gs://bucket/out"
+    assert files.folder_of(None, "two_steps", "tiny") == str(tiny.ROOT / "runs" / "two_steps_tiny")
+
+
 def test_rows_are_chosen_by_name_or_slug():
     names = [
         row.name for row in chosen(STUDIES["table3_cardinality"], "full", ["ResNet-50 1x64d", "resnext_101_32x4d"])

@@ -11,7 +11,7 @@ from pathlib import Path
 import jax
 
 from experiments.common import collect, files, runs
-from experiments.common.study import ROOT, Run, Study, chosen, flags_of, runs_of
+from experiments.common.study import ROOT, Evaluation, Run, Study, chosen, flags_of, runs_of
 from resnext_jax.errors import INTERRUPTED_STATUS, UserError, report_error
 from resnext_jax.files import in_bucket
 from resnext_jax.progress import say
@@ -65,7 +65,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     """The flags of experiments that train."""
     parser.add_argument("--data_dir", help="where the images lie; by default the data set's usual places")
     parser.add_argument("--seeds", help="of the runs of each row: 0,1,2")
-    parser.add_argument("--rows", default="", help="only these are made, by name: A,B; the table has all")
+    parser.add_argument("--rows", default="", help="only these are made: resnet_50,resnext_50_32x4d; the table has all")
     parser.add_argument("--run", action="store_true", help="full scale: make the runs here, print no commands")
     parser.add_argument("--collect", action="store_true", help="make nothing, collect what is there")
 
@@ -75,6 +75,7 @@ def execute(study: Study, arguments: argparse.Namespace) -> int:
     wanted = chosen(study, arguments.scale, [name for name in arguments.rows.split(",") if name])
     scale, seeds = study.scales[arguments.scale], seeds_of(arguments.seeds) or list(study.scales[arguments.scale].seeds)
     out = files.folder_of(arguments.out, study.name, arguments.scale)
+    data_dir = files.absolute(arguments.data_dir) if arguments.data_dir else None
     all_runs = runs_of(scale, out, seeds)
     made_here = [run for run in all_runs if run.row in wanted]
     prints = scale.on_pod and not arguments.run and not arguments.collect
@@ -88,12 +89,12 @@ def execute(study: Study, arguments: argparse.Namespace) -> int:
     files.claim_folder(out, study.name, arguments.scale)
     # A bucket holds runs and results; what processes print stays on this machine.
     logs = ROOT / "runs" / f"{study.name}_{arguments.scale}" if in_bucket(out) else Path(out)
-    failures = {} if prints or arguments.collect else runs.make(made_here, arguments.data_dir, logs, say)
+    failures = {} if prints or arguments.collect else runs.make(made_here, data_dir, logs, say)
 
     done = [run for run in all_runs if runs.is_done(run)]
     if prints and not done:
         return 0
-    others, wrong = other_evaluations(study, arguments, done, logs, makes=not (prints or arguments.collect))
+    others, wrong = other_evaluations(scale.evaluations, done, data_dir, logs, makes=not (prints or arguments.collect))
     failures |= wrong
     results = [
         collect.result_of(
@@ -122,15 +123,15 @@ def seeds_of(text: str | None) -> list[int]:
 
 
 def other_evaluations(
-    study: Study, arguments: argparse.Namespace, done: Sequence[Run], logs: Path, *, makes: bool
+    evaluations: Sequence[Evaluation], done: Sequence[Run], data_dir: str | None, logs: Path, *, makes: bool
 ) -> tuple[dict[str, dict[str, float]], dict[str, str]]:
     """The other evaluations of the runs that are done, those on file or made now: errors by workdir, and failures."""
     errors: dict[str, dict[str, float]] = {}
     failures: dict[str, str] = {}
-    for evaluation in study.scales[arguments.scale].evaluations:
+    for evaluation in evaluations:
         for run in done:
             log = logs / f"{Path(run.workdir).name}.{evaluation.column.replace(' ', '_')}.log"
-            found = runs.evaluate(run, evaluation, arguments.data_dir, log, makes=makes)
+            found = runs.evaluate(run, evaluation, data_dir, log, makes=makes)
             if isinstance(found, str):
                 failures[f"{run.name} {evaluation.column}"] = found
                 say(f"{run.name} {evaluation.column}: {found}")

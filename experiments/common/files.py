@@ -16,10 +16,13 @@ MARK = "experiment.json"
 
 
 def folder_of(out: str | None, experiment: str, scale: str) -> str:
-    """The results folder: as given from where the command was typed, or in runs/ of the repository."""
-    if not out:
-        return str(ROOT / "runs" / f"{experiment}_{scale}")
-    return out if in_bucket(out) else str(Path(out).expanduser().absolute())
+    """The results folder: the one given, or in runs/ of the repository."""
+    return absolute(out) if out else str(ROOT / "runs" / f"{experiment}_{scale}")
+
+
+def absolute(path: str) -> str:
+    """A path as it is meant where the command was typed; the runs are started in the repository."""
+    return path if in_bucket(path) else str(Path(path).expanduser().absolute())
 
 
 def claim_folder(out: str, experiment: str, scale: str) -> None:
