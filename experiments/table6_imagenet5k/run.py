@@ -39,7 +39,7 @@ STUDY = Study(
     name="table6_imagenet5k",
     title="Table 6, ImageNet-5K (top-1 and top-5 are 5K-way)",
     scales={
-        "tiny": small.tiny(HALVES, "11 and 20 layers on 15,000 images, about 15 minutes on two cores", num_epochs=3.0),
+        "tiny": small.tiny(HALVES, "11 and 20 layers on 15,000 images, about 10 minutes on two cores", num_epochs=3.0),
         "small": small.small(HALVES, "11 and 20 layers on 60,000 images, hours on a CPU, minutes on a GPU"),
         "full": Scale(
             FULL,
