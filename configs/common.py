@@ -39,7 +39,7 @@ def base() -> ConfigDict:
 
     config.model = ConfigDict()
     config.model.name = ""  # a row of models.zoo.ARCHS; empty: by the numbers below
-    config.model.family = "imagenet"  # imagenet | cifar
+    config.model.family = "imagenet"  # imagenet | cifar | small
     config.model.depth = 50
     config.model.cardinality = 32
     config.model.bottleneck_width = 4

@@ -27,21 +27,22 @@ from resnext_jax.models.complexity import Counts, products, stem_together
 
 
 class Complexity:
-    """What a row of the zoo costs for one image.
+    """What a network costs for one image.
 
     Attributes:
-      name: of the row.
+      name: of its row in the zoo, or what it is called.
       image_size_px: height and width of the image.
       products: every convolution and matrix product.
       params: the number of parameters by place.
     """
 
-    def __init__(self, name: str, image_size_px: int | None = None):
-        """Traces the row; raises UserError where it does not take images of this size."""
-        usual_px, channels, classes = zoo.usual_input(zoo.ARCHS[name])
+    def __init__(self, name: str, image_size_px: int | None = None, arch: zoo.Row | None = None):
+        """Traces the row, or `arch`; raises UserError where it does not take images of this size."""
+        arch = zoo.ARCHS[name] if arch is None else arch
+        usual_px, channels, classes = zoo.usual_input(arch)
         self.name, self.image_size_px = name, usual_px if image_size_px is None else image_size_px
         model = zoo.build_model(
-            zoo.ARCHS[name],
+            arch,
             classes,
             platform="cpu",
             conv_impl="native",  # the others are the same mathematics in other operations
@@ -63,6 +64,11 @@ class Complexity:
         depth = len(place)
         params = sum(size for path, size in self.params.items() if path[:depth] == place)
         return sum((found.counts for found in self.products if found.place[:depth] == place), start=Counts(params))
+
+    def weights(self, *place: str) -> int:
+        """The weights of convolutions and classifier in a part: its parameters without batch norms and biases."""
+        depth = len(place)
+        return sum(size for path, size in self.params.items() if path[:depth] == place and path[-1] == "kernel")
 
     def size_px(self, part: str) -> tuple[int, ...] | None:
         """Height and width of what the last convolution of a part puts out; None where there is no convolution."""
@@ -123,9 +129,7 @@ def stage_table(result: Complexity) -> Iterator[str]:
         line += f"{counts.activations / 1e6:>11.2f} M"
         if blocks:
             block = result.of(part, blocks[-1])
-            weights = sum(
-                size for path, size in result.params.items() if path[:2] == (part, blocks[-1]) and path[-1] == "kernel"
-            )
+            weights = result.weights(part, blocks[-1])
             line += f"   1 of {len(blocks)}: {weights / 1e3:,.1f} k weights, {block.multiply_adds / 1e9:.3f} G"
         yield line
 

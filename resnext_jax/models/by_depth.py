@@ -1,7 +1,7 @@
 """The template by numbers: a depth, a cardinality, a width."""
 
 from resnext_jax.errors import UserError, unknown
-from resnext_jax.models.template import CIFAR_STEM, IMAGENET_STEM, Arch, Block
+from resnext_jax.models.template import CIFAR_STEM, IMAGENET_STEM, SMALL_STEM, Arch, Block
 
 # Blocks per stage by depth (Table 1; He et al. 2015, Table 1). Below 50 layers the block is the basic one.
 IMAGENET_BLOCKS: dict[int, tuple[Block, tuple[int, ...]]] = {
@@ -12,7 +12,8 @@ IMAGENET_BLOCKS: dict[int, tuple[Block, tuple[int, ...]]] = {
     152: ("bottleneck", (3, 8, 36, 3)),
     200: ("bottleneck", (3, 24, 36, 3)),
 }
-FAMILIES = ("imagenet", "cifar")
+# The stem, and n: channels of the stem, a quarter of what the first stage puts out.
+FAMILIES = {"imagenet": (IMAGENET_STEM, 64), "cifar": (CIFAR_STEM, 64), "small": (SMALL_STEM, 32)}
 
 
 def by_depth(
@@ -26,10 +27,11 @@ def by_depth(
     """The template at a depth, with `cardinality` paths of `bottleneck_width` channels (in the first stage).
 
     Args:
-      depth: 18, 34, 50, 101, 152 or 200 for "imagenet"; 9n + 2 (11, 20, 29, ...) for "cifar".
+      depth: 18, 34, 50, 101, 152 or 200 for "imagenet"; 9n + 2 (11, 20, 29, ...) for the others.
       cardinality: C >= 1; the basic blocks of depth 18 and 34 have no paths and take only 1.
       bottleneck_width: d >= 1.
-      family: "imagenet" (7x7 stem, pooling, four stages) or "cifar" (3x3 stem, three stages).
+      family: "imagenet" (7x7 stem, pooling, four stages), "cifar" (3x3 stem, three stages), or "small": the latter for
+        a CPU, with a stem of stride 2 and half as wide, so that 1x32d, 2x20d, 4x12d, 8x7d and 32x2d cost the same.
       shortcut: False removes the residual connections.
       preactivation: see `template.Arch`.
 
@@ -52,7 +54,8 @@ def by_depth(
     else:
         num_blocks, rest = divmod(depth - 2, 9)
         if rest or num_blocks < 1:
-            problems.append(f"model.depth={depth}: a CIFAR network has 9n + 2 layers (11, 20, 29, 38, ...); take one.")
+            name = "CIFAR" if family == "cifar" else "small"
+            problems.append(f"model.depth={depth}: a {name} network has 9n + 2 layers (11, 20, 29, 38, ...); take one.")
         block, blocks = "bottleneck", (num_blocks,) * 3
     if block == "basic" and (cardinality, bottleneck_width) != (1, 64):
         problems.append(
@@ -61,8 +64,8 @@ def by_depth(
         )
     if problems:
         raise UserError(*problems)
-    stem = CIFAR_STEM if family == "cifar" else IMAGENET_STEM
-    return Arch(block, blocks, cardinality, bottleneck_width, stem=stem, shortcut=shortcut, preactivation=preactivation)
+    stem, width = FAMILIES[family]
+    return Arch(block, blocks, cardinality, bottleneck_width, stem, width, shortcut, preactivation)
 
 
 def wide_resnet(depth: int, widen: int) -> Arch:

@@ -12,7 +12,7 @@ import pytest
 from resnext_jax.errors import UserError
 from resnext_jax.models import zoo
 from resnext_jax.models.densenet import DenseNetArch
-from resnext_jax.models.template import CIFAR_STEM, IMAGENET_STEM, Arch, ResNeXt
+from resnext_jax.models.template import CIFAR_STEM, IMAGENET_STEM, Arch, ResNeXt, Stem
 from resnext_jax.models.vgg import VggArch
 
 
@@ -125,6 +125,7 @@ def test_the_depth_of_other_networks(name):
         ((51,), r"model\.depth=51: the ImageNet depths are \[18, 34, 50, 101, 152, 200\]"),
         ((30, 8, 64, "cifar"), r"model\.depth=30: .* 9n \+ 2 layers \(11, 20, 29"),
         ((2, 8, 64, "cifar"), r"model\.depth=2: "),
+        ((50, 1, 32, "small"), r"model\.depth=50: a small network has 9n \+ 2 layers \(11, 20, 29"),
         ((18, 32, 4), r"model\.depth=18 is made of basic blocks"),
         ((50, 0, 4), r"model\.cardinality=0 and model\.bottleneck_width=4: both must be 1 or more"),
         ((50, 1, 64, "imagnet"), r"unknown model\.family 'imagnet'. Did you mean 'imagenet'\?"),
@@ -145,6 +146,8 @@ def test_select():
     assert zoo.select("resnext50_32x4d") == zoo.select(None, depth=50, cardinality=32, bottleneck_width=4)
     assert zoo.select("resnet50", shortcut=False) == dataclasses.replace(zoo.ARCHS["resnet50"], shortcut=False)
     assert zoo.select(family="cifar", depth=29, cardinality=8, bottleneck_width=64) == zoo.ARCHS["resnext29_8x64d"]
+    small = zoo.select(family="small", depth=20, cardinality=32, bottleneck_width=2)
+    assert small == Arch("bottleneck", (2, 2, 2), 32, 2, stem=Stem(kernel_px=3, stride=2, pool=False), width=32)
 
 
 def test_what_is_asked_of_a_row_is_added_to_what_it_has():

@@ -1,0 +1,140 @@
+"""The pictures: errors against epochs as in Figure 5, against a row's size as in Figure 7, and one beside the other."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from experiments.common.collect import Result, mean_and_error
+
+COLORS = ("#4477aa", "#cc3311", "#228833", "#ccbb44", "#aa3377", "#66ccee", "#777777")
+
+
+def groups_of(results: Sequence[Result]) -> dict[str, list[Result]]:
+    """The rows by their group, in the order of the table; without those that have no runs."""
+    groups: dict[str, list[Result]] = {}
+    for result in results:
+        if result.made:
+            groups.setdefault(result.row.group, []).append(result)
+    return groups
+
+
+def training_curves(axes: Any, results: Sequence[Result], title: str) -> None:
+    """Figure 5: training (dashed) and validation error (solid) of every epoch, means over the seeds."""
+    shown = []
+    epochs: list[float] = []
+    for result, color in zip(results, COLORS, strict=False):
+        epochs = result.made[0].curves[0]
+        kinds = [[made.curves[kind] for made in result.made if len(made.curves[0]) == len(epochs)] for kind in (1, 2)]
+        train, validation = ([sum(at) / len(at) for at in zip(*curves, strict=True)] for curves in kinds)
+        marker = "." if len(epochs) < 30 else ""
+        axes.plot(epochs, train, color=color, linestyle="--", linewidth=1.0)
+        axes.plot(epochs, validation, color=color, linewidth=1.7, marker=marker, label=result.row.name)
+        # The first tenth of a run, far above the rest, would flatten everything else.
+        begin = max(1, len(epochs) // 10) if len(epochs) > 2 else 0
+        shown += train[begin:] + validation[begin:]
+    axes.plot([], [], color="black", linestyle="--", linewidth=1.0, label="training (running, augmented)")
+    axes.plot([], [], color="black", linewidth=1.7, label="validation")
+    axes.set_ylim(0.9 * min(shown), min(100.0, 1.08 * max(shown)))
+    if len(epochs) < 10:
+        axes.set_xticks(epochs, [f"{epoch:.2g}" for epoch in epochs])
+    _label(axes, "epoch", title)
+    axes.legend(frameon=False, fontsize=8)
+
+
+def final_errors(axes: Any, results: Sequence[Result], title: str, column: str = "top-1") -> None:
+    """The errors at the end: every run a dot, beside it mean and standard error; published ones as crosses."""
+    for position, result in enumerate(results):
+        values = result.values(column)
+        if values:
+            mean, error = mean_and_error(values)
+            color = COLORS[position % len(COLORS)]
+            axes.plot([position - 0.12] * len(values), values, ".", color=color, alpha=0.5)
+            axes.errorbar(position + 0.08, mean, yerr=error, fmt="o", color=color, capsize=4)
+            style = dict(xytext=(8, 0), textcoords="offset points", va="center", fontsize=8)
+            axes.annotate(f"{mean:.2f}", (position + 0.08, mean), **style)
+        if column in result.row.published and not result.row.like:
+            axes.plot(position, result.row.published[column], "x", color="black")
+    names = [result.row.name for result in results]
+    breaks = ", " if any(", " in name for name in names) else " "
+    axes.set_xticks(range(len(results)), [name.replace(breaks, "\n") for name in names], fontsize=8)
+    axes.set_xlim(-0.5, len(results) - 0.3)
+    if any(result.row.published and not result.row.like for result in results):
+        axes.plot([], [], "x", color="black", label="published")
+        axes.legend(frameon=False, fontsize=8)
+    _label(axes, "", title)
+
+
+def curves_and_errors(figure: Any, results: Sequence[Result]) -> None:
+    """Figure 5 with its table: for each group the curves of its first and last row, and the final errors of all."""
+    groups = groups_of(results)
+    figure.set_size_inches(10.5, 4.2 * len(groups))
+    panels = figure.subplots(len(groups), 2, squeeze=False)
+    for (name, rows), (left, right) in zip(groups.items(), panels, strict=True):
+        training_curves(left, [rows[0], *rows[1:][-1:]], name)
+        final_errors(right, rows, "mean ± standard error; dots are runs")
+
+
+def final(figure: Any, results: Sequence[Result]) -> None:
+    """The final errors, one panel for each group."""
+    groups = groups_of(results)
+    figure.set_size_inches(max(6.0, 1.3 * max(map(len, groups.values()))), 4.2 * len(groups))
+    for axes, (name, rows) in zip(figure.subplots(len(groups), 1, squeeze=False)[:, 0], groups.items(), strict=True):
+        final_errors(axes, rows, name or "mean ± standard error; dots are runs")
+
+
+def sizes(figure: Any, results: Sequence[Result]) -> None:
+    """Table 5: the top-1 error of every network by how it was evaluated."""
+    figure.set_size_inches(6.4, 4.4)
+    axes = figure.add_subplot()
+    made = [result for result in results if result.made]
+    columns = list(dict.fromkeys(name for result in made for name in result.made[0].errors if name.endswith("top-1")))
+    for result, color in zip(made, COLORS, strict=False):
+        pairs = [mean_and_error(result.values(column)) for column in columns if result.values(column)]
+        errors = [error or 0.0 for _, error in pairs]
+        means = [mean for mean, _ in pairs]
+        axes.errorbar(range(len(pairs)), means, yerr=errors, marker="o", color=color, label=result.row.name, capsize=4)
+        for position, column in enumerate(columns):
+            if column in result.row.published and not result.row.like:
+                axes.plot(position, result.row.published[column], "x", color=color)
+    names = [column.removesuffix("top-1").strip() or "as trained" for column in columns]
+    axes.set_xticks(range(len(columns)), names)
+    _label(axes, "", "mean ± standard error; crosses are published")
+    axes.legend(frameon=False, fontsize=8)
+
+
+def by_parameters(figure: Any, results: Sequence[Result]) -> None:
+    """Figure 7: error against parameters. A row's group is its data set and direction, "CIFAR-10, wider".
+
+    Rows of the data set alone are where all directions of several rows begin.
+    """
+    sets: dict[str, dict[str, list[Result]]] = {}
+    for name, rows in groups_of(results).items():
+        data, _, direction = name.partition(", ")
+        sets.setdefault(data, {})[direction] = rows
+    figure.set_size_inches(5.6 * len(sets), 4.4)
+    for axes, (data, directions) in zip(figure.subplots(1, len(sets), squeeze=False)[0], sets.items(), strict=True):
+        begin = directions.pop("", [])
+        for (direction, rows), color in zip((directions or {"": begin}).items(), COLORS, strict=False):
+            rows = sorted(rows if len(rows) == 1 else [*begin, *rows], key=lambda result: result.params)
+            pairs = [mean_and_error(result.values("top-1")) for result in rows]
+            axes.errorbar(
+                [result.params / 1e6 for result in rows],
+                [mean for mean, _ in pairs],
+                yerr=[error or 0.0 for _, error in pairs],
+                marker="o",
+                capsize=4,
+                color=color,
+                label=direction,
+            )
+            for result, (mean, _) in zip(rows, pairs, strict=True):
+                name = result.row.name.partition(",")[0]
+                axes.annotate(name, (result.params / 1e6, mean), xytext=(4, 5), textcoords="offset points", fontsize=8)
+        axes.margins(x=0.12)
+        _label(axes, "parameters (M)", data)
+        axes.legend(frameon=False, fontsize=8)
+
+
+def _label(axes: Any, below: str, title: str) -> None:
+    axes.set_xlabel(below)
+    axes.set_ylabel("top-1 error (%)")
+    axes.set_title(title, fontsize=10)
+    axes.grid(alpha=0.3)

@@ -1,0 +1,131 @@
+"""Section 5.1: the time of a training step beside ResNet-101's, as the paper gives it for 8 GPUs of type M40.
+
+python experiments/step_times/run.py --scale=tiny|compiler|full
+
+Every network is timed (analysis.bench) or compiled (analysis.aot) by a command of its own, whose result is kept.
+"""
+
+import dataclasses
+import json
+import sys
+from argparse import Namespace
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from experiments.common import files, runs
+from experiments.common.command import FAILED_STATUS, end, parser_of
+from experiments.common.draw import COLORS
+from resnext_jax.errors import raise_all, unknown
+from resnext_jax.files import write_whole
+from resnext_jax.progress import say
+
+EXPERIMENT = "step_times"
+# Seconds of one mini-batch of 256 images.
+PUBLISHED_S = {"resnet101": 0.70, "resnext101_32x4d": 0.95, "resnext101_64x4d": 1.7}
+
+
+@dataclasses.dataclass(frozen=True)
+class Scale:
+    """Attributes: how long it takes, in words; the command of a network without its config; the unit of what it gives.
+
+    `on_device` commands are printed, and run here only with --run.
+    """
+
+    takes: str
+    words: tuple[str, ...]
+    unit: str
+    on_device: bool = False
+
+
+BENCH = ("-m", "resnext_jax.analysis.bench", "--peer=none", "--json")
+SMALL = ("--config.batch_size=8", "--config.data.image_size_px=64", "--config.compute_dtype=float32", "--repeats=3")
+SCALES = {
+    "tiny": Scale("8 images of 64 px on this machine, about 10 minutes on two cores", (*BENCH, *SMALL), "s"),
+    "compiler": Scale(
+        "the TPU compiler's estimate for 8 chips of v5e, half an hour on two cores; needs libtpu",
+        ("-m", "resnext_jax.analysis.aot", "--topology=v5e:2x4", "--json"),
+        "M cycles",
+    ),
+    "full": Scale("256 images of 224 px on one accelerator, minutes", BENCH, "s", on_device=True),
+}
+
+
+def execute(arguments: Namespace) -> int:
+    """Times what is not timed yet, prints, writes."""
+    raise_all([unknown("scale", arguments.scale, SCALES)] if arguments.scale not in SCALES else [])
+    scale = SCALES[arguments.scale]
+    out = files.folder_of(arguments.out, EXPERIMENT, arguments.scale)
+    if scale.on_device and not arguments.run:
+        for network in PUBLISHED_S:
+            print("python " + " ".join([*scale.words, f"--config=configs/{network}.py"]))
+        print(f"# or all of them, and the table: python {sys.argv[0]} --scale={arguments.scale} --run")
+        return 0
+    files.claim_folder(out, EXPERIMENT, arguments.scale)
+    failures = []
+    for network in PUBLISHED_S:
+        kept, log = Path(out) / f"{network}.json", Path(out) / f"{network}.log"
+        if not kept.exists():
+            say(f"{network} ...")
+            log.unlink(missing_ok=True)
+            status = runs.start([*scale.words, f"--config=configs/{network}.py"], log)
+            if status:
+                failures.append(network)
+                say(f"{network}: {runs.failed(status, log)}")
+                continue
+            last = next(line for line in reversed(log.read_text().splitlines()) if line.startswith("{"))
+            write_whole(files.epath.Path(kept), last + "\n")
+    rows = [row_of(network, Path(out) / f"{network}.json", scale) for network in PUBLISHED_S]
+    text = table(rows, arguments.scale, scale)
+    result = {"experiment": EXPERIMENT, "scale": arguments.scale, "complete": not failures, "rows": rows}
+    written = files.write(out, text, result, partial(draw, rows=rows) if rows[0]["ours"] else None)
+    print(f"{text}\n" + "\n".join(map(str, written)))
+    return FAILED_STATUS if failures else 0
+
+
+def row_of(network: str, kept: Path, scale: Scale) -> dict[str, Any]:
+    """What was timed, None where nothing was."""
+    found = json.loads(kept.read_text()) if kept.exists() else None
+    ours = None
+    if found is not None:
+        ours = found["estimated_cycles"] / 1e6 if scale.unit != "s" else found["batch_size"] / found["train"]["ours"]
+    return {"name": network, "published_s": PUBLISHED_S[network], "ours": ours, "device": (found or {}).get("device")}
+
+
+def table(rows: Sequence[dict[str, Any]], name: str, scale: Scale) -> str:
+    """The table in Markdown."""
+    lines = [["network", "published", "of ResNet-101", f"here, {scale.unit}", "of ResNet-101"]]
+    for row in rows:
+        both = row["ours"] and rows[0]["ours"]
+        lines.append(
+            [
+                *(row["name"], f"{row['published_s']:.2f} s", f"{row['published_s'] / rows[0]['published_s']:.2f}"),
+                f"{row['ours']:.2f}" if row["ours"] else "missing",
+                f"{row['ours'] / rows[0]['ours']:.2f}" if both else "",
+            ]
+        )
+    where = next((f" on {row['device']}" for row in rows if row["device"]), "")
+    return f"# Section 5.1, one training step{where}, --scale={name}\n\n{files.markdown(lines)}\n"
+
+
+def draw(figure: Any, rows: Sequence[dict[str, Any]]) -> None:
+    """The ratios to ResNet-101, published and here."""
+    figure.set_size_inches(6.4, 3.8)
+    axes = figure.add_subplot()
+    made = [row for row in rows if row["ours"]]
+    for shift, key, color in ((-0.2, "published_s", COLORS[6]), (0.2, "ours", COLORS[0])):
+        ratios = [row[key] / rows[0][key] for row in made]
+        bars = axes.bar([at + shift for at in range(len(made))], ratios, 0.38, color=color, label=key.split("_")[0])
+        axes.bar_label(bars, fmt="%.2f", fontsize=8)
+    axes.set_xticks(range(len(made)), [row["name"] for row in made])
+    axes.set_ylabel("time of a step / ResNet-101's")
+    axes.legend(frameon=False)
+
+
+if __name__ == "__main__":
+    parser = parser_of(EXPERIMENT, {name: scale.takes for name, scale in SCALES.items()}, __doc__)
+    parser.add_argument("--run", action="store_true", help="full scale: time the networks here, print no commands")
+    end(partial(execute, parser.parse_args()))

@@ -1,0 +1,66 @@
+"""Table 5: the same networks evaluated on larger images, and the multi-scale test of section 5.1.
+
+python experiments/table5_resolution/run.py --scale=tiny|small|full
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from experiments.common import draw, small
+from experiments.common.command import main
+from experiments.common.study import Evaluation, Row, Scale, Study
+
+# Top-1 and top-5 errors of Table 5 in %: at 224 px, at 320 px; multi-scale from the text below it.
+FULL = [
+    Row(
+        "ResNet-200 1x64d",
+        "resnet200",
+        published={"top-1": 21.7, "top-5": 5.8, "320 px top-1": 20.1, "320 px top-5": 4.8},
+    ),
+    Row(
+        "ResNeXt-101 64x4d",
+        "resnext101_64x4d",
+        published={
+            "top-1": 20.4,
+            "top-5": 5.3,
+            "320 px top-1": 19.1,
+            "320 px top-5": 4.4,
+            "multi-scale top-1": 17.7,
+            "multi-scale top-5": 3.7,
+        },
+    ),
+]
+# Names of evaluation protocols.
+ON_IMAGENET = [
+    Evaluation("320 px", {"protocol": "center_320"}),
+    Evaluation("ten-crop", {"protocol": "ten_crop"}),
+    Evaluation("multi-scale", {"protocol": "multi_scale"}),
+]
+# The whole image at another size: what 320 px are to networks trained at 224 px.
+LARGER = [
+    Evaluation(f"{size_px} px", {"data.crop": "resize", "data.image_size_px": size_px, "data.resize_px": size_px})
+    for size_px in (32, 40)
+]
+SHAPES = [(20, 1, 32, "20 layers, 1x32d"), (11, 64, 2, "11 layers, 64x2d")]
+HALVES = [small.row(*shape, like=row.name) for row, shape in zip(FULL, SHAPES, strict=True)]
+
+STUDY = Study(
+    name="table5_resolution",
+    title="Table 5, larger images",
+    scales={
+        "tiny": small.tiny(
+            HALVES, "28 px against 32 and 40 px, 15,000 images, about 8 minutes on two cores", evaluations=LARGER
+        ),
+        "small": small.small(
+            HALVES, "28 px against 32 and 40 px, 60,000 images, hours on a CPU, minutes on a GPU", evaluations=LARGER
+        ),
+        "full": Scale(FULL, (0,), "the paper's recipe on ImageNet, for a TPU pod", ON_IMAGENET, on_pod=True),
+    },
+    draw=draw.sizes,
+    columns=("top-1", "top-5"),
+)
+
+if __name__ == "__main__":
+    main(STUDY, __doc__)

@@ -1,0 +1,57 @@
+"""Table 6 and Figure 6: ImageNet-5K, evaluated 5K-way and 1K-way on the 1K validation set.
+
+python experiments/table6_imagenet5k/run.py --scale=tiny|small|full
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from experiments.common import draw, small
+from experiments.common.command import main
+from experiments.common.study import Evaluation, Row, Scale, Study
+
+# Errors of Table 6 in %: 5K-way top-1 and top-5, 1K-way top-1 and top-5.
+PUBLISHED = {
+    ("ResNet-50", "resnet50"): (45.5, 19.4, 27.1, 8.2),
+    ("ResNeXt-50 32x4d", "resnext50_32x4d"): (42.3, 16.8, 24.4, 6.6),
+    ("ResNet-101", "resnet101"): (42.4, 16.9, 24.2, 6.8),
+    ("ResNeXt-101 32x4d", "resnext101_32x4d"): (40.1, 15.1, 22.2, 5.7),
+}
+COLUMNS = ("top-1", "top-5", "1K-way top-1", "1K-way top-5")
+FULL = [
+    Row(
+        name,
+        f"{config}_imagenet5k",
+        published=dict(zip(COLUMNS, errors, strict=True)),
+        group=f"{'101' if '101' in name else '50'} layers",
+    )
+    for (name, config), errors in PUBLISHED.items()
+]
+SHAPES = [(11, 1, 32), (11, 32, 2), (20, 1, 32), (20, 32, 2)]
+HALVES = [
+    small.row(*shape, f"{shape[0]} layers, {shape[1]}x{shape[2]}d", group=f"{shape[0]} layers", like=row.name)
+    for row, shape in zip(FULL, SHAPES, strict=True)
+]
+
+STUDY = Study(
+    name="table6_imagenet5k",
+    title="Table 6, ImageNet-5K (top-1 and top-5 are 5K-way)",
+    scales={
+        "tiny": small.tiny(HALVES, "11 and 20 layers on 15,000 images, about 10 minutes on two cores", num_epochs=3.0),
+        "small": small.small(HALVES, "11 and 20 layers on 60,000 images, hours on a CPU, minutes on a GPU"),
+        "full": Scale(
+            FULL,
+            seeds=(0,),
+            takes="the paper's recipe on ImageNet-5K, for a TPU pod",
+            evaluations=[Evaluation("1K-way", {"protocol": "center_1k_way"})],
+            on_pod=True,
+        ),
+    },
+    draw=draw.curves_and_errors,
+    columns=("top-1", "top-5"),
+)
+
+if __name__ == "__main__":
+    main(STUDY, __doc__)
