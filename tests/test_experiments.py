@@ -21,6 +21,8 @@ from experiments.common import collect, command, draw, files, runs, small
 from experiments.common.study import Row, Run, Scale, Study, chosen, runs_of
 from resnext_jax import config_file
 from resnext_jax.errors import UserError
+from resnext_jax.train.problems import evaluation_problems
+from resnext_jax.train.protocol import protocol_problems
 
 STUDIES = {
     name: importlib.import_module(f"experiments.{name}.run").STUDY
@@ -144,6 +146,15 @@ def test_every_command_makes_the_config_that_its_run_expects(name):
                 config_file.parse(argv, values)
             assert values.config.to_json_best_effort() == run.config().to_json_best_effort(), run.name
             assert run.config().seed == scale.seeds[-1]
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_every_other_evaluation_is_one_that_there_is(name):
+    for scale in STUDIES[name].scales.values():
+        for evaluation in scale.evaluations:
+            config = runs_of(scale, "/out", [0])[0].config()
+            config_file.override(config, [f"{field}={value}" for field, value in evaluation.fields.items()])
+            assert evaluation_problems(config, 1) + protocol_problems(config) == [], evaluation.column
 
 
 @pytest.mark.parametrize("name", STUDIES)

@@ -45,7 +45,7 @@ STUDY = Study(
             FULL,
             seeds=(0,),
             takes="the paper's recipe on ImageNet-5K, for a TPU pod",
-            evaluations=[Evaluation("1K-way", {"protocol": "center_1k_way"})],
+            evaluations=[Evaluation("1K-way", {"evaluate.classes": "present"})],
             on_pod=True,
         ),
     },
