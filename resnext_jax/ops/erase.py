@@ -1,5 +1,7 @@
 """Random erasing (Zhong et al. 2017, arXiv 1708.04896), with the ranges of torchvision's RandomErasing."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key
@@ -19,21 +21,25 @@ def erase(
     Of ten rectangles, each of another area and aspect, the first is taken that is smaller than the image both ways; it
     lies anywhere in it. Where none is, nothing happens.
     """
-    chance_key, area_key, aspect_key, place_key = jax.random.split(jax.random.fold_in(key, ERASE), 4)
     height, width = image.shape[:2]
-    areas = height * width * jax.random.uniform(area_key, (NUM_TRIES,), jnp.float32, *AREA_FRACTIONS)
-    low, high = (jnp.log(jnp.float32(aspect)) for aspect in ASPECTS)
-    aspects = jnp.exp(jax.random.uniform(aspect_key, (NUM_TRIES,), jnp.float32, low, high))
+    drawn = jax.random.uniform(jax.random.fold_in(key, ERASE), (2 * NUM_TRIES + 3,))
+    chance, place, areas, aspects = drawn[0], drawn[1:3], drawn[3 : 3 + NUM_TRIES], drawn[3 + NUM_TRIES :]
+    areas = height * width * _between(areas, *AREA_FRACTIONS)
+    aspects = jnp.exp(_between(aspects, *map(math.log, ASPECTS)))
     heights = jnp.round(jnp.sqrt(areas * aspects)).astype(jnp.int32)
     widths = jnp.round(jnp.sqrt(areas / aspects)).astype(jnp.int32)
     fits = (heights < height) & (widths < width)
     first = jnp.argmax(fits)
     box_height, box_width = heights[first], widths[first]
-    size = jnp.stack([box_height, box_width])
-    top, left = jax.random.randint(place_key, (2,), 0, jnp.array([height, width]) - size + 1)
-    erased = jax.random.bernoulli(chance_key, probability) & fits[first]
+    room = jnp.stack([height - box_height + 1, width - box_width + 1])
+    top, left = jnp.floor(place * room.astype(jnp.float32)).astype(jnp.int32)
+    erased = (chance < probability) & fits[first]
     rows, columns = _within(height, top, box_height), _within(width, left, box_width)
     return jnp.where((rows[:, None] & columns[None] & erased)[..., None], 0.0, image)
+
+
+def _between(share: Array, low: float, high: float) -> Array:
+    return low + (high - low) * share
 
 
 def _within(size: int, start: Array, length: Array) -> Bool[Array, " size"]:

@@ -71,21 +71,16 @@ def _draw(
     key: Key[Array, ""], height: int, width: int, mixup_alpha: float, cutmix_alpha: float
 ) -> tuple[Float[Array, "1 height width 1"], Float[Array, ""]]:
     """How much of its own each pixel of a group keeps, and the weight of its own label."""
-    choice_key, mixup_key, cutmix_key, place_key = jax.random.split(jax.random.fold_in(key, MIX), 4)
-    found = []
-    if mixup_alpha:
-        share = jax.random.beta(mixup_key, mixup_alpha, mixup_alpha, (), jnp.float32)
-        found.append((jnp.full((1, height, width, 1), share), share))
-    if cutmix_alpha:
-        share = jax.random.beta(cutmix_key, cutmix_alpha, cutmix_alpha, (), jnp.float32)
-        center = jax.random.randint(place_key, (2,), 0, jnp.array([height, width]))
-        inside = box(share, center, height, width)
-        own = 1.0 - inside.astype(jnp.float32).mean()  # of what the borders left of the box
-        found.append((jnp.where(inside, 0.0, 1.0)[None, :, :, None], own))
-    if len(found) == 1:
-        return found[0]
-    first = jax.random.bernoulli(choice_key)
-    return jax.tree.map(lambda a, b: jnp.where(first, a, b), *found)
+    share_key, key = jax.random.split(jax.random.fold_in(key, MIX))
+    choice, *place = jax.random.uniform(key, (3,))
+    both = mixup_alpha > 0 and cutmix_alpha > 0
+    blends = choice < 0.5 if both else jnp.bool_(mixup_alpha > 0)
+    alpha = jnp.where(blends, jnp.float32(mixup_alpha), jnp.float32(cutmix_alpha))
+    share = jax.random.beta(share_key, alpha, alpha, (), jnp.float32)
+    center = jnp.floor(jnp.stack(place) * jnp.array([height, width], jnp.float32)).astype(jnp.int32)
+    outside = jnp.where(box(share, center, height, width), 0.0, 1.0)
+    kept = jnp.where(blends, share, outside)[None, :, :, None]
+    return kept, jnp.where(blends, share, outside.mean())  # of what the borders left of the box
 
 
 def box(share: Float[Array, ""], center: Int[Array, "2"], height: int, width: int) -> Bool[Array, "height width"]:
