@@ -15,9 +15,13 @@ def base() -> ConfigDict:
     config.freeze_backbone = False  # True: only the classifier trains, the rest is in inference mode
 
     config.learning_rate = 0.1
+    config.optimizer = "sgd_nesterov"  # sgd_nesterov | sgd | lars | lamb
     config.momentum = 0.9  # Nesterov, no dampening
-    config.weight_decay = 1e-4  # on every parameter, batch norm and biases included
+    config.weight_decay = 1e-4  # on every parameter, batch norm and biases included, ...
+    config.weight_decay_of = "all"  # ... or less: all | but_norms | kernels
+    config.loss = "softmax"  # softmax | sigmoid: one answer, or a yes or no for every class
     config.label_smoothing = 0.0
+    config.target_threshold = config_dict.placeholder(float)  # sigmoid: mixed classes above are a yes, others a no
     config.schedule = ConfigDict()
     config.schedule.name = "step"  # step | cosine
     config.schedule.boundaries_epochs = (30.0, 60.0, 90.0)  # step: the rate drops here ...
@@ -46,6 +50,7 @@ def base() -> ConfigDict:
     config.model.shortcut = True  # False: the ablation of section 5.1
     config.model.preactivation = False  # True: batch norm and ReLU before the convolutions
     config.model.dropout = config_dict.placeholder(float)  # of basic blocks and VGG; by default the row's
+    config.model.stochastic_depth = 0.0  # how often the last block is left out; those before it less; 0 is off
 
     config.data = ConfigDict()
     config.data.name = "imagenet2012"  # a row of data.sources.SOURCES
@@ -53,9 +58,11 @@ def base() -> ConfigDict:
     config.data.class_list = config_dict.placeholder(str)  # a file of class names, one per line; by default all
     config.data.on_bad_image = "error"  # error | replace: training goes on with the next image
     config.data.image_size_px = 224
+    config.data.train_size_px = config_dict.placeholder(int)  # of training images, where it differs
     config.data.resize_px = 256  # evaluation: short side before the centre crop
     config.data.interpolation = "bicubic"  # bicubic | bilinear, of that resizing; training crops are bicubic
     config.data.crop = "random_sized"  # random_sized | resize | none (images are of image_size_px already)
+    config.data.repeats = 1  # differently augmented copies of an image in one batch; each counts as an image
     config.data.mean = (123.675, 116.28, 103.53)  # 255 * (0.485, 0.456, 0.406)
     config.data.std = (58.395, 57.12, 57.375)  # 255 * (0.229, 0.224, 0.225)
     config.data.num_threads = 16  # that decode, per host
@@ -64,7 +71,12 @@ def base() -> ConfigDict:
     config.augment.color_jitter = 0.4  # strength of brightness, contrast, saturation; 0 is off
     config.augment.lighting_std = 0.1  # PCA lighting; 0 is off
     config.augment.flip = True
+    config.augment.policy = "none"  # none | trivial_augment | rand_augment: see data.policies
+    config.augment.magnitude = 7  # of rand_augment, 0 to 10
     config.augment.pad_px = 0  # zero-pad and random crop, after normalisation; 0 is off
+    config.augment.erase_probability = 0.0  # random erasing; 0 is off
+    config.augment.mixup_alpha = 0.0  # of mixup's Beta distribution; 0 is off; mixed within batch-norm groups
+    config.augment.cutmix_alpha = 0.0  # of cutmix's; with both, each group of images takes one of them
 
     config.protocol = "center"  # of --mode=evaluate: center | center_320 | ten_crop | multi_scale
     config.evaluate = ConfigDict()
@@ -92,6 +104,33 @@ def base() -> ConfigDict:
 def imagenet() -> ConfigDict:
     """ImageNet-1K: 100 epochs of 1,281,167 images in batches of 256, on 224 px random-sized crops (section 4)."""
     return base()
+
+
+def modern() -> ConfigDict:
+    """What the recipes of 2021 share: ImageNet-1K, cosine with warm-up, cutmix, no colour jitter and no PCA lighting.
+
+    The originals take batch-norm statistics, and mix images, per GPU; 128 is torchvision's batch per GPU.
+    """
+    config = imagenet()
+    config.bn_group_images = 128
+    config.schedule.name = "cosine"
+    config.schedule.warmup_epochs = 5.0
+    config.augment.color_jitter = 0.0
+    config.augment.lighting_std = 0.0
+    config.augment.cutmix_alpha = 1.0
+    return config
+
+
+def strikes_back() -> ConfigDict:
+    """What procedures A1 to A3 share (Wightman, Touvron and Jegou 2021, "ResNet strikes back", Table 2)."""
+    config = modern()
+    config.batch_size = 2048
+    config.optimizer = "lamb"
+    config.weight_decay_of = "kernels"
+    config.loss = "sigmoid"
+    config.data.resize_px = 235  # 224 / 0.95
+    config.augment.policy = "rand_augment"
+    return config
 
 
 def imagenet5k() -> ConfigDict:

@@ -1,11 +1,15 @@
-"""SGD with Nesterov momentum and coupled weight decay, and the learning-rate schedules."""
+"""The optimizers, which parameters their weight decay is for, and the learning-rate schedules."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+import jax
 import jax.numpy as jnp
 import optax
 
 from resnext_jax.errors import UserError, unknown
+from resnext_jax.types import PyTree
+
+Mask = Callable[[PyTree], PyTree]
 
 
 def step_schedule(learning_rate: float, boundaries_steps: Sequence[int], factor: float = 0.1) -> optax.Schedule:
@@ -82,14 +86,104 @@ def only(optimizer: optax.GradientTransformation, name: str) -> optax.GradientTr
     return optax.chain(optimizer, others)
 
 
-def sgd_nesterov(schedule: optax.Schedule, *, momentum: float, weight_decay: float) -> optax.GradientTransformation:
+def but_norms(params: PyTree) -> PyTree:
+    """True for every parameter outside of a batch norm, which is a module with a `scale`."""
+    if "scale" in params:
+        return jax.tree.map(lambda _: False, params)
+    return {name: but_norms(part) if isinstance(part, dict) else True for name, part in params.items()}
+
+
+def kernels(params: PyTree) -> PyTree:
+    """True for the kernels, False for batch norms and biases."""
+    return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
+
+
+# What the weight decay is for: parameters -> True or False for each; None is all of them, as in the original code.
+DECAYED: dict[str, Mask | None] = {"all": None, "but_norms": but_norms, "kernels": kernels}
+
+
+def sgd_nesterov(
+    schedule: optax.Schedule, *, momentum: float, weight_decay: float, decayed: Mask | None = None
+) -> optax.GradientTransformation:
     """SGD as Torch's: `g += decay * w; v = momentum * v + g; w -= rate * (g + momentum * v)`.
 
-    The decay is coupled (added to the gradient, so momentum sees it) and applies to every parameter, batch norm and
-    biases included, as in the original code.
+    The decay is coupled (added to the gradient, so momentum sees it) and, unless a mask says less, applies to every
+    parameter, batch norm and biases included, as in the original code.
     """
+    return _sgd(schedule, momentum, weight_decay, decayed, nesterov=True)
+
+
+def sgd(
+    schedule: optax.Schedule, *, momentum: float, weight_decay: float, decayed: Mask | None = None
+) -> optax.GradientTransformation:
+    """The same with plain momentum: `g += decay * w; v = momentum * v + g; w -= rate * v`."""
+    return _sgd(schedule, momentum, weight_decay, decayed, nesterov=False)
+
+
+def _sgd(
+    schedule: optax.Schedule, momentum: float, weight_decay: float, decayed: Mask | None, *, nesterov: bool
+) -> optax.GradientTransformation:
     return optax.chain(
-        optax.add_decayed_weights(weight_decay),
-        optax.trace(decay=momentum, nesterov=True),
+        optax.add_decayed_weights(weight_decay, mask=decayed),
+        optax.trace(decay=momentum, nesterov=nesterov),
         optax.scale_by_learning_rate(schedule),
     )
+
+
+LARS_TRUST = 0.001  # the paper's eta
+
+
+def lars(
+    schedule: optax.Schedule, *, momentum: float, weight_decay: float, decayed: Mask | None = None
+) -> optax.GradientTransformation:
+    """LARS (You, Gitman and Ginsburg 2017, arXiv 1708.03888, Algorithm 1).
+
+    `g += decay * w; v = momentum * v + rate * 0.001 * |w| / |g| * g; w -= v` for every array; those without weight
+    decay go without the ratio too.
+    """
+    everything = True if decayed is None else decayed
+    return optax.lars(
+        schedule,
+        weight_decay=weight_decay,
+        weight_decay_mask=everything,
+        trust_coefficient=LARS_TRUST,
+        trust_ratio_mask=everything,
+        momentum=momentum,
+    )
+
+
+LAMB_DECAYS = (0.9, 0.999)
+LAMB_EPSILON = 1e-6
+LAMB_MAX_NORM = 1.0
+
+
+def lamb(
+    schedule: optax.Schedule, *, momentum: float, weight_decay: float, decayed: Mask | None = None
+) -> optax.GradientTransformation:
+    """LAMB (You et al. 2019, arXiv 1904.00962, Algorithm 2) as timm has it, with which its recipes were trained.
+
+    `u = m / (sqrt(v) + 1e-6) + decay * w; w -= rate * |w| / |u| * u`, where m and v are Adam's averages (0.9, 0.999),
+    corrected for their start, of the gradient scaled down to a norm of 1 over all parameters if it has more. Arrays
+    without weight decay go without the ratio too. It has no use for `momentum`.
+    """
+    del momentum
+    return optax.chain(
+        optax.clip_by_global_norm(LAMB_MAX_NORM),
+        _promoting(optax.scale_by_adam(*LAMB_DECAYS, LAMB_EPSILON)),
+        optax.add_decayed_weights(weight_decay, mask=decayed),
+        optax.masked(optax.scale_by_trust_ratio(), True if decayed is None else decayed),
+        optax.scale_by_learning_rate(schedule),
+    )
+
+
+def _promoting(transformation: optax.GradientTransformation) -> optax.GradientTransformation:
+    """The same under JAX's usual promotion: Optax raises a float to its int32 count, which a strict one forbids."""
+
+    def update(updates: PyTree, state: PyTree, params: PyTree | None = None) -> tuple[PyTree, PyTree]:
+        with jax.numpy_dtype_promotion("standard"):
+            return transformation.update(updates, state, params)
+
+    return optax.GradientTransformation(transformation.init, update)
+
+
+OPTIMIZERS = {"sgd_nesterov": sgd_nesterov, "sgd": sgd, "lars": lars, "lamb": lamb}

@@ -9,6 +9,7 @@ import pytest
 from configs import common
 from resnext_jax.config_file import field_names
 from resnext_jax.sharding import Place, make_mesh
+from resnext_jax.train import resume
 from resnext_jax.train.assemble import assemble
 from resnext_jax.types import DatasetInfo
 
@@ -111,6 +112,33 @@ def test_wide_resnet_recipe():
     rates = [float(run.schedule(step)) for step in (23_437, 23_438, 46_875, 62_500)]
     assert rates == pytest.approx([0.1, 0.02, 0.004, 0.0008])
     assert not run.model.arch.dropout
+
+
+def test_recipes_beyond_the_paper():
+    v2, large = config_of("resnext50_32x4d_v2"), config_of("resnext50_32x4d_large_batch")
+    # torchvision's train.py: alpha = (1 - 0.99998) * GPUs * batch per GPU * 32 / epochs, every 32 steps.
+    assert v2.ema_decay**32 == pytest.approx(1 - 2e-5 * 8 * 128 * 32 / 600, abs=1e-9)
+    run, _ = assembled(v2)
+    assert run.total_steps == 750_684  # 600 * 1,281,167 / 1024 = 750,683.8
+    # Five epochs of warm-up, 6255.7 steps; half of the rest is at 378,470.
+    rates = [float(run.schedule(step)) for step in (0, 3128, 6256, 378_470, 750_684)]
+    assert rates == pytest.approx([0.0, 0.25, 0.5, 0.25, 0.0], abs=1e-6)
+    assert run.image_shape == (176, 176, 3)
+    assert (large.learning_rate, assembled(large)[0].total_steps) == (12.5, 15_639)
+    # The other procedures of "ResNet strikes back": 600, 300 and 100 epochs of 1,281,167 / 2048 steps.
+    totals = [assembled(config_of(f"resnext50_32x4d_a{number}"))[0].total_steps for number in (1, 2, 3)]
+    assert totals == [375_342, 187_671, 62_557]
+    # All else of the large batch is the paper's.
+    paper = config_of("resnext50_32x4d")
+    changed = {name for name in field_names(paper) if flat(large)[name] != flat(paper)[name]}
+    assert changed == {
+        *("batch_size", "optimizer", "learning_rate", "weight_decay_of"),
+        *("schedule.name", "schedule.warmup_epochs", "checkpoint.every_steps"),
+    }
+
+
+def flat(config) -> dict:
+    return resume.flat(config.to_dict())
 
 
 def test_every_config_has_the_same_fields():

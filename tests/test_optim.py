@@ -1,6 +1,7 @@
 """optim.py: schedules by hand, SGD against torch.optim.SGD."""
 
 import doctest
+import functools
 import math
 
 import jax
@@ -12,6 +13,7 @@ import torch
 
 from resnext_jax import optim
 from resnext_jax.errors import UserError
+from resnext_jax.models import zoo
 
 
 def rates(schedule: optax.Schedule, *steps: int) -> list[float]:
@@ -86,3 +88,115 @@ def test_sgd_equals_torch():
         params = optax.apply_updates(params, updates)
     for name, parameter in theirs.items():
         np.testing.assert_allclose(params[name], parameter.detach().numpy(), rtol=1e-5, atol=1e-6)
+
+
+# ------------------------------------------------------------------------------------------ Beyond the paper
+
+START = {
+    "conv": {"kernel": np.random.default_rng(0).normal(size=(3, 3, 2, 4))},
+    "bn": {"scale": np.array([1.0, -0.5, 0.2, 1.3]), "bias": np.array([0.1, 0.0, -0.3, 0.4])},
+    "classifier": {"kernel": np.random.default_rng(1).normal(size=(4, 3)), "bias": np.array([0.5, -0.2, 0.3])},
+}
+DECAYED = {
+    "all": {"conv/kernel", "bn/scale", "bn/bias", "classifier/kernel", "classifier/bias"},
+    "but_norms": {"conv/kernel", "classifier/kernel", "classifier/bias"},
+    "kernels": {"conv/kernel", "classifier/kernel"},
+}
+
+
+def flat(tree: dict) -> dict[str, np.ndarray]:
+    return {f"{module}/{name}": np.asarray(leaf) for module, leaves in tree.items() for name, leaf in leaves.items()}
+
+
+def gradients(count: int, scale: float = 1.0) -> list[dict]:
+    rng = np.random.default_rng(2)
+    return [jax.tree.map(lambda leaf: scale * rng.normal(size=leaf.shape), START) for _ in range(count)]
+
+
+def trained(name: str, decayed: str, given: list[dict], rate: float, **numbers: float) -> dict[str, np.ndarray]:
+    """The parameters after steps of our optimizer, jitted, in float32."""
+    arguments = {"momentum": 0.8, "weight_decay": 0.1, **numbers}
+    schedule = optim.step_schedule(rate, [2], 0.1)
+    optimizer = optim.OPTIMIZERS[name](schedule, decayed=optim.DECAYED[decayed], **arguments)
+    to_float32 = functools.partial(jax.tree.map, lambda leaf: jnp.asarray(leaf, jnp.float32))
+    params = to_float32(START)
+    state, update = optimizer.init(params), jax.jit(optimizer.update)
+    for gradient in given:
+        updates, state = update(to_float32(gradient), state, params)
+        params = optax.apply_updates(params, updates)
+    return flat(params)
+
+
+def trained_by_torch(optimizer_of, decayed: str, given: list[dict]) -> dict[str, np.ndarray]:
+    parameters = {name: torch.nn.Parameter(torch.tensor(array)) for name, array in flat(START).items()}
+    groups = [
+        {"params": [p for name, p in parameters.items() if (name in DECAYED[decayed]) is with_decay], "weight_decay": w}
+        for with_decay, w in ((True, 0.1), (False, 0.0))
+    ]
+    optimizer = optimizer_of([group for group in groups if group["params"]])
+    drops = torch.optim.lr_scheduler.MultiStepLR(optimizer, [2], 0.1)
+    for gradient in given:
+        for name, array in flat(gradient).items():
+            parameters[name].grad = torch.tensor(array)
+        optimizer.step()
+        drops.step()
+    return {name: parameter.detach().numpy() for name, parameter in parameters.items()}
+
+
+def assert_same(got: dict[str, np.ndarray], want: dict[str, np.ndarray]) -> None:
+    assert got.keys() == want.keys()
+    for name, array in want.items():
+        np.testing.assert_allclose(got[name], array, rtol=2e-5, atol=2e-6, err_msg=name)
+
+
+@pytest.mark.parametrize("decayed", DECAYED)
+@pytest.mark.parametrize("name", ["sgd", "sgd_nesterov"])
+def test_sgd_with_decay_for_some_equals_torch(name, decayed):
+    given = gradients(4)
+    nesterov = name == "sgd_nesterov"
+    want = trained_by_torch(
+        lambda groups: torch.optim.SGD(groups, lr=0.5, momentum=0.8, nesterov=nesterov), decayed, given
+    )
+    assert_same(trained(name, decayed, given, 0.5), want)
+
+
+@pytest.mark.parametrize("scale", [10.0, 1e-3], ids=["clipped", "small"])
+@pytest.mark.parametrize("decayed", ["all", "kernels"])
+def test_lamb_equals_timm(torchvision, decayed, scale):
+    from timm.optim.lamb import Lamb
+
+    given = gradients(4, scale)
+    want = trained_by_torch(lambda groups: Lamb(groups, lr=0.05), decayed, given)
+    assert_same(trained("lamb", decayed, given, 0.05), want)
+
+
+@pytest.mark.parametrize("decayed", ["all", "kernels"])
+def test_lars_equals_its_formula(decayed):
+    """You, Gitman and Ginsburg 2017, Algorithm 1, in float64; without decay, momentum SGD."""
+    given, params = gradients(4), flat(START)
+    velocity = {name: np.zeros_like(array) for name, array in params.items()}
+    for step, gradient in enumerate(given):
+        for name, g in flat(gradient).items():
+            w, rate = params[name], 8.0 if step < 2 else 0.8
+            if name in DECAYED[decayed]:
+                g = g + 0.1 * w
+                rate *= 0.001 * np.linalg.norm(w) / np.linalg.norm(g)
+            velocity[name] = 0.8 * velocity[name] + rate * g
+            params[name] = w - velocity[name]
+    assert_same(trained("lars", decayed, given, 8.0), params)
+
+
+def test_what_weight_decay_is_for_in_a_real_network():
+    model = zoo.build_model(
+        zoo.select("resnext50_32x4d"),
+        1000,
+        **dict(platform="cpu", conv_impl="auto", compute_dtype="float32", bn_group_images=0),
+    )
+    images = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
+    params = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), images)["params"]
+    # 53 convolutions, each with a batch norm of two arrays; the classifier's kernel and bias.
+    counted = {name: sum(jax.tree.leaves(mask(params))) for name, mask in optim.DECAYED.items() if mask}
+    assert counted == {"but_norms": 53 + 2, "kernels": 53 + 1}
+    assert len(jax.tree.leaves(params)) == 53 + 2 * 53 + 2
+    assert optim.but_norms(params)["classifier"] == {"kernel": True, "bias": True}
+    assert optim.but_norms(params)["stage2"]["block1"]["shortcut_bn"] == {"scale": False, "bias": False}

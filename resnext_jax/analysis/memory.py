@@ -68,6 +68,7 @@ def set_batch(configs: dict[str, Any], devices: Sequence[Any], batch_size: int) 
     found: dict[str, list[str]] = {}
     for path, config in configs.items():
         config.batch_size, config.evaluate.batch_size = batch_size, len(devices)
+        config.data.repeats = 1  # which images come is the host's affair, and copies want a batch of several groups
         try:
             assemble_for(config, devices)
         except UserError as error:

@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Int, UInt8
 
 from resnext_jax.data import decode
+from resnext_jax.data.policies import Alter
 from resnext_jax.data.readers import GatherSource, Record, Source
 from resnext_jax.data.subset import ReplacingSource
 from resnext_jax.data.workers import Watch
@@ -19,6 +20,18 @@ def crop_rng(seed: int, step: int, row: int) -> np.random.Generator:
     """The random numbers of one image: row `row` of the global batch at `step`. No other image shares any of them."""
     # A counter-based generator: the low word counts the draws, the others are the address.
     return np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, row, step]))
+
+
+def policy_rng(seed: int, step: int, row: int) -> np.random.Generator:
+    """Other random numbers of the same image, for a policy: they do not depend on how many its crop took."""
+    return np.random.Generator(np.random.Philox(key=seed, counter=[0, 1, row, step]))
+
+
+def altered(
+    record: Record, *, crop: Crop, alter: Alter, seed: int, step: int, row: int
+) -> UInt8[np.ndarray, "size_px size_px channel"]:
+    """The crop of what stands in a row of the global batch, altered by a policy."""
+    return alter(crop(record), policy_rng(seed, step, row))
 
 
 def random_crop(

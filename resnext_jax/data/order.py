@@ -54,6 +54,28 @@ def train_indices(num_images: int, seed: int, positions: Int[np.ndarray, " batch
     return indices
 
 
+def positions(
+    step: int, rows: Int[np.ndarray, " rows"], batch_size: int, *, repeats: int = 1, group_images: int = 0
+) -> Int[np.ndarray, " rows"]:
+    """Which place of the stream of epochs each row of a global batch has.
+
+    With repeats, every image comes that many times in a row, and neighbours stand in different batch-norm groups, as
+    the samplers of repeated augmentation deal them to different GPUs (Hoffer et al. 2019; Berman et al. 2019).
+
+    Args:
+      step: 0 or more.
+      rows: of the global batch.
+      batch_size: of the global batch.
+      repeats: of an image, 1 or more.
+      group_images: of a batch-norm group, 0 for the whole batch; without effect on single images.
+    """
+    if repeats == 1:
+        return step * batch_size + rows
+    members = group_images or batch_size
+    group, member = np.divmod(rows, members)
+    return (step * batch_size + member * (batch_size // members) + group) // repeats
+
+
 def crop_rng(seed: int, step: int, row: int) -> np.random.Generator:
     """The random numbers of one image: row `row` of the global batch at `step`. No other image shares any of them."""
     # A counter-based generator: the low word counts the draws, the others are the address.

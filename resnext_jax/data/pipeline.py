@@ -9,8 +9,9 @@ from collections.abc import Callable, Generator
 
 import numpy as np
 
-from resnext_jax.data.filling import center_crop, fill_rows, random_crop
-from resnext_jax.data.order import train_indices
+from resnext_jax.data.filling import Crop, altered, center_crop, fill_rows, pixels, random_crop
+from resnext_jax.data.order import positions, train_indices
+from resnext_jax.data.policies import Alter
 from resnext_jax.data.readers import Source
 from resnext_jax.data.subset import ReplacingSource
 from resnext_jax.data.workers import Watch, batches
@@ -88,6 +89,9 @@ def train_batches(
     num_steps: int,
     image_size_px: int,
     crop: str,
+    alter: Alter | None = None,
+    repeats: int = 1,
+    group_images: int = 0,
     process_index: int = 0,
     process_count: int = 1,
     num_threads: int = 2,
@@ -103,6 +107,8 @@ def train_batches(
       image_size_px: height and width of every image in the batch.
       crop: "none" (the images have that size already), "random_sized" (`decode.random_sized_crop`) or "resize" (the
         short side to that size, and the centre).
+      alter: (image, rng) -> image, of the same size; `policies.make_alter`.
+      repeats, group_images: see `order.positions`.
       process_index, process_count: process p of P holds rows [p * batch_size / P, (p + 1) * batch_size / P).
       num_threads: that fill the coming batches; 0 fills each when asked for.
 
@@ -123,14 +129,22 @@ def train_batches(
         center_crop, size_px=image_size_px, num_channels=num_channels, resize_px=image_size_px, interpolation="bicubic"
     )
 
+    gathers = crop == "none" and alter is None
+
+    def crop_of(step: int, row: int) -> Crop:
+        if crop == "random_sized":
+            cropped: Crop = functools.partial(crop_at_random, step=step, row=row)
+        else:
+            cropped = crop_center if crop == "resize" else functools.partial(pixels, num_channels=num_channels)
+        if alter is None:
+            return cropped
+        return functools.partial(altered, crop=cropped, alter=alter, seed=seed, step=step, row=row)
+
     def fill(batch: Batch, step: int, part: slice, watch: Watch) -> None:
         global_rows = np.arange(rows.start + part.start, rows.start + part.stop)
-        indices = train_indices(len(source), seed, step * batch_size + global_rows)
-        crops = None
-        if crop == "random_sized":
-            crops = [functools.partial(crop_at_random, step=step, row=row) for row in global_rows.tolist()]
-        elif crop == "resize":
-            crops = [crop_center] * len(global_rows)
+        places = positions(step, global_rows, batch_size, repeats=repeats, group_images=group_images)
+        indices = train_indices(len(source), seed, places)
+        crops = None if gathers else [crop_of(step, row) for row in global_rows.tolist()]
         try:
             fill_rows(batch, part, source, indices, crops, watch)
         except UserError as error:
@@ -145,7 +159,7 @@ def train_batches(
         start_step,
         num_rows=len(rows),
         image_size_px=image_size_px,
-        gathers=crop == "none",
+        gathers=gathers,
         fill=fill,
         num_threads=num_threads,
     )

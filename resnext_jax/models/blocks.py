@@ -10,7 +10,7 @@ from collections.abc import Callable
 import flax.linen as nn
 from jaxtyping import Array, Float, Key
 
-from resnext_jax.ops.dropout import dropout
+from resnext_jax.ops.dropout import dropout, stochastic_depth
 
 
 class Basic(nn.Module):
@@ -24,10 +24,16 @@ class Basic(nn.Module):
     preactivation: bool = False
     activated: bool = False
     dropout: float = 0.0
+    drop_block: float = 0.0
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "batch height width in"], *, train: bool, keys: Key[Array, " batch"] | None = None
+        self,
+        x: Float[Array, "batch height width in"],
+        *,
+        train: bool,
+        keys: Key[Array, " batch"] | None = None,
+        block_keys: Key[Array, " batch"] | None = None,
     ) -> Array:
         opened, norms = _open(self, x, train=train), _norms(self, 2)
         y = self.conv(self.features, 3, stride=self.stride, name="conv1")(opened, norm=norms[0], train=train)
@@ -37,7 +43,7 @@ class Basic(nn.Module):
                 raise ValueError("dropout draws from the keys of the images: call the network with keys")
             y = dropout(y, keys, self.dropout)
         y = self.conv(self.features, 3, name="conv2")(y, norm=norms[1], train=train)
-        return _close(self, x, opened, y, train=train)
+        return _close(self, x, opened, y, train=train, keys=block_keys)
 
 
 class Bottleneck(nn.Module):
@@ -53,6 +59,7 @@ class Bottleneck(nn.Module):
       shortcut: False removes it (the paper's ablation, section 5.1).
       preactivation: batch norm and ReLU before the convolutions.
       activated: the input of a pre-activated block comes from a ReLU already.
+      drop_block: how often an image goes by the shortcut alone, in training.
     """
 
     features: int
@@ -64,16 +71,23 @@ class Bottleneck(nn.Module):
     norm: Callable[..., nn.Module]
     preactivation: bool = False
     activated: bool = False
+    drop_block: float = 0.0
 
     @nn.compact
-    def __call__(self, x: Float[Array, "batch height width in"], *, train: bool) -> Array:
+    def __call__(
+        self,
+        x: Float[Array, "batch height width in"],
+        *,
+        train: bool,
+        block_keys: Key[Array, " batch"] | None = None,
+    ) -> Array:
         opened, norms = _open(self, x, train=train), _norms(self, 3)
         conv2 = self.conv(self.inner, 3, stride=self.stride, groups=self.cardinality, name="conv2")
         blocks = conv2.input_blocks(*x.shape[1:3], self.inner)
         y = self.conv(self.inner, 1, name="conv1")(opened, norm=norms[0], blocks=blocks, train=train)
         y = conv2(nn.relu(y), norm=norms[1], train=train)
         y = self.conv(self.features, 1, name="conv3")(nn.relu(y), norm=norms[2], train=train)
-        return _close(self, x, opened, y, train=train)
+        return _close(self, x, opened, y, train=train, keys=block_keys)
 
 
 def _norms(block: Basic | Bottleneck, num_convs: int) -> list[nn.Module | None]:
@@ -90,12 +104,18 @@ def _open(block: Basic | Bottleneck, x: Array, *, train: bool) -> Array:
     return nn.relu(block.norm(name="bn1")(x, train=train))
 
 
-def _close(block: Basic | Bottleneck, x: Array, opened: Array, y: Array, *, train: bool) -> Array:
+def _close(
+    block: Basic | Bottleneck, x: Array, opened: Array, y: Array, *, train: bool, keys: Key[Array, " batch"] | None
+) -> Array:
     """`x + y`, with a projection (1x1 conv and batch norm) only where the shape changes; and the last ReLU."""
     if block.shortcut:
         if x.shape != y.shape:
             norm = None if block.preactivation else block.norm(name="shortcut_bn")
             shortcut = block.conv(block.features, 1, stride=block.stride, name="shortcut_conv")
             x = shortcut(opened, norm=norm, train=train)
+        if block.drop_block and train:
+            if keys is None:
+                raise ValueError("stochastic depth draws from the keys of the images: call the network with keys")
+            y = stochastic_depth(y, keys, block.drop_block)
         y = x + y
     return y if block.preactivation else nn.relu(y)

@@ -48,6 +48,8 @@ class Arch:
       preactivation: batch norm and ReLU before the convolutions of a block, not after (`blocks`), and once at the end.
       widen: k, how many times as wide basic blocks are as `width` says; the stem is not (Zagoruyko & Komodakis 2016).
       dropout: the rate between the two convolutions of a basic block, 0 for none.
+      stochastic_depth: how often the last block is left out, 0 for never; for the blocks before it in proportion to
+        their number, for the first never.
     """
 
     block: Block
@@ -60,6 +62,7 @@ class Arch:
     preactivation: bool = False
     widen: int = 1
     dropout: float = 0.0
+    stochastic_depth: float = 0.0
 
     @property
     def smallest_px(self) -> int:
@@ -79,8 +82,12 @@ class Stage(nn.Module):
     def __call__(
         self, x: Float[Array, "batch height width in"], *, train: bool, keys: Key[Array, " batch"] | None
     ) -> Array:
-        arch, scale = self.arch, 2**self.index
+        arch, scale, num_blocks = self.arch, 2**self.index, sum(self.arch.blocks)
         for number in range(arch.blocks[self.index]):
+            place = sum(arch.blocks[: self.index]) + number
+            block_keys = None
+            if arch.stochastic_depth and train and keys is not None:
+                block_keys = layer_keys(keys, num_blocks + place)  # dropout has those below
             common: dict[str, Any] = dict(
                 stride=2 if self.index > 0 and number == 0 else 1,
                 shortcut=arch.shortcut,
@@ -88,17 +95,19 @@ class Stage(nn.Module):
                 activated=self.index == number == 0,
                 conv=self.conv,
                 norm=self.norm,
+                drop_block=arch.stochastic_depth * place / max(num_blocks - 1, 1),
                 name=f"block{number + 1}",
             )
             if arch.block == "basic":
-                block_keys = None
+                dropout_keys = None
                 if arch.dropout and train and keys is not None:
-                    block_keys = layer_keys(keys, sum(arch.blocks[: self.index]) + number)
+                    dropout_keys = layer_keys(keys, place)
                 block = Basic(arch.width * arch.widen * scale, dropout=arch.dropout, **common)
-                x = block(x, train=train, keys=block_keys)
+                x = block(x, train=train, keys=dropout_keys, block_keys=block_keys)
             else:
                 inner = arch.cardinality * arch.bottleneck_width * scale
-                x = Bottleneck(4 * arch.width * scale, inner, arch.cardinality, **common)(x, train=train)
+                block = Bottleneck(4 * arch.width * scale, inner, arch.cardinality, **common)
+                x = block(x, train=train, block_keys=block_keys)
         return x
 
 
@@ -106,8 +115,8 @@ class ResNeXt(nn.Module):
     """The network of one `Arch`; a ResNet is a ResNeXt of cardinality 1.
 
     Call it with normalised images (batch, height, width, channel); it returns float32 logits (batch, classes), or
-    with `features=True` the logits and the activations of every stage. Where there is dropout, training needs the
-    `keys` of the images (`ops.augment.image_keys`).
+    with `features=True` the logits and the activations of every stage. Where there is dropout or stochastic depth,
+    training needs the `keys` of the images (`ops.augment.image_keys`).
 
     Attributes:
       arch: a row of `zoo.ARCHS`.

@@ -95,6 +95,7 @@ def select(
     shortcut: bool = True,
     preactivation: bool = False,
     dropout: float | None = None,
+    stochastic_depth: float = 0.0,
 ) -> Row:
     """The network of a config's `model` fields.
 
@@ -104,6 +105,7 @@ def select(
       shortcut: False takes the residual connections away.
       preactivation: True puts batch norm and ReLU before the convolutions.
       dropout: takes the place of the row's rate, where it is set.
+      stochastic_depth: see `template.Arch`.
 
     Raises:
       UserError: there is no such row (the close matches are named) or no such depth, or the network cannot have what
@@ -114,11 +116,20 @@ def select(
     arch = ARCHS[name] if name else by_depth(depth, cardinality, bottleneck_width, family)
     changes: dict[str, Any] = {} if shortcut else {"shortcut": False}
     changes |= {"preactivation": True} if preactivation else {}
+    changes |= {"stochastic_depth": stochastic_depth} if stochastic_depth else {}
     problems = [
-        f"model.{field}={value}: {name} has no residual blocks. Leave it at {not value}, or take a ResNet or ResNeXt."
+        f"model.{field}={value}: {name} has no residual blocks. Leave it at {getattr(Arch, field)}, or take a ResNet "
+        "or ResNeXt."
         for field, value in changes.items()
         if not isinstance(arch, Arch)
     ]
+    if not 0 <= stochastic_depth < 1:
+        problems.append(f"model.stochastic_depth={stochastic_depth} must be in [0, 1).")
+    if stochastic_depth and not shortcut:
+        problems.append(
+            f"model.stochastic_depth={stochastic_depth} leaves nothing of an image without a shortcut: set it to 0, or "
+            "model.shortcut=True."
+        )
     if dropout is not None:
         changes["dropout"] = dropout
         if not 0 <= dropout < 1:

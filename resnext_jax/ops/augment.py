@@ -1,8 +1,8 @@
 """What happens to images on the device: uint8 in, normalised float32 out, every draw keyed per image.
 
 The order is the original code's (recipe of fb.resnet.torch): colour jitter, PCA lighting, normalise, flip; on CIFAR
-normalise, flip, zero-pad and crop. Keys come from (seed, step, position in the global batch), so that an image gets
-the same draws on any number of devices.
+normalise, flip, zero-pad and crop. Random erasing, which is not among them, comes last. Keys come from (seed, step,
+position in the global batch), so that an image gets the same draws on any number of devices.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,6 +11,8 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, UInt8
+
+from resnext_jax.ops.erase import erase
 
 Image = Float[Array, "height width channel"]
 
@@ -82,6 +84,7 @@ def make_augment(
     lighting_std: float = 0.0,
     flip_images: bool = False,
     pad_px: int = 0,
+    erase_probability: float = 0.0,
 ) -> Callable[[UInt8[Array, "batch height width channel"], Key[Array, " batch"]], Array]:
     """The training augmentation of a recipe: `augment(images, keys) -> normalised float32 images`.
 
@@ -100,6 +103,8 @@ def make_augment(
             x = flip(flip_key, x)
         if pad_px:
             x = pad_crop(crop_key, x, pad_px)
+        if erase_probability:
+            x = erase(key, x, erase_probability)
         return x
 
     return jax.vmap(one)

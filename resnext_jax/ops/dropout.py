@@ -1,4 +1,4 @@
-"""Dropout whose draws are keyed per image, as all draws are: the same on any number of devices."""
+"""Dropout and stochastic depth, keyed per image as all draws are: the same on any number of devices."""
 
 import jax
 import jax.numpy as jnp
@@ -23,3 +23,15 @@ def dropout(x: Float[Array, "batch *dims"], keys: Key[Array, " batch"], rate: fl
     """
     kept = jax.vmap(lambda key: jax.random.bernoulli(key, 1.0 - rate, x.shape[1:]))(keys)
     return jnp.where(kept, x / (1.0 - rate), jnp.zeros((), x.dtype))
+
+
+def stochastic_depth(
+    x: Float[Array, "batch *dims"], keys: Key[Array, " batch"], rate: float
+) -> Float[Array, "batch *dims"]:
+    """The whole of an image's `x` is 0 with probability `rate`, and otherwise divided by `1 - rate`.
+
+    Source: Huang et al. 2016 (arXiv 1603.09382), scaled while training as in timm, so that inference is as it is.
+    """
+    kept = jax.vmap(lambda key: jax.random.bernoulli(key, 1.0 - rate))(keys)
+    factor = jnp.where(kept, 1.0 / (1.0 - rate), 0.0).astype(x.dtype)
+    return x * factor.reshape(-1, *[1] * (x.ndim - 1))

@@ -16,6 +16,9 @@ from resnext_jax.evaluate.classify import evaluation_step
 from resnext_jax.evaluate.recompute import statistics_step
 from resnext_jax.models import zoo
 from resnext_jax.ops.augment import make_augment
+from resnext_jax.ops.loss import LOSSES
+from resnext_jax.ops.mix import mix
+from resnext_jax.train.dataset import flips_on_device, training_size_px
 from resnext_jax.train.problems import evaluation_problems, training_problems
 from resnext_jax.train.state import create_state
 from resnext_jax.train.step import train_step
@@ -30,7 +33,7 @@ class Run:
 
     Attributes:
       model: the network.
-      image_shape: (height, width, channel) of a batch's images.
+      image_shape: (height, width, channel) of the images of a training batch.
       steps_per_epoch: images of the training set over the batch size; rarely whole.
       total_steps: of the run.
       evaluate_every_steps: None for the end of every epoch.
@@ -141,7 +144,12 @@ def assemble(config: ConfigDict, info: DatasetInfo, place: sharding.Place) -> Ru
         factor=config.schedule.factor,
         warmup_epochs=config.schedule.warmup_epochs,
     )
-    optimizer = optim.sgd_nesterov(schedule, momentum=config.momentum, weight_decay=config.weight_decay)
+    optimizer = optim.OPTIMIZERS[config.optimizer](
+        schedule,
+        momentum=config.momentum,
+        weight_decay=config.weight_decay,
+        decayed=optim.DECAYED[config.weight_decay_of],
+    )
     if config.freeze_backbone:
         optimizer = optim.only(optimizer, HEAD)
     step = partial(
@@ -150,12 +158,14 @@ def assemble(config: ConfigDict, info: DatasetInfo, place: sharding.Place) -> Ru
         optimizer=optimizer,
         augment=augment_of(config),
         seed=config.seed,
-        label_smoothing=config.label_smoothing,
+        loss=partial(LOSSES[config.loss], smoothing=config.label_smoothing, threshold=config.target_threshold),
         trains_only=HEAD if config.freeze_backbone else None,
         ema_decay=config.ema_decay,
+        mix=mix_of(config),
     )
     skip = config.on_nonfinite == "skip"
-    image_shape = (config.data.image_size_px, config.data.image_size_px, len(config.data.mean))
+    size_px = training_size_px(config)
+    image_shape = (size_px, size_px, len(config.data.mean))
     everywhere, split = sharding.replicated(mesh), sharding.batch_sharding(mesh)
     return Run(
         model=model,
@@ -196,13 +206,28 @@ def model_of(config: ConfigDict, num_classes: int, place: sharding.Place) -> zoo
 
 def augment_of(config: ConfigDict) -> Callable:
     """(uint8 images, keys) -> normalised float32 images, as they are trained on."""
+    augment = config.augment
     return make_augment(
         mean=config.data.mean,
         std=config.data.std,
-        color_jitter_strength=config.augment.color_jitter,
-        lighting_std=config.augment.lighting_std,
-        flip_images=config.augment.flip,
-        pad_px=config.augment.pad_px,
+        color_jitter_strength=augment.color_jitter,
+        lighting_std=augment.lighting_std,
+        flip_images=augment.flip and flips_on_device(config),
+        pad_px=augment.pad_px,
+        erase_probability=augment.get("erase_probability", 0.0),
+    )
+
+
+def mix_of(config: ConfigDict) -> Callable | None:
+    """(images, labels, keys) -> mixed ones, where the config mixes."""
+    augment = config.augment
+    if not (augment.mixup_alpha or augment.cutmix_alpha):
+        return None
+    return partial(
+        mix,
+        mixup_alpha=augment.mixup_alpha,
+        cutmix_alpha=augment.cutmix_alpha,
+        group_images=config.bn_group_images,
     )
 
 

@@ -6,6 +6,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from resnext_jax.data.pipeline import train_batches
+from resnext_jax.data.policies import make_alter
 from resnext_jax.data.sources import Source, open_source
 from resnext_jax.errors import UserError
 from resnext_jax.sharding import Place
@@ -43,18 +44,38 @@ def training_batches(
     config: ConfigDict, source: Source, place: Place, start_step: int, num_steps: int
 ) -> Generator[Batch]:
     """This process's rows of the batches of steps `start_step` to `num_steps - 1`, as the config prepares them."""
+    augment = config.augment
+    alter = make_alter(
+        augment.get("policy", "none"),  # which checkpoints of before do not have, nor the others that are asked for so
+        magnitude=augment.get("magnitude", 0),
+        flip=augment.flip,
+        mean=config.data.mean,
+    )
     return train_batches(
         source,
         batch_size=config.batch_size,
         seed=config.seed,
         start_step=start_step,
         num_steps=num_steps,
-        image_size_px=config.data.image_size_px,
+        image_size_px=training_size_px(config),
         crop=config.data.crop,
+        alter=alter,
+        repeats=config.data.get("repeats", 1),
+        group_images=config.bn_group_images,
         num_threads=config.data.num_threads,
         process_index=place.process_index,
         process_count=place.process_count,
     )
+
+
+def training_size_px(config: ConfigDict) -> int:
+    """The height and width of training images: those of evaluation, unless the config says otherwise."""
+    return config.data.get("train_size_px") or config.data.image_size_px
+
+
+def flips_on_device(config: ConfigDict) -> bool:
+    """Whether images are mirrored on the device: a policy wants it done before, on the host."""
+    return config.augment.get("policy", "none") == "none"
 
 
 def same_classes(ours: dict[str, Any], saved: dict[str, Any], where: str) -> None:

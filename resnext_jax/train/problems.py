@@ -2,10 +2,12 @@
 
 from ml_collections import ConfigDict
 
-from resnext_jax import sharding
+from resnext_jax import optim, sharding
 from resnext_jax.data.pipeline import CROPS
+from resnext_jax.data.policies import MAX_MAGNITUDE, POLICIES
 from resnext_jax.data.resize import FILTERS
 from resnext_jax.errors import unknown
+from resnext_jax.ops.loss import LOSSES
 
 NONFINITE_POLICIES = ("stop", "skip")
 
@@ -105,6 +107,54 @@ def training_problems(config: ConfigDict, num_devices: int) -> list[str]:
             for name in ("keep_every_epochs", "keep_every_steps")
         },
         "checkpoint.keep_best": (config.checkpoint.keep_best, config.checkpoint.keep_best >= 0, "0 or more"),
+    }
+    return lines + recipe_problems(config) + _out_of_range(ranges)
+
+
+def recipe_problems(config: ConfigDict) -> list[str]:
+    """Everything about the fields of recipes beyond the paper's that cannot work, one sentence each."""
+    augment, data, group = config.augment, config.data, config.bn_group_images or config.batch_size
+    tables = {
+        "optimizer": (config.optimizer, optim.OPTIMIZERS),
+        "weight_decay_of": (config.weight_decay_of, optim.DECAYED),
+        "loss": (config.loss, LOSSES),
+        "augment.policy": (augment.policy, POLICIES),
+    }
+    lines = [unknown(name, value, allowed) for name, (value, allowed) in tables.items() if value not in allowed]
+    if group == 1 and (augment.mixup_alpha or augment.cutmix_alpha):
+        lines.append(
+            f"augment.mixup_alpha={augment.mixup_alpha} and augment.cutmix_alpha={augment.cutmix_alpha} mix the images "
+            "of a batch-norm group, and bn_group_images=1 leaves each alone: take larger groups, or set both to 0."
+        )
+    if config.target_threshold is not None and (config.loss != "sigmoid" or config.label_smoothing):
+        lines.append(
+            f"target_threshold={config.target_threshold} makes a yes or a no of every class: it is for loss='sigmoid' "
+            f"(it is {config.loss!r}) and would take label_smoothing={config.label_smoothing} away. Leave it unset, or "
+            "set label_smoothing to 0."
+        )
+    if data.repeats > 1 and config.batch_size // group < data.repeats:
+        lines.append(
+            f"data.repeats={data.repeats} wants the copies of an image in as many batch-norm groups, and the batch has "
+            f"{config.batch_size // group}: take fewer repeats, or a smaller bn_group_images."
+        )
+    if data.train_size_px is not None and data.train_size_px != data.image_size_px and data.crop == "none":
+        lines.append(
+            f"data.train_size_px={data.train_size_px} is not data.image_size_px={data.image_size_px}, and images that "
+            "are taken as they are (data.crop='none') have one size: leave it unset, or set data.crop."
+        )
+    threshold = config.target_threshold
+    ranges = {
+        "target_threshold": (threshold, threshold is None or 0 <= threshold < 1, "in [0, 1), or unset for none"),
+        "augment.mixup_alpha": (augment.mixup_alpha, augment.mixup_alpha >= 0, "0 or more"),
+        "augment.cutmix_alpha": (augment.cutmix_alpha, augment.cutmix_alpha >= 0, "0 or more"),
+        "augment.erase_probability": (augment.erase_probability, 0 <= augment.erase_probability <= 1, "in [0, 1]"),
+        "augment.magnitude": (augment.magnitude, 0 <= augment.magnitude <= MAX_MAGNITUDE, f"in [0, {MAX_MAGNITUDE}]"),
+        "data.repeats": (data.repeats, data.repeats >= 1, "1 or more"),
+        "data.train_size_px": (
+            data.train_size_px,
+            data.train_size_px is None or data.train_size_px > 0,
+            "positive, or unset for data.image_size_px",
+        ),
     }
     return lines + _out_of_range(ranges)
 

@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool
 from resnext_jax import metrics, sharding
 from resnext_jax.models.zoo import Network
 from resnext_jax.ops.augment import image_keys
+from resnext_jax.ops.mix import Labels
 from resnext_jax.types import Batch, PyTree, TrainState
 
 
@@ -22,14 +23,15 @@ def train_step(
     optimizer: optax.GradientTransformation,
     augment: Callable[[Array, Array], Array],
     seed: int,
-    label_smoothing: float,
+    loss: Callable[[Array, Labels], Array],
     accumulation_steps: int,
     mesh: Mesh | None,
     trains_only: str | None = None,
     skip_nonfinite: bool = False,
     ema_decay: float = 0.0,
+    mix: Callable[[Array, Array, Array], tuple[Array, Labels]] | None = None,
 ) -> tuple[TrainState, metrics.Sums]:
-    """Augments, runs forward and backward, and updates; the gradient is of the mean cross-entropy of the batch.
+    """Augments, runs forward and backward, and updates; the gradient is of the mean loss of the batch.
 
     Args:
       state: before the step; donate it.
@@ -38,17 +40,19 @@ def train_step(
       optimizer: gradients and parameters -> updates.
       augment: (uint8 images, keys) -> normalised float32 images; `ops.augment.make_augment`.
       seed: of the run; with the step and the position in the batch it keys every draw, of augmentation and dropout.
-      label_smoothing: in [0, 1).
+      loss: (logits, labels) -> of each image; a row of `ops.loss.LOSSES`.
       accumulation_steps: microbatches, one after the other. Whole batch-norm groups, so the mathematics is that of
         one pass: gradients and running statistics are averaged, one update is made.
       mesh: that the batch is split over; None computes as on a single device.
       trains_only: the one module whose parameters have a gradient; the network is then in inference mode, and its
         running statistics stay. The optimizer must leave the others alone (`optim.only`).
       ema_decay: of the averages, where the state has any; see `average`.
+      mix: (images, labels, keys) -> mixed images and labels, after the augmentation; `ops.mix.mix`.
       skip_nonfinite: a step whose loss or gradient is not finite changes nothing but the counts of steps.
 
     Returns:
-      The state after the step, and the sums over the training images, augmented and before the update. Where the
+      The state after the step, and the sums over the training images, augmented and before the update; of mixed ones
+      the label with the larger weight counts, and the loss is always the cross-entropy. Where the
       gradient is not finite the loss is NaN; with `skip_nonfinite` all sums are 0.
     """
     # The scopes name these parts in profiles and in the compile report; modules name the rest.
@@ -64,7 +68,9 @@ def train_step(
 
     def loss_fn(params: PyTree, batch_stats: PyTree, micro: Batch, micro_keys: Array) -> tuple[Array, tuple]:
         with jax.named_scope("augment"):
-            images = augment(micro.image, micro_keys)
+            images, labels = augment(micro.image, micro_keys), Labels(micro.label)
+            if mix is not None:
+                images, labels = mix(images, micro.label, micro_keys)
         if trains_only:
             params = {name: _constant(value) if name != trains_only else value for name, value in params.items()}
         logits, updated = model.apply(
@@ -74,10 +80,10 @@ def train_step(
             mutable=["batch_stats"],
         )
         with jax.named_scope("loss"):
-            loss = metrics.cross_entropy(logits, micro.label, label_smoothing).mean()
-            sums = metrics.count(logits, micro.label, micro.mask)
+            minimized = loss(logits, labels).mean()
+            sums = metrics.count(logits, labels.largest(), micro.mask)
         # Everything comes out as the share of a sum: a mean over microbatches and devices needs no pass of its own.
-        return loss * share, (jax.tree.map(lambda stat: stat * share, updated.get("batch_stats", {})), sums)
+        return minimized * share, (jax.tree.map(lambda stat: stat * share, updated.get("batch_stats", {})), sums)
 
     def gradients(variables: PyTree, micro: tuple[Batch, Array]) -> tuple[PyTree, PyTree, metrics.Sums]:
         grads, (stats, sums) = jax.grad(loss_fn, has_aux=True)(variables["params"], variables["batch_stats"], *micro)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from resnext_jax.ops.augment import image_keys
-from resnext_jax.ops.dropout import dropout, layer_keys
+from resnext_jax.ops.dropout import dropout, layer_keys, stochastic_depth
 
 KEYS = image_keys(0, jnp.asarray(3), 64)
 
@@ -46,3 +46,15 @@ def test_no_key_is_one_of_those_that_augmentation_splits_off():
     ours = {tuple(row) for n in range(40) for row in np.asarray(jax.random.key_data(layer_keys(KEYS, n)))}
     assert len(ours) == 40 * 64
     assert not taken & ours
+
+
+def test_stochastic_depth_drops_whole_images():
+    keys = layer_keys(image_keys(0, jnp.int32(1), 2000), 3)
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2000, 2, 3)), jnp.float32)
+    got = np.asarray(stochastic_depth(x, keys, 0.2))
+    dropped = (got == 0).all(axis=(1, 2))
+    np.testing.assert_allclose(got[~dropped], np.asarray(x)[~dropped] / 0.8, rtol=1e-6)
+    assert abs(dropped.mean() - 0.2) < 5 * np.sqrt(0.2 * 0.8 / 2000)
+    assert stochastic_depth(x.astype(jnp.bfloat16), keys, 0.2).dtype == jnp.bfloat16
+    # An image is dropped wherever it stands in the batch.
+    np.testing.assert_array_equal(stochastic_depth(x[7:9], keys[7:9], 0.2), got[7:9])

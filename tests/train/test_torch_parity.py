@@ -14,6 +14,7 @@ import torch_reference
 from resnext_jax.models.template import CIFAR_STEM, IMAGENET_STEM, SMALL_STEM, Arch, ResNeXt
 from resnext_jax.ops.augment import normalize
 from resnext_jax.ops.conv_choice import resolver
+from resnext_jax.ops.loss import softmax
 from resnext_jax.optim import sgd_nesterov, step_schedule
 from resnext_jax.sharding import make_mesh
 from resnext_jax.train.step import train_step
@@ -89,7 +90,7 @@ def ours(case: str, variables: dict, batches: list[Batch]) -> list[dict]:
             optimizer=optimizer,
             augment=lambda images, keys: normalize(images.astype(jnp.float32), MEAN, STD),
             seed=0,
-            label_smoothing=0.1,
+            loss=partial(softmax, smoothing=0.1),
             accumulation_steps=microbatches,
             mesh=make_mesh(jax.devices()[:1]),
         )

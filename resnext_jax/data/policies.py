@@ -1,0 +1,163 @@
+"""Augmentation policies: which operations an image goes through, and how strongly. Drawn per image, on the host.
+
+Pillow does the work, as for the recipes that they come from; on a device the same operations would be others.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from resnext_jax.data.image_ops import OPS
+
+Pixels = UInt8[np.ndarray, "height width channel"]
+Drawn = list[tuple[str, float]]
+Alter = Callable[[Pixels, np.random.Generator], Pixels]
+
+NUM_STRENGTHS = 31
+
+
+def _same(value: float) -> float:
+    return value
+
+
+def _one_more(value: float) -> float:
+    return 1.0 + value
+
+
+def _minus_whole(value: float) -> float:
+    return -int(value)
+
+
+# TrivialAugment's wide space (Müller and Hutter 2021, arXiv 2103.10158, Table 1) as in torchvision: the weakest and the
+# strongest of 31 evenly spaced values, whether the sign is drawn too, and what the operation takes.
+WIDE: dict[str, tuple[float, float, bool, Callable[[float], float]]] = {
+    "identity": (0.0, 0.0, False, _same),
+    "shear_x": (0.0, 0.99, True, _same),
+    "shear_y": (0.0, 0.99, True, _same),
+    "translate_x": (0.0, 32.0, True, _minus_whole),  # pixels of the crop, whatever its size
+    "translate_y": (0.0, 32.0, True, _minus_whole),
+    "rotate": (0.0, 135.0, True, _same),
+    "brightness": (0.0, 0.99, True, _one_more),
+    "color": (0.0, 0.99, True, _one_more),
+    "contrast": (0.0, 0.99, True, _one_more),
+    "sharpness": (0.0, 0.99, True, _one_more),
+    "posterize": (8.0, 2.0, False, round),
+    "solarize": (1.0, 0.0, False, lambda share: 255.0 * share),
+    "auto_contrast": (0.0, 0.0, False, _same),
+    "equalize": (0.0, 0.0, False, _same),
+}
+
+
+def trivial_augment(rng: np.random.Generator, height: int, width: int, magnitude: float) -> Drawn:
+    """One operation of `WIDE`, all equally likely, with one of 31 strengths; a policy without parameters."""
+    del height, width, magnitude
+    name = tuple(WIDE)[rng.integers(len(WIDE))]
+    return [(name, wide_argument(name, int(rng.integers(NUM_STRENGTHS)), negative=rng.random() < 0.5))]
+
+
+def wide_argument(name: str, strength: int, *, negative: bool) -> float:
+    """What an operation of `WIDE` takes at a strength in [0, 31)."""
+    first, last, signed, argument = WIDE[name]
+    # To the bit as torch.linspace, from the nearer end: Pillow rounds, so that the last bit can be a pixel.
+    step = float(np.float32((np.float32(last) - np.float32(first)) / np.float32(NUM_STRENGTHS - 1)))
+    left = NUM_STRENGTHS - 1 - strength
+    last = float(np.float32(last))
+    value = float(np.float32(first + step * strength if strength < left else last - step * left))
+    return argument(-value if signed and negative else value)
+
+
+# timm's RandAugment in the form "inc1", every operation stronger at a higher level, with a standard deviation of 0.5.
+# Of a level in [0, 1], a sign, and the height and width: what the operation takes.
+INCREASING: dict[str, Callable[[float, int, int, int], float]] = {
+    "auto_contrast": lambda level, sign, height, width: 0.0,
+    "equalize": lambda level, sign, height, width: 0.0,
+    "invert": lambda level, sign, height, width: 0.0,
+    "rotate": lambda level, sign, height, width: sign * 30.0 * level,
+    "posterize": lambda level, sign, height, width: max(1, 4 - int(level * 4)),  # Pillow has no image of 0 bits
+    "solarize": lambda level, sign, height, width: 256 - min(256, int(level * 256)),
+    "solarize_add": lambda level, sign, height, width: min(128, int(level * 110)),
+    "color": lambda level, sign, height, width: max(0.1, 1.0 + sign * 0.9 * level),
+    "contrast": lambda level, sign, height, width: max(0.1, 1.0 + sign * 0.9 * level),
+    "brightness": lambda level, sign, height, width: max(0.1, 1.0 + sign * 0.9 * level),
+    "sharpness": lambda level, sign, height, width: max(0.1, 1.0 + sign * 0.9 * level),
+    "shear_x": lambda level, sign, height, width: sign * 0.3 * level,
+    "shear_y": lambda level, sign, height, width: sign * 0.3 * level,
+    "translate_x": lambda level, sign, height, width: sign * 0.45 * level * width,
+    "translate_y": lambda level, sign, height, width: sign * 0.45 * level * height,
+}
+MAX_MAGNITUDE = 10
+MAGNITUDE_STD = 0.5
+NUM_LAYERS = 2
+LAYER_PROBABILITY = 0.5
+
+
+def rand_augment(rng: np.random.Generator, height: int, width: int, magnitude: float) -> Drawn:
+    """Two operations of `INCREASING` (the same one twice is possible), each made with probability 1/2.
+
+    Source: Cubuk et al. 2019 (arXiv 1909.13719), as timm's `rand-m<magnitude>-mstd0.5-inc1`.
+    """
+    drawn = []
+    for _ in range(NUM_LAYERS):
+        name = tuple(INCREASING)[rng.integers(len(INCREASING))]
+        made, level, sign = rng.random(), rng.normal(magnitude, MAGNITUDE_STD), 1 if rng.random() < 0.5 else -1
+        if made < LAYER_PROBABILITY:
+            share = min(max(level, 0.0), MAX_MAGNITUDE) / MAX_MAGNITUDE
+            drawn.append((name, INCREASING[name](share, sign, height, width)))
+    return drawn
+
+
+@dataclasses.dataclass(frozen=True)
+class Policy:
+    """A row of the table.
+
+    Attributes:
+      draw: (rng, height, width, magnitude) -> operations of `image_ops.OPS` and what each takes.
+      resample: of the operations that move pixels.
+      fills_with_mean: what comes in from outside the image has its data set's mean colour, else it is black.
+    """
+
+    draw: Callable[[np.random.Generator, int, int, float], Drawn]
+    resample: Image.Resampling
+    fills_with_mean: bool
+
+
+POLICIES = {
+    "none": None,
+    "trivial_augment": Policy(trivial_augment, Image.Resampling.BILINEAR, fills_with_mean=False),
+    "rand_augment": Policy(rand_augment, Image.Resampling.BICUBIC, fills_with_mean=True),
+}
+
+
+def make_alter(name: str, *, magnitude: float, flip: bool, mean: Sequence[float]) -> Alter | None:
+    """(image, rng) -> the image as a policy alters it; None for the policy "none".
+
+    Args:
+      name: a row of `POLICIES`.
+      magnitude: of rand_augment, in [0, 10].
+      flip: mirrors with probability 1/2 before anything else: a shear holds the left or the upper edge still.
+      mean: of the channels, on the scale 0..255.
+    """
+    policy = POLICIES[name]
+    if policy is None:
+        return None
+    colour = tuple(round(channel) for channel in mean) if policy.fills_with_mean else (0,) * len(mean)
+
+    def alter(image: Pixels, rng: np.random.Generator) -> Pixels:
+        if flip and rng.random() < 0.5:
+            image = image[:, ::-1]
+        height, width, _ = image.shape
+        return apply(image, policy.draw(rng, height, width, magnitude), policy.resample, colour)
+
+    return alter
+
+
+def apply(image: Pixels, drawn: Drawn, resample: Image.Resampling, colour: tuple[int, ...]) -> Pixels:
+    """The operations one after the other, on an image of one or three channels."""
+    grey = image.shape[2] == 1
+    pillow = Image.fromarray(np.ascontiguousarray(image[..., 0] if grey else image))
+    for name, argument in drawn:
+        pillow = OPS[name](pillow, argument, resample, colour[0] if grey else colour)
+    return np.asarray(pillow).reshape(image.shape)

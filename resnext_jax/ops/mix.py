@@ -1,0 +1,97 @@
+"""Mixup and cutmix: every image mixed with the one before it in its batch-norm group.
+
+Sources: Zhang et al. 2017 (arXiv 1710.09412); Yun et al. 2019 (arXiv 1905.04899). The originals mix the batch of one
+GPU with one weight and one box. That batch is here the batch-norm group: a group never depends on the number of
+devices, and where the devices hold whole groups nothing is exchanged. Its draws are keyed by (seed, step, position of
+its first image). Neighbours by a roll of one are as random as by any permutation, for the images come shuffled.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key
+
+# A word between an image's key and these draws: augmentation splits the same key, which gives its first few.
+MIX = 0x6D6978
+
+
+class Labels(NamedTuple):
+    """What the images of a batch show.
+
+    Attributes:
+      own: the label of each image.
+      other: that of the image mixed into it; None where nothing is mixed.
+      weight: of `own`, in [0, 1]; `other` has the rest.
+    """
+
+    own: Int[Array, " batch"]
+    other: Int[Array, " batch"] | None = None
+    weight: Float[Array, " batch"] | None = None
+
+    def largest(self) -> Int[Array, " batch"]:
+        """The label with the larger weight."""
+        if self.other is None or self.weight is None:
+            return self.own
+        return jnp.where(self.weight >= 0.5, self.own, self.other)
+
+
+def mix(
+    images: Float[Array, "batch height width channel"],
+    labels: Int[Array, " batch"],
+    keys: Key[Array, " batch"],
+    *,
+    mixup_alpha: float,
+    cutmix_alpha: float,
+    group_images: int,
+) -> tuple[Float[Array, "batch height width channel"], Labels]:
+    """The mixed images and what they show.
+
+    Args:
+      images: normalised.
+      labels: theirs.
+      keys: theirs; `ops.augment.image_keys`.
+      mixup_alpha: the weight of mixup is drawn from Beta(alpha, alpha); 0 for no mixup.
+      cutmix_alpha: likewise the share of the image that cutmix keeps. With both, each group takes one, 1:1.
+      group_images: of a batch-norm group, 2 or more; 0 for the whole batch.
+    """
+    size = group_images or images.shape[0]
+    groups = images.shape[0] // size
+    kept, weight = jax.vmap(lambda key: _draw(key, images.shape[1], images.shape[2], mixup_alpha, cutmix_alpha))(
+        keys[::size]
+    )
+
+    grouped = images.reshape(groups, size, *images.shape[1:])
+    mixed = jax.vmap(lambda x, share: share * x + (1.0 - share) * jnp.roll(x, 1, axis=0))(grouped, kept)
+    other = jnp.roll(labels.reshape(groups, size), 1, axis=1).reshape(-1)
+    return mixed.reshape(images.shape), Labels(labels, other, jnp.repeat(weight, size))
+
+
+def _draw(
+    key: Key[Array, ""], height: int, width: int, mixup_alpha: float, cutmix_alpha: float
+) -> tuple[Float[Array, "1 height width 1"], Float[Array, ""]]:
+    """How much of its own each pixel of a group keeps, and the weight of its own label."""
+    share_key, key = jax.random.split(jax.random.fold_in(key, MIX))
+    choice, *place = jax.random.uniform(key, (3,))
+    both = mixup_alpha > 0 and cutmix_alpha > 0
+    blends = choice < 0.5 if both else jnp.bool_(mixup_alpha > 0)
+    alpha = jnp.where(blends, jnp.float32(mixup_alpha), jnp.float32(cutmix_alpha))
+    share = jax.random.beta(share_key, alpha, alpha, (), jnp.float32)
+    center = jnp.floor(jnp.stack(place) * jnp.array([height, width], jnp.float32)).astype(jnp.int32)
+    outside = jnp.where(box(share, center, height, width), 0.0, 1.0)
+    kept = jnp.where(blends, share, outside)[None, :, :, None]
+    return kept, jnp.where(blends, share, outside.mean())  # of what the borders left of the box
+
+
+def box(share: Float[Array, ""], center: Int[Array, "2"], height: int, width: int) -> Bool[Array, "height width"]:
+    """Cutmix's box around `center`, as high and wide as makes its area 1 - share of the image's, cut at the borders.
+
+    Half the height and half the width are rounded down, as in torchvision's.
+    """
+    half = 0.5 * jnp.sqrt(1.0 - share)
+
+    def within(size: int, middle: Array) -> Array:
+        places, reach = jnp.arange(size), jnp.floor(half * size).astype(jnp.int32)
+        return (places >= middle - reach) & (places < middle + reach)
+
+    return within(height, center[0])[:, None] & within(width, center[1])[None]
