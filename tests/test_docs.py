@@ -1,11 +1,13 @@
 """What the pages name is there: tests, files and fields of configs."""
 
+import importlib
 import pathlib
 import re
 
 import pytest
 import tiny
 
+import resnext_jax
 from resnext_jax import config_file
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -29,3 +31,24 @@ def test_a_page_names_what_is_there(page):
     assert [link for link in links if link and not (page.parent / link).exists()] == []
     fields = [field for field in re.findall(r"--config\.([a-z_.]+)=", text) if field not in FIELDS]
     assert [field for field in fields if field.upper() != field] == []
+
+
+def test_what_can_be_imported_can():
+    names = re.findall(r"^\| `(resnext_jax\.[\w.]+)`", (ROOT / "docs" / "api.md").read_text(), re.MULTILINE)
+    assert len(names) == 14
+    for name in names:
+        module, _, attribute = name.rpartition(".")
+        assert hasattr(importlib.import_module(module), attribute), name
+    public = re.findall(r"^\| `(\w+)[(`]", (ROOT / "docs" / "api.md").read_text(), re.MULTILINE)
+    assert sorted(public) == sorted(resnext_jax.__all__)
+
+
+def test_anchors():
+    """A link to a heading, of its own page or of another."""
+    for page in PAGES:
+        for file, anchor in re.findall(r"\]\(([^)#\s]*)#([^)\s]+)\)", page.read_text()):
+            if "://" not in file:
+                text = (page.parent / file).read_text() if file else page.read_text()
+                headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+                slugs = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+                assert anchor in slugs, (page.name, anchor)
