@@ -14,6 +14,8 @@ USER_ERROR_STATUS = 2
 PREEMPTED_STATUS = 75  # EX_TEMPFAIL of sysexits.h: saved; run the same command again
 LOST_STATUS = 76  # another process of the run is gone or never came: run all of them again
 INTERRUPTED_STATUS = 130
+# What JAX says of a program itself, and not of a collective that misses a process.
+OWN_ERRORS = ("RESOURCE_EXHAUSTED", "INVALID_ARGUMENT", "UNIMPLEMENTED", "FAILED_PRECONDITION")
 # Stands in a message for the command that was typed; `report_error` puts it in.
 THIS_COMMAND = "python main.py --config=configs/NAME.py"
 
@@ -32,6 +34,16 @@ class Preempted(Exception):
 
 class Lost(Exception):
     """Another process of the run is gone or never came; the message says which, and what to do."""
+
+
+def may_miss_a_process(error: BaseException | None) -> bool:
+    """Whether this may be the error of a collective or a barrier whose other processes are gone, or follow from one."""
+    while error is not None:
+        of_jax = type(error).__name__ == "JaxRuntimeError" and not str(error).startswith(OWN_ERRORS)
+        if of_jax or "Gloo" in str(error):  # which comes as a ValueError too
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def raise_all(problems: Sequence[str]) -> None:

@@ -181,16 +181,27 @@ def test_a_disk_that_is_full_from_the_start(tmp_path):
     assert list((tmp_path / "run").iterdir()) == []
 
 
-def test_a_save_that_misses_another_process_is_not_the_fault_of_the_directory(workdir, monkeypatch):
+GLOO = "UNKNOWN: Gloo AllGather failed: Connection reset by peer"
+
+
+@pytest.mark.parametrize(
+    ("lost", "cause"),
+    [
+        (jax.errors.JaxRuntimeError(GLOO), None),
+        (ValueError(GLOO), None),
+        # What orbax makes of a barrier: an OSError.
+        (TimeoutError("the save timed out"), jax.errors.JaxRuntimeError("DEADLINE_EXCEEDED: barrier")),
+    ],
+)
+def test_a_save_that_misses_another_process_is_not_the_fault_of_the_directory(workdir, monkeypatch, lost, cause):
     """The save begins with a collective; what failed in one is not to be mended where the checkpoint goes."""
     checkpoints = Checkpoints(str(workdir), keep_newest=9, keep_best=0)
-    lost = jax.errors.JaxRuntimeError("UNKNOWN: Gloo AllGather failed: Connection reset by peer")
 
     def collective(*args, **kwargs):
-        raise lost
+        raise lost from cause
 
     monkeypatch.setattr(checkpoints._manager, "save", collective)
-    with pytest.raises(jax.errors.JaxRuntimeError) as error:
+    with pytest.raises(type(lost)) as error:
         checkpoints.save(state_of(12, 1), DESCRIPTION, None, PROGRESS)
     assert error.value is lost
     checkpoints.close()

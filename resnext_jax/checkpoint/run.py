@@ -5,7 +5,6 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-import jax
 import orbax.checkpoint as ocp
 from etils import epath
 from flax import serialization
@@ -14,7 +13,7 @@ from resnext_jax.checkpoint.arrays import require_same_arrays
 from resnext_jax.checkpoint.checksums import damage, write_checksums
 from resnext_jax.checkpoint.read import read_description
 from resnext_jax.checkpoint.store import DIRECTORY, absolute, finished_steps, handlers, reading, reason, tree_of
-from resnext_jax.errors import UserError
+from resnext_jax.errors import UserError, may_miss_a_process
 from resnext_jax.types import PyTree, TrainState
 
 # Beside `checkpoints`, not in it: what orbax finds there in a bucket without its last mark, it removes.
@@ -180,11 +179,10 @@ class Checkpoints:
         """What orbax, tensorstore and the file system raise of a save, as an instruction."""
         try:
             yield
-        except jax.errors.JaxRuntimeError:  # of a collective without its peer, say: not of the directory
-            self._failed = True
-            raise
         except (ValueError, RuntimeError, OSError) as error:
             self._failed = True
+            if may_miss_a_process(error):
+                raise  # orbax's own words for it may be those of a file: a TimeoutError is an OSError
             before = [step for step in finished_steps(self.directory) if step < self._saving_step]
             newest = f"that of step {before[0]} before it is untouched" if before else "there is none before it"
             raise UserError(

@@ -20,15 +20,13 @@ from resnext_jax.cluster.member import Connection, connect
 from resnext_jax.cluster.relay import start_relay
 from resnext_jax.cluster.roll_call import Facts
 from resnext_jax.cluster.wire import BEAT_EVERY_S, LOST_AFTER_S, Wire
-from resnext_jax.errors import Lost, UserError
+from resnext_jax.errors import Lost, UserError, may_miss_a_process
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 # JAX's own limit: later than this program's, which has more to say.
 JAX_HEARTBEAT_TIMEOUT_S = 100
 CRASH_STATUS = 1
 NEWS_TAKE_S = 1.0  # at most, from a process that has closed its connections
-# Errors of the program itself, not of a collective that misses a peer.
-OWN_ERRORS = ("RESOURCE_EXHAUSTED", "INVALID_ARGUMENT", "UNIMPLEMENTED", "FAILED_PRECONDITION")
 
 
 @dataclasses.dataclass
@@ -121,9 +119,7 @@ def failed(error: Exception) -> None:
     """
     if _run is None or _run.connection is None:
         return
-    of_jax = isinstance(error, jax.errors.JaxRuntimeError) and not str(error).startswith(OWN_ERRORS)
-    may_be_a_collective = of_jax or "Gloo" in str(error)
-    _run.connection.wait_for_news(LOST_AFTER_S + BEAT_EVERY_S if may_be_a_collective else NEWS_TAKE_S)
+    _run.connection.wait_for_news(LOST_AFTER_S + BEAT_EVERY_S if may_miss_a_process(error) else NEWS_TAKE_S)
     traceback.print_exception(error)
     leave(CRASH_STATUS)
 
