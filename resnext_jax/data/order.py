@@ -74,9 +74,3 @@ def positions(
     members = group_images or batch_size
     group, member = np.divmod(rows, members)
     return (step * batch_size + member * (batch_size // members) + group) // repeats
-
-
-def crop_rng(seed: int, step: int, row: int) -> np.random.Generator:
-    """The random numbers of one image: row `row` of the global batch at `step`. No other image shares any of them."""
-    # A counter-based generator: the low word counts the draws, the others are the address.
-    return np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, row, step]))
