@@ -4,8 +4,10 @@
  * the same without a compiler.
  */
 #include <math.h>
+#include <stddef.h>
 #include <stdint.h>
 #include <stdlib.h>
+#include <string.h>
 
 #define BITS 22
 #define ROWS 4
@@ -19,7 +21,13 @@
 #endif
 #define INLINE static inline __attribute__((always_inline))
 
-typedef int32_t four __attribute__((vector_size(16), aligned(4), may_alias)); /* at any place */
+/* Two pixels of three numbers, and what lies behind them; at any place in memory. */
+typedef int32_t eight __attribute__((vector_size(32), aligned(4), may_alias));
+#ifdef __clang__
+#define SECOND_PIXEL_FIRST(v) __builtin_shufflevector(v, v, 3, 4, 5, 6, 7, 0, 1, 2)
+#else
+#define SECOND_PIXEL_FIRST(v) __builtin_shuffle(v, (eight){3, 4, 5, 6, 7, 0, 1, 2})
+#endif
 
 /* Every output is a sum of as many inputs, so that loops are of one length, which processors foresee. */
 typedef struct {
@@ -75,38 +83,51 @@ static int make_weights(weights *w, int in, int out) {
     return ok;
 }
 
+/* The weights, each three times, for the pixels of a pair; NULL where memory ran out. */
+static eight *make_pairs(const weights *w, int out) {
+    const int num_pairs = (w->count + 1) / 2;
+    eight *pairs = calloc((size_t)out * num_pairs, sizeof(eight));
+    for (ptrdiff_t place = 0; pairs && place < out; place++)
+        for (int i = 0; i < 3 * w->count; i++)
+            pairs[place * num_pairs + i / 6][i % 6] = w->value[place * w->count + i / 3];
+    return pairs;
+}
+
 static void free_weights(weights *w) {
     free(w->first);
     free(w->value);
 }
 
-/* Sums of weighted bytes to bytes. */
+/* Sums of weighted bytes to bytes. (Here and below the places are of type ptrdiff_t: Python has C compiled with
+ * -fwrapv, under which loops over int are not vectorized well.)
+ */
 INLINE void to_bytes(const int32_t *sums, uint8_t *to, int count) {
-    for (int i = 0; i < count; i++) {
+    for (ptrdiff_t i = 0; i < count; i++) {
         const int32_t sum = sums[i] >> BITS;
         to[i] = sum < 0 ? 0 : sum > 255 ? 255 : sum;
     }
 }
 
-/* ROWS rows of `in` pixels to as many of `out` pixels, one after the other at `to`. A row has 3 * in + 1
- * numbers of `spread` and 3 * out + 1 of `sums`: one more than its own, for what is read and written beside its end.
+/* ROWS rows of `in` pixels to as many of `out` pixels, one after the other at `to`. A row has 3 * in + 5
+ * numbers of `spread` and 3 * out + 1 of `sums`: more than its own, for what is read and written beside its end.
  */
 FOR_EACH_PROCESSOR
 static void scale_rows(const uint8_t *rows[ROWS], int in, int32_t *spread, int32_t *sums, uint8_t *to, int out,
-                       const weights *w) {
-    const int spread_length = 3 * in + 1, sums_length = 3 * out + 1;
+                       const int *first, const eight *pairs, int num_pairs) {
+    const ptrdiff_t spread_length = 3 * in + 5, sums_length = 3 * out + 1;
     for (int row = 0; row < ROWS; row++)
-        for (int i = 0; i < 3 * in; i++) spread[row * spread_length + i] = rows[row][i];
-    for (int place = 0; place < out; place++) {
-        const int32_t *from = spread + 3 * w->first[place], *value = w->value + place * w->count;
-        const four half = {HALF, HALF, HALF, HALF};
-        four sum[ROWS];
-        for (int row = 0; row < ROWS; row++) sum[row] = half;
-        for (int i = 0; i < w->count; i++)
+        for (ptrdiff_t i = 0; i < 3 * in; i++) spread[row * spread_length + i] = rows[row][i];
+    for (ptrdiff_t place = 0; place < out; place++, pairs += num_pairs) {
+        const int32_t *from = spread + 3 * first[place];
+        eight sum[ROWS];
+        for (int row = 0; row < ROWS; row++) sum[row] = (eight){HALF, HALF, HALF};
+        for (ptrdiff_t i = 0; i < num_pairs; i++)
             for (int row = 0; row < ROWS; row++)
-                sum[row] += value[i] * *(const four *)(from + row * spread_length + 3 * i); /* a pixel and the next */
-        for (int row = 0; row < ROWS; row++) /* the next pixel overwrites the fourth number */
-            *(four *)(sums + row * sums_length + 3 * place) = sum[row];
+                sum[row] += pairs[i] * *(const eight *)(from + row * spread_length + 6 * i);
+        for (int row = 0; row < ROWS; row++) { /* the next pixel overwrites the fourth number */
+            const eight both = sum[row] + SECOND_PIXEL_FIRST(sum[row]);
+            memcpy(sums + row * sums_length + 3 * place, &both, 4 * sizeof(int32_t));
+        }
     }
     for (int row = 0; row < ROWS; row++) to_bytes(sums + row * sums_length, to + 3 * (size_t)out * row, 3 * out);
 }
@@ -114,9 +135,9 @@ static void scale_rows(const uint8_t *rows[ROWS], int in, int32_t *spread, int32
 /* `count` rows of `bytes` bytes each, one after the other, to one row. */
 FOR_EACH_PROCESSOR
 static void scale_column(const uint8_t *rows, int32_t *sums, uint8_t *to, int bytes, const int32_t *value, int count) {
-    for (int i = 0; i < bytes; i++) sums[i] = HALF;
+    for (ptrdiff_t i = 0; i < bytes; i++) sums[i] = HALF;
     for (int row = 0; row < count; row++, rows += bytes)
-        for (int i = 0; i < bytes; i++) sums[i] += value[row] * rows[i];
+        for (ptrdiff_t i = 0; i < bytes; i++) sums[i] += value[row] * rows[i];
     to_bytes(sums, to, bytes);
 }
 
@@ -128,14 +149,16 @@ int resnext_jax_resize(const uint8_t *image, int64_t stride, int height, int wid
     weights across = {0}, down = {0};
     const int bytes = 3 * out_width;
     uint8_t *scaled = malloc(((size_t)height + ROWS) * bytes);
-    int32_t *spread = calloc(ROWS * (3 * (size_t)width + 1), sizeof(int32_t));
+    int32_t *spread = calloc(ROWS * (3 * (size_t)width + 5), sizeof(int32_t));
     int32_t *sums = malloc(ROWS * ((size_t)bytes + 1) * sizeof(int32_t));
-    const int ok =
-        scaled && spread && sums && make_weights(&across, width, out_width) && make_weights(&down, height, out_height);
+    const int weighted = make_weights(&across, width, out_width) && make_weights(&down, height, out_height);
+    eight *pairs = weighted ? make_pairs(&across, out_width) : NULL;
+    const int ok = scaled && spread && sums && pairs;
     for (int y = 0; ok && y < height; y += ROWS) {
         const uint8_t *rows[ROWS]; /* behind the last row the last one again */
         for (int row = 0; row < ROWS; row++) rows[row] = image + (y + row < height ? y + row : height - 1) * stride;
-        scale_rows(rows, width, spread, sums, scaled + (size_t)y * bytes, out_width, &across);
+        scale_rows(rows, width, spread, sums, scaled + (size_t)y * bytes, out_width, across.first,
+                   pairs, (across.count + 1) / 2);
     }
     for (int y = 0; ok && y < out_height; y++)
         scale_column(scaled + (size_t)down.first[y] * bytes, sums, to + (size_t)y * bytes, bytes,
@@ -143,6 +166,7 @@ int resnext_jax_resize(const uint8_t *image, int64_t stride, int height, int wid
     free(scaled);
     free(spread);
     free(sums);
+    free(pairs);
     free_weights(&across);
     free_weights(&down);
     return ok;
