@@ -31,6 +31,6 @@ def tiny(rows: Sequence[Row], takes: str, *, num_epochs: float = 4.0, **others: 
     return Scale([one.trained(BUILTIN, num_epochs) for one in rows], (0, 1), takes, **others)
 
 
-def small(rows: Sequence[Row], takes: str, *, num_epochs: float = 12.0, **others: Any) -> Scale:
+def small(rows: Sequence[Row], takes: str, *, num_epochs: float = 6.0, **others: Any) -> Scale:
     """Hours on a CPU or minutes on a GPU: all of Fashion-MNIST, three seeds."""
     return Scale([one.trained(FASHION_MNIST, num_epochs) for one in rows], (0, 1, 2), takes, **others)

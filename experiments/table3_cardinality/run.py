@@ -42,7 +42,7 @@ STUDY = Study(
     title="Table 3, cardinality against width",
     scales={
         "tiny": small.tiny(halves(11), "11 layers on 15,000 images, about 10 minutes on two cores"),
-        "small": small.small(halves(20), "20 layers on 60,000 images, hours on a CPU, minutes on a GPU"),
+        "small": small.small(halves(11), "11 layers on 60,000 images, more than an hour on two cores"),
         "full": Scale(
             [full(depth, form, errors[k]) for k, depth in enumerate((50, 101)) for form, errors in PUBLISHED.items()],
             seeds=(0,),

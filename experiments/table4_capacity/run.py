@@ -40,7 +40,7 @@ STUDY = Study(
         "tiny": small.tiny(
             halves(11, 20), "11 or 20 layers on 15,000 images, about 15 minutes on two cores", num_epochs=3.0
         ),
-        "small": small.small(halves(20, 38), "20 or 38 layers on 60,000 images, hours on a CPU, minutes on a GPU"),
+        "small": small.small(halves(11, 20), "11 or 20 layers on 60,000 images, hours on two cores"),
         "full": Scale(FULL, (0,), "the paper's recipe on ImageNet, for a TPU pod", on_pod=True),
     },
     draw=draw.final,
