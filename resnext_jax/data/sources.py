@@ -66,12 +66,10 @@ def _open_builtin(name: str, split: str, **_) -> Source:
 
 
 def _open_fashion_mnist(name: str, split: str, data_dir: str | None, **_) -> Source:
-    # A directory that was named is meant: no other takes its place.
-    directories = [data_dir or DEBIAN_FASHION_MNIST_DIR]
-    for directory in directories:
-        if files := _find_idx(directory, split):
-            return _open_idx(name, *files)
-    return open_tfds(name, split, data_dir, [f"{directory}/*-ubyte.gz" for directory in directories])
+    directory = data_dir or DEBIAN_FASHION_MNIST_DIR
+    if files := _find_idx(directory, split):
+        return _open_idx(name, *files)
+    return open_tfds(name, split, data_dir, [f"{directory}/*-ubyte.gz"])
 
 
 # ---- what `prepare` wrote
@@ -152,7 +150,7 @@ def open_source(
     Args:
       name: a row of SOURCES.
       split: "train", or "validation" (which is the test split of a set that has no other).
-      data_dir: where to look first; None looks in the default places only.
+      data_dir: the only place to look in; None looks in the default places.
       num_images, num_classes, image_size_px: of synthetic images; every other set has its own.
       num_channels: of synthetic images; and with 1, image files are decoded to grey.
       class_list: a file with one class name per line: only images of these, labelled 0, 1, ... in the set's order.

@@ -447,3 +447,62 @@ def test_imagenet_v2_of_tfds_is_for_validation(tmp_path):
     assert "holds 'imagenet_v2' with the splits test; wanted is 'imagenet_v2', train" in message(
         "imagenet_v2", data_dir=str(tmp_path)
     )
+    assert "tfds build imagenet_v2/matched-frequency --file_format" in message(
+        "imagenet_v2", "validation", data_dir=str(tmp_path / "elsewhere")
+    )
+
+
+@pytest.mark.parametrize("made_last", ["matched-frequency", "topimages"])
+def test_of_three_ways_of_sampling_imagenet_v2_it_is_the_matched_one(tmp_path, made_last):
+    """`tfds build imagenet_v2` makes all three; which one a folder lists first is chance."""
+    ways = ["matched-frequency", "threshold-0.7", "topimages"]
+    ways.append(ways.pop(ways.index(made_last)))
+    arguments = {"class_names": ["n01", "n02"], "image_shape": (None, None, 3)}
+    for way in ways:
+        made = write_tfds(tmp_path / "made", "imagenet_v2", "3.0.0", {"test": [way.encode()]}, [1], **arguments)
+        (tmp_path / "imagenet_v2" / way).mkdir(parents=True)
+        made.rename(tmp_path / "imagenet_v2" / way / "3.0.0")
+    assert open_source("imagenet_v2", "validation", data_dir=str(tmp_path))[0].image == b"matched-frequency"
+    of_its_own = str(tmp_path / "imagenet_v2" / "topimages")
+    assert open_source("imagenet_v2", "validation", data_dir=of_its_own)[0].image == b"topimages"
+
+
+def test_no_other_place_takes_that_of_a_directory_that_was_named(tmp_path):
+    arguments = {"class_names": ["n01"], "image_shape": (None, None, 3)}
+    write_tfds(tmp_path / "tfds_default", "imagenet2012", "5.1.0", {"train": [b"a", b"b"]}, [0, 0], **arguments)
+    assert len(open_source("imagenet2012", "train")) == 2
+    text = message("imagenet2012", data_dir=str(tmp_path / "mistyped"))
+    assert f"{tmp_path / 'mistyped' / 'imagenet2012'} (TFDS)" in text
+    assert "tfds_default" not in text
+
+
+def test_what_tfds_converted_in_place_is_read(tmp_path):
+    """`tfds convert_format` leaves the TFRecords, and 'tfrecord' as the format; it adds shards and another format."""
+    images = [encoded(np.full((20 + i, 30, 3), 50 * i, np.uint8), "JPEG") for i in range(3)]
+    arguments = {"class_names": ["n01", "n02"], "image_shape": (None, None, 3), "file_format": "tfrecord"}
+    directory = write_tfds(tmp_path, "imagenet2012", "5.1.0", {"train": images}, [1, 0, 1], **arguments)
+    for shard in directory.glob("*.array_record-*"):
+        (directory / shard.name.replace("array_record", "tfrecord")).write_bytes(b"not to be read")
+    assert "tfds convert_format" in message("imagenet2012", data_dir=str(tmp_path))
+    info = json.loads((directory / "dataset_info.json").read_text())
+    (directory / "dataset_info.json").write_text(json.dumps({**info, "alternativeFileFormats": ["array_record"]}))
+    source = open_source("imagenet2012", "train", data_dir=str(tmp_path))
+    assert [(source[i].image, source[i].label) for i in range(3)] == list(zip(images, [1, 0, 1], strict=True))
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "reason"),
+    [
+        ("dataset_info.json", "{", "Failed to load JSON"),
+        ("dataset_info.json", "", "Failed to load JSON"),
+        ("features.json", None, r"old TFDS version \(<=3\.2\.1\)"),
+    ],
+)
+def test_a_directory_that_tfds_cannot_open(tmp_path, file, content, reason):
+    arguments = {"class_names": ["n01"], "image_shape": (None, None, 3)}
+    directory = write_tfds(tmp_path, "imagenet2012", "5.1.0", {"train": [b"a", b"b"]}, [0, 0], **arguments)
+    (directory / file).unlink()
+    if content is not None:
+        (directory / file).write_text(content)
+    with pytest.raises(UserError, match=rf"{directory} is not .*{reason}.*Copy it again, or prepare it anew"):
+        open_source("imagenet2012", "train", data_dir=str(tmp_path))
