@@ -114,6 +114,11 @@ def open_folder(name: str, split: str, data_dir: str | None, **_) -> Source:
             f"{roots[all_of]} has {len(classes[all_of])} class folders; {name!r} has {wanted}. "
             "Add the missing ones; a set of your own is --config.data.name=folder."
         )
+    problems += [
+        f"{roots[key]} has no class folder. Put the {key} images there, one folder per class, or remove it."
+        for key, names in classes.items()
+        if key != all_of and not names
+    ]
     for key, other in (("train", "validation"), ("validation", "train")):
         only = sorted(set(classes.get(key, ())) - set(classes.get(other, classes.get(key, ()))))
         # imagenet5k is validated on ImageNet-1K, whose classes are 1000 of its 5000

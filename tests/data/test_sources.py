@@ -265,6 +265,9 @@ def test_imagenet_in_folders(tmp_path, monkeypatch):
     validation = open_source("imagenet5k", "validation", data_dir=str(tmp_path / "5k"))
     assert validation.info.num_classes == 4
     assert [validation[i].label for i in range(4)] == [1, 1, 3, 3]
+    (tmp_path / "6k" / "validation").mkdir(parents=True)
+    make_folders(tmp_path / "6k", "train", ["n01", "n02", "n03", "n04"])
+    assert "6k/validation has no class folder" in message("imagenet5k", "validation", data_dir=str(tmp_path / "6k"))
 
 
 # ---- absent data
