@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import os
+import shlex
 from collections.abc import Sequence
 from typing import Any
 
@@ -136,11 +137,13 @@ def open_tfds(name: str, split: str, data_dir: str | None, places: Sequence[str]
     try:
         source = TfdsSource(name, builder, tfds_split)
     except NotImplementedError:
+        # TFDS 4.9.10 converts the shards of a relative path too, but then does not note that it has.
+        path = str(directory) if "://" in str(directory) else os.path.abspath(directory)
         raise UserError(
             f"{directory} is in the format {builder.info.file_format.value!r}, which cannot be read by index; "
             "'array_record' can. Convert it once, in an environment of its own (only this step needs TensorFlow):\n"
             f"      {TFDS_INSTALL}\n"
-            f"      tfds convert_format --dataset_version_dir={directory} --out_file_format=array_record"
+            f"      tfds convert_format --dataset_version_dir={shlex.quote(path)} --out_file_format=array_record"
         ) from None
     shape = builder.info.features["image"].shape
     return source if None in shape else _in_memory(source, shape)

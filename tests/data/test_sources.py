@@ -388,6 +388,15 @@ def test_imagenet_of_tfds_in_the_default_place(tmp_path):
     assert f"tfds convert_format --dataset_version_dir={directory} --out_file_format=array_record" in text
 
 
+def test_the_command_that_converts_tfrecords_works_from_anywhere(tmp_path, monkeypatch):
+    """TFDS 4.9.10 takes a path that is not absolute, converts all shards, and then does not note that it has."""
+    arguments = {"class_names": ["n01"], "image_shape": (None, None, 3), "file_format": "tfrecord"}
+    write_tfds(tmp_path / "my data", "imagenet2012", "5.1.0", {"train": [b"a", b"b"]}, [0, 0], **arguments)
+    monkeypatch.chdir(tmp_path)
+    path = f"'{tmp_path}/my data/imagenet2012/5.1.0'"
+    assert f"convert_format --dataset_version_dir={path} " in message("imagenet2012", data_dir="my data")
+
+
 def test_labels_of_tfds_are_read_out_of_the_images_once(tmp_path, monkeypatch):
     labels = np.random.default_rng(0).integers(0, 3, 1000).tolist()
     arguments = {"class_names": ["a", "b", "c"], "image_shape": (None, None, 3)}
