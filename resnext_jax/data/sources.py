@@ -29,12 +29,12 @@ def _find_idx(directory: str, split: str) -> tuple[str, str] | None:
     """The split's files of images and labels in `directory`; None if neither is there."""
     stem = {"train": "train", "validation": "t10k"}[split]
     found = [
-        next(filter(os.path.isfile, (os.path.join(directory, file + suffix) for suffix in ("", ".gz"))), None)
+        next((path for suffix in ("", ".gz") if (path := epath.Path(directory, file + suffix)).is_file()), None)
         for file in (f"{stem}-images-idx3-ubyte", f"{stem}-labels-idx1-ubyte")
     ]
     images, labels = found
     if images and labels:
-        return images, labels
+        return str(images), str(labels)
     if images or labels:
         raise UserError(
             f"{directory} has {images or labels} but not its other half; {stem}-images-idx3-ubyte and "

@@ -100,13 +100,16 @@ def test_the_script_takes_the_first_of_each_class(tmp_path):
 # ---- idx files
 
 
+def idx(array: np.ndarray) -> bytes:
+    return bytes([0, 0, 8, array.ndim]) + b"".join(n.to_bytes(4, "big") for n in array.shape) + array.tobytes()
+
+
 def write_idx(directory, stem, images, labels, suffix=".gz"):
     directory.mkdir(exist_ok=True)
     pack = gzip.compress if suffix else bytes
     images, labels = np.asarray(images, np.uint8), np.asarray(labels, np.uint8)
     for array, name in ((images, f"{stem}-images-idx3-ubyte"), (labels, f"{stem}-labels-idx1-ubyte")):
-        header = bytes([0, 0, 8, array.ndim]) + b"".join(n.to_bytes(4, "big") for n in array.shape)
-        (directory / (name + suffix)).write_bytes(pack(header + array.tobytes()))
+        (directory / (name + suffix)).write_bytes(pack(idx(array)))
 
 
 @pytest.mark.parametrize("suffix", ["", ".gz"])
