@@ -64,9 +64,17 @@ def is_image(file_name: str) -> bool:
 
 
 def list_names(folder: str) -> list[str]:
-    """The names in a folder, sorted, without hidden ones."""
-    # epath is ten times slower on a local disk, which shows at a million files.
-    names = [path.name for path in epath.Path(folder).iterdir()] if "://" in folder else os.listdir(folder)
+    """The names in a folder, sorted, without hidden ones.
+
+    Raises:
+      UserError: it cannot be listed.
+    """
+    try:
+        # epath is ten times slower on a local disk, which shows at a million files.
+        names = [path.name for path in epath.Path(folder).iterdir()] if "://" in folder else os.listdir(folder)
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"{folder} could not be listed: {reason}. Make it readable (is its disk there?).") from None
     return sorted(name for name in names if not name.startswith("."))
 
 

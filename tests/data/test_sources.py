@@ -1,9 +1,11 @@
 """sources.py and readers.py: every kind of data set, found and opened, and every way for it to be absent or wrong."""
 
+import errno
 import gzip
 import hashlib
 import io
 import json
+import os
 import re
 import subprocess
 import sys
@@ -13,6 +15,7 @@ import pytest
 from PIL import Image
 
 from resnext_jax.data import folder, pipeline, sources
+from resnext_jax.data.prepare.__main__ import main as prepare
 from resnext_jax.data.readers import ArraySource, GatherSource, read_idx
 from resnext_jax.data.sources import open_source
 from resnext_jax.data.tfds import TfdsSource
@@ -248,6 +251,23 @@ def test_folders_that_do_not_fit(tmp_path):
     assert "b/train/ant has no image file (.jpeg, .jpg, .png)" in message("folder", data_dir=str(tmp_path / "b"))
     (tmp_path / "c" / "train").mkdir(parents=True)
     assert "has 0 class folders" in message("folder", data_dir=str(tmp_path / "c"))
+
+
+def test_a_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch, capsys):
+    """Without permission, or on a mount that is gone."""
+    make_folders(tmp_path, "train", ["ant", "bee"])
+    listdir = os.listdir
+
+    def refuses(path):
+        if os.path.basename(path) == "bee":
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return listdir(path)
+
+    monkeypatch.setattr(os, "listdir", refuses)
+    problem = f"{tmp_path}/train/bee could not be listed: Permission denied."
+    assert problem in message("folder", data_dir=str(tmp_path))
+    assert prepare(["folder", f"--dir={tmp_path}", f"--out={tmp_path / 'out'}", "--num_processes=1"]) == 2
+    assert problem in capsys.readouterr().err
 
 
 def test_a_file_that_vanishes_is_named(tmp_path):
