@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Int
 
 from resnext_jax.errors import UserError
 from resnext_jax.types import Batch, PyTree
@@ -66,6 +67,12 @@ def from_first_process(place: Place, value: int) -> int:
     if place.process_count == 1:
         return value
     return int(multihost_utils.broadcast_one_to_all(np.asarray(value, np.int32)))
+
+
+def from_all(place: Place, values: Sequence[int]) -> Int[np.ndarray, "process value"]:
+    """The values of every process, below 2 ** 31, on every process."""
+    own = np.asarray(values, np.int32)
+    return np.asarray(multihost_utils.process_allgather(own)) if place.process_count > 1 else own[None]
 
 
 def make_mesh(devices: Sequence[Any]) -> Mesh:

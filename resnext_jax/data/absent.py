@@ -44,7 +44,7 @@ PREPARE: dict[str, tuple[tuple[str, ...], ...]] = {
         ),
         (f"{_FOLDERS[0]}; validation may have 1000 of the 5000 classes",),
     ),
-    "imagenet_v2": (_TFDS_BUILD,),
+    "imagenet_v2": (tuple(line.replace("{name}", "imagenet_v2/matched-frequency") for line in _TFDS_BUILD),),
     "records": (_OF_OWN,),
 }
 

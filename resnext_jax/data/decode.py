@@ -23,6 +23,8 @@ MIN_AREA_FRACTION = 0.08
 MIN_ASPECT, MAX_ASPECT = 3 / 4, 4 / 3
 NUM_TRIES = 10
 MAX_PIXELS = 89_478_485  # 256 MB of RGB, from where on Pillow warns of decompression bombs
+# The long side over the short one: so that no scaled image has more than MAX_PIXELS, at a short side of up to 640 px.
+MAX_ELONGATION = 200
 # What has been met in ImageNet under the name of JPEG, and no format that runs a program (as EPS does).
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF")
 
@@ -40,7 +42,7 @@ def decode(data: bytes, name: str, *, num_channels: int = 3) -> UInt8[np.ndarray
       num_channels: 3, or 1 for a data set of grey images.
 
     Raises:
-      UserError: truncated, broken, of more than MAX_PIXELS, or not an image.
+      UserError: truncated, broken, of more than MAX_PIXELS, longer than MAX_ELONGATION allows, or not an image.
     """
     pixels = _plain_jpeg(data) if num_channels == 3 else None
     if pixels is not None:
@@ -69,15 +71,19 @@ def _plain_jpeg(data: bytes) -> np.ndarray | None:
 
 
 def _plain_shape(data: bytes) -> tuple[int, int] | None:
-    """Height and width of a JPEG in colour or grey of at most MAX_PIXELS; None for anything else."""
+    """Height and width of a JPEG in colour or grey of a size that is taken; None for anything else."""
     if not data.startswith(b"\xff\xd8"):
         return None
     try:
         height, width, color_space, _ = simplejpeg.decode_jpeg_header(data)
     except ValueError:
         return None
-    plain = color_space in ("YCbCr", "RGB", "Gray") and height * width <= MAX_PIXELS
+    plain = color_space in ("YCbCr", "RGB", "Gray") and _is_taken(height, width)
     return (height, width) if plain else None
+
+
+def _is_taken(height: int, width: int) -> bool:
+    return height * width <= MAX_PIXELS and max(height, width) <= MAX_ELONGATION * min(height, width)
 
 
 def check(data: bytes, name: str) -> None:
@@ -105,8 +111,11 @@ def size(data: bytes, name: str) -> tuple[int, int]:
 
 def _open(data: bytes) -> Image.Image:
     image = Image.open(io.BytesIO(data), formats=FORMATS)
-    if image.width * image.height > MAX_PIXELS:
-        raise ValueError(f"{image.width} x {image.height} pixels, more than {MAX_PIXELS:,}")
+    if not _is_taken(image.height, image.width):
+        raise ValueError(
+            f"{image.width} x {image.height} pixels, where at most {MAX_PIXELS:,} are taken, and at most "
+            f"{MAX_ELONGATION} times as many along one side as along the other"
+        )
     return image
 
 

@@ -64,9 +64,17 @@ def is_image(file_name: str) -> bool:
 
 
 def list_names(folder: str) -> list[str]:
-    """The names in a folder, sorted, without hidden ones."""
-    # epath is ten times slower on a local disk, which shows at a million files.
-    names = [path.name for path in epath.Path(folder).iterdir()] if "://" in folder else os.listdir(folder)
+    """The names in a folder, sorted, without hidden ones.
+
+    Raises:
+      UserError: it cannot be listed.
+    """
+    try:
+        # epath is ten times slower on a local disk, which shows at a million files.
+        names = [path.name for path in epath.Path(folder).iterdir()] if "://" in folder else os.listdir(folder)
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"{folder} could not be listed: {reason}. Make it readable (is its disk there?).") from None
     return sorted(name for name in names if not name.startswith("."))
 
 
@@ -114,6 +122,11 @@ def open_folder(name: str, split: str, data_dir: str | None, **_) -> Source:
             f"{roots[all_of]} has {len(classes[all_of])} class folders; {name!r} has {wanted}. "
             "Add the missing ones; a set of your own is --config.data.name=folder."
         )
+    problems += [
+        f"{roots[key]} has no class folder. Put the {key} images there, one folder per class, or remove it."
+        for key, names in classes.items()
+        if key != all_of and not names
+    ]
     for key, other in (("train", "validation"), ("validation", "train")):
         only = sorted(set(classes.get(key, ())) - set(classes.get(other, classes.get(key, ()))))
         # imagenet5k is validated on ImageNet-1K, whose classes are 1000 of its 5000

@@ -2,13 +2,12 @@
 
 import gzip
 import math
-import os
-import pathlib
 import zlib
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
+from etils import epath
 from jaxtyping import Integer, UInt8
 
 from resnext_jax.errors import UserError
@@ -125,7 +124,7 @@ class SyntheticSource:
         return images, labels
 
 
-def read_idx(path: str | os.PathLike) -> UInt8[np.ndarray, "..."]:
+def read_idx(path: epath.PathLike) -> UInt8[np.ndarray, "..."]:
     """The array in an idx file of bytes, plain or gzipped.
 
     Raises:
@@ -133,7 +132,7 @@ def read_idx(path: str | os.PathLike) -> UInt8[np.ndarray, "..."]:
     """
     advice = "Fetch the file again, or remove it."
     try:
-        content = pathlib.Path(path).read_bytes()
+        content = epath.Path(path).read_bytes()
         if content[:2] == b"\x1f\x8b":
             content = gzip.decompress(content)
     except (OSError, EOFError, zlib.error) as error:

@@ -29,12 +29,12 @@ def _find_idx(directory: str, split: str) -> tuple[str, str] | None:
     """The split's files of images and labels in `directory`; None if neither is there."""
     stem = {"train": "train", "validation": "t10k"}[split]
     found = [
-        next(filter(os.path.isfile, (os.path.join(directory, file + suffix) for suffix in ("", ".gz"))), None)
+        next((path for suffix in ("", ".gz") if (path := epath.Path(directory, file + suffix)).is_file()), None)
         for file in (f"{stem}-images-idx3-ubyte", f"{stem}-labels-idx1-ubyte")
     ]
     images, labels = found
     if images and labels:
-        return images, labels
+        return str(images), str(labels)
     if images or labels:
         raise UserError(
             f"{directory} has {images or labels} but not its other half; {stem}-images-idx3-ubyte and "
@@ -66,12 +66,10 @@ def _open_builtin(name: str, split: str, **_) -> Source:
 
 
 def _open_fashion_mnist(name: str, split: str, data_dir: str | None, **_) -> Source:
-    # A directory that was named is meant: no other takes its place.
-    directories = [data_dir or DEBIAN_FASHION_MNIST_DIR]
-    for directory in directories:
-        if files := _find_idx(directory, split):
-            return _open_idx(name, *files)
-    return open_tfds(name, split, data_dir, [f"{directory}/*-ubyte.gz" for directory in directories])
+    directory = data_dir or DEBIAN_FASHION_MNIST_DIR
+    if files := _find_idx(directory, split):
+        return _open_idx(name, *files)
+    return open_tfds(name, split, data_dir, [f"{directory}/*-ubyte.gz"])
 
 
 # ---- what `prepare` wrote
@@ -152,7 +150,7 @@ def open_source(
     Args:
       name: a row of SOURCES.
       split: "train", or "validation" (which is the test split of a set that has no other).
-      data_dir: where to look first; None looks in the default places only.
+      data_dir: the only place to look in; None looks in the default places.
       num_images, num_classes, image_size_px: of synthetic images; every other set has its own.
       num_channels: of synthetic images; and with 1, image files are decoded to grey.
       class_list: a file with one class name per line: only images of these, labelled 0, 1, ... in the set's order.

@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import os
+import shlex
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +17,8 @@ from resnext_jax.progress import Progress, say
 from resnext_jax.types import DatasetInfo
 
 NUM_LABEL_THREADS, LABELS_AT_ONCE = 32, 256
+# Of a set that TFDS makes in several ways, each in a folder of its own, the one that is meant by the set's name.
+CONFIGS = {"imagenet_v2": "imagenet_v2/matched-frequency"}
 
 
 class TfdsSource:
@@ -107,21 +110,23 @@ def open_tfds(name: str, split: str, data_dir: str | None, places: Sequence[str]
     from etils import epath
 
     default_dir = os.environ.get("TFDS_DATA_DIR") or os.path.expanduser("~/tensorflow_datasets")
-    roots = [epath.Path(root) for root in (data_dir, default_dir) if root]
-    patterns = (
-        "dataset_info.json",
-        "[0-9]*/dataset_info.json",
-        f"{name}/[0-9]*/dataset_info.json",
-        f"{name}/*/[0-9]*/dataset_info.json",
-    )
-    found = (path.parent for root in roots for pattern in patterns for path in _newest_first(root.glob(pattern)))
+    root = epath.Path(data_dir or default_dir)  # a directory that was named is meant: no other takes its place
+    folder = CONFIGS.get(name, name)
+    patterns = ("dataset_info.json", "[0-9]*/dataset_info.json", f"{folder}/[0-9]*/dataset_info.json")
+    found = (path.parent for pattern in patterns for path in _newest_first(root.glob(pattern)))
     directory = next(found, None)
     if directory is None:
-        raise absent(name, split, [*places, *(f"{root / name} (TFDS)" for root in roots)])
+        raise absent(name, split, [*places, f"{root / folder} (TFDS)"])
 
     import tensorflow_datasets as tfds  # slow to import, and only this needs it
 
-    builder: Any = tfds.builder_from_directory(directory)
+    try:
+        builder: Any = tfds.builder_from_directory(directory)
+    except Exception as error:  # whatever TFDS stumbles over in files that are damaged, or of an old version
+        raise UserError(
+            f"{directory} is not a data set that TFDS {tfds.__version__} can open ({error}). Copy it again, or prepare "
+            "it anew."
+        ) from None
     names = {"train": ("train",), "validation": ("validation", "test")}[split]
     tfds_split = next((key for key in names if key in builder.info.splits), None)
     if builder.name != name or tfds_split is None:
@@ -132,11 +137,13 @@ def open_tfds(name: str, split: str, data_dir: str | None, places: Sequence[str]
     try:
         source = TfdsSource(name, builder, tfds_split)
     except NotImplementedError:
+        # TFDS 4.9.10 converts the shards of a relative path too, but then does not note that it has.
+        path = str(directory) if "://" in str(directory) else os.path.abspath(directory)
         raise UserError(
             f"{directory} is in the format {builder.info.file_format.value!r}, which cannot be read by index; "
             "'array_record' can. Convert it once, in an environment of its own (only this step needs TensorFlow):\n"
             f"      {TFDS_INSTALL}\n"
-            f"      tfds convert_format --dataset_version_dir={directory} --out_file_format=array_record"
+            f"      tfds convert_format --dataset_version_dir={shlex.quote(path)} --out_file_format=array_record"
         ) from None
     shape = builder.info.features["image"].shape
     return source if None in shape else _in_memory(source, shape)

@@ -1,16 +1,21 @@
 """The data set of a config, checked against what the config and the checkpoint expect of it."""
 
+import os
+import zlib
 from collections.abc import Generator
 from typing import Any
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from resnext_jax.data.pipeline import train_batches
 from resnext_jax.data.policies import make_alter
 from resnext_jax.data.sources import Source, open_source
 from resnext_jax.errors import UserError
-from resnext_jax.sharding import Place
+from resnext_jax.sharding import Place, from_all
 from resnext_jax.types import Batch, DatasetInfo
+
+NUM_COMPARED = 100  # images, whose places are compared between hosts
 
 
 def open_data(config: ConfigDict, split: str) -> Source:
@@ -33,6 +38,38 @@ def open_data(config: ConfigDict, split: str) -> Source:
             f"{config.data.name!r} have {found}: set data.mean and data.std to one entry per channel."
         )
     return source
+
+
+def same_on_all_hosts(place: Place, **sources: Source) -> None:
+    """Compares the numbers of images, the class names and the places of some images; none is read.
+
+    Args:
+      place: of this process.
+      sources: by the names of their splits.
+
+    Raises:
+      UserError: on every process, where one reads other data: the rows of its batches would be other images, and of an
+        evaluation it could have more batches than the others, which would wait for it.
+    """
+    of_all = from_all(place, [value for source in sources.values() for value in (len(source), _fingerprint(source))])
+    other = next((process for process, values in enumerate(of_all) if (values != of_all[0]).any()), None)
+    if other is None:
+        return
+    there, here = ([f"{count:,}" for count in values[::2].tolist()] for values in (of_all[other], of_all[0]))
+    images = " and ".join(f"{count} {split}" for count, split in zip(there, sources, strict=True)) + " images"
+    how = f"{images} there, {' and '.join(here)} here"
+    if there == here:
+        how = f"{images} both, but of other classes or in another order"
+    raise UserError(
+        f"the data of process {other} is not that of process 0: {how}. All hosts need the same files in data.dir: copy "
+        "or prepare them again, or let all read one directory that they share."
+    )
+
+
+def _fingerprint(source: Source) -> int:
+    places = np.linspace(0, len(source) - 1, NUM_COMPARED).astype(int).tolist()
+    names = [os.path.basename(source.locate(index)) for index in places]
+    return zlib.crc32("\n".join([*source.info.class_names, *names]).encode("utf-8", "surrogateescape")) >> 1
 
 
 def facts(info: DatasetInfo) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from resnext_jax.errors import UserError
 from resnext_jax.sharding import Place, agree, from_first_process, to_global
 from resnext_jax.train import report
 from resnext_jax.train.assemble import assemble, jit_statistics
-from resnext_jax.train.dataset import facts, open_data, same_classes, training_batches
+from resnext_jax.train.dataset import facts, open_data, same_classes, same_on_all_hosts, training_batches
 from resnext_jax.train.faults import not_finite
 from resnext_jax.train.finetune import first_state
 from resnext_jax.train.hunt import Hunter
@@ -64,6 +64,7 @@ def _train(
     except UserError as error:
         mistake = error
     agree(place, mistake)
+    same_on_all_hosts(place, train=train_source, validation=validation_source)
     title = report.model_title(config)
     description = {"config": json.loads(config.to_json_best_effort()), "dataset": facts(train_source.info)}
 

@@ -14,7 +14,7 @@ from resnext_jax.errors import UserError, raise_all
 from resnext_jax.evaluate.recompute import average_statistics
 from resnext_jax.sharding import Place, check_batch_size, from_first_process, put_replicated, replicated
 from resnext_jax.train.assemble import jit_statistics
-from resnext_jax.train.dataset import facts, open_data, same_classes, training_batches
+from resnext_jax.train.dataset import facts, open_data, same_classes, same_on_all_hosts, training_batches
 from resnext_jax.train.report import RECOMPUTED
 from resnext_jax.train.trained import Trained
 from resnext_jax.train.validation import show_progress
@@ -95,6 +95,7 @@ def recompute_checkpoint(trained: Trained) -> tuple[epath.Path, dict[str, float]
         raise UserError(f"{path} is there already, and is never overwritten: move it away to make it anew.")
     source = open_data(config, "train")
     same_classes(facts(source.info), trained.description["dataset"], str(trained.checkpoint))
+    same_on_all_hosts(place, train=source)
     statistics_step = jit_statistics(config, trained.model, place.mesh)
     args = config, statistics_step, trained.variables, step, trained.description, source, workdir, place
     row = trained.evaluate(recompute_bn(*args))

@@ -17,7 +17,7 @@ from resnext_jax.errors import raise_all
 from resnext_jax.evaluate.protocols import Member
 from resnext_jax.models.zoo import Network
 from resnext_jax.train.assemble import model_of
-from resnext_jax.train.dataset import open_data, same_classes
+from resnext_jax.train.dataset import open_data, same_classes, same_on_all_hosts
 from resnext_jax.train.problems import evaluation_problems
 from resnext_jax.train.protocol import classes_of, evaluate_by_protocol, fill, protocol_problems
 from resnext_jax.types import PyTree
@@ -80,6 +80,7 @@ def open_trained(
     raise_all(evaluation_problems(config, place.mesh.size) + protocol_problems(config))
     source = open_data(config, "validation")
     classes_of(config, source, description["dataset"], str(checkpoint))
+    same_on_all_hosts(place, validation=source)
     model, variables = _network(checkpoint, description, config, place, raw)
     paths = [path.strip() for path in (config.evaluate.ensemble or "").split(",") if path.strip()]
     others = tuple(_other(path, checkpoint, description, config, place, raw) for path in paths)

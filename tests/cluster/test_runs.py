@@ -7,6 +7,8 @@ import time
 import pytest
 import tiny
 
+from tests.data.archives import write_folders
+
 AGAIN = "Run all processes again: training resumes at the newest checkpoint."
 ENDLESS = ("--config.num_steps=100000", "--config.num_epochs=1000", "--config.evaluate.every_steps=100000")
 LOST = 76
@@ -68,6 +70,25 @@ def test_processes_that_are_not_alike(start, tmp_path):
         assert message.count(", but ") == 3
     assert not (tmp_path / "run").exists()
     assert not (tmp_path / "elsewhere").exists()
+
+
+def test_processes_with_other_images(start, tmp_path):
+    """Each host with a disk of its own, of which one was copied half: told before anything is written."""
+    for host, count in (("0", 20), ("1", 19)):
+        write_folders(tmp_path / host, "train", {"ant": 20, "bee": count})
+        write_folders(tmp_path / host, "val", {"ant": 4, "bee": 4})
+    data = ("--config.data.name=folder", "--config.data.dir=~", "--config.data.crop=resize")
+    address = tiny.free_address()
+    processes = [
+        start(tmp_path / "run", *data, HOME=str(tmp_path / str(process)), **tiny.part(address, 2, process))
+        for process in range(2)
+    ]
+    for process in processes:
+        assert (
+            "error: the data of process 1 is not that of process 0: 39 train and 8 validation images there, 40 and 8 "
+            "here. All hosts need the same files in data.dir"
+        ) in said(process, 2)
+    assert not list((tmp_path / "run").iterdir())
 
 
 def test_processes_with_other_numbers_of_devices(start, tmp_path):

@@ -1,5 +1,6 @@
 """gs:// paths, on a bucket in memory: what epath and ArrayRecord ask for, not Google's answers."""
 
+import gzip
 import http.server
 import importlib.machinery
 import re
@@ -10,6 +11,7 @@ import urllib.parse
 from concurrent.futures import ThreadPoolExecutor
 
 import fsspec
+import numpy as np
 import pytest
 from etils.epath import backend
 from fake_bucket import Bucket
@@ -20,7 +22,7 @@ from resnext_jax.data.prepare.job import Job, prepare
 from resnext_jax.data.sources import open_source
 from resnext_jax.errors import UserError
 from tests.data.archives import class_tar_of_tars, jpeg, validation_tar, write_folders
-from tests.data.test_sources import write_tfds
+from tests.data.test_sources import idx, write_tfds
 
 
 @pytest.fixture
@@ -169,6 +171,21 @@ def test_class_folders_in_a_bucket(bucket):
     bucket.rm("gs://bucket/images/train/ant/1.JPEG")
     with pytest.raises(UserError, match=r"ant/1\.JPEG could not be read"):
         source[1]
+
+
+def test_idx_files_in_a_bucket(bucket):
+    images, labels = np.arange(3 * 28 * 28, dtype=np.uint8).reshape(3, 28, 28), [7, 0, 9]
+    bucket.pipe("gs://bucket/fashion/train-images-idx3-ubyte.gz", gzip.compress(idx(images)))
+    with pytest.raises(UserError, match=r"gs://bucket/fashion has gs://\S+images-idx3-ubyte.gz but not its other half"):
+        open_source("fashion_mnist", "train", data_dir="gs://bucket/fashion")
+    bucket.pipe("gs://bucket/fashion/train-labels-idx1-ubyte", idx(np.array(labels, np.uint8)))
+    source = open_source("fashion_mnist", "train", data_dir="gs://bucket/fashion")
+    found, of_found = source.gather(np.arange(3))
+    np.testing.assert_array_equal(found[..., 0], images)
+    assert of_found.tolist() == labels
+    bucket.pipe("gs://bucket/fashion/train-labels-idx1-ubyte", b"")
+    with pytest.raises(UserError, match="gs://bucket/fashion/train-labels-idx1-ubyte is not an idx file"):
+        open_source("fashion_mnist", "train", data_dir="gs://bucket/fashion")
 
 
 def test_without_gcsfs(monkeypatch, capsys):

@@ -27,6 +27,12 @@ def encoded(kind: str, number: int = 0, **options) -> bytes:
     return stream.getvalue()
 
 
+def encoded_size(kind: str, width: int, height: int) -> bytes:
+    stream = io.BytesIO()
+    Image.new("RGB", (width, height)).save(stream, kind)
+    return stream.getvalue()
+
+
 def png(width: int, height: int, *chunks: tuple[bytes, bytes]) -> bytes:
     """A PNG of black and white."""
     data = b"\x89PNG\r\n\x1a\n"
@@ -65,6 +71,9 @@ def corrupted() -> dict[str, bytes]:
         b"GIF89a" + struct.pack("<HH", 65_535, 65_535) + encoded("GIF")[10:],
         b"BM" + struct.pack("<IIIIiiHHI", 200, 0, 54, 40, 90_000, 90_000, 1, 24, 0) + bytes(160),
         jpeg_of_size(encoded("JPEG"), 0, 0),
+        # Few pixels, and whole: but with the short side at 224 px, 10 GB and 9 TB.
+        encoded_size("JPEG", 65_000, 1),
+        png(60_000_000, 1, (b"IDAT", zlib.compress(bytes(1 + 60_000_000 // 8)))),
     )
     files |= {f"enormous-{number}": huge[number % len(huge)] for number in range(24)}
     bombs = (

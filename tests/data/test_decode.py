@@ -236,6 +236,25 @@ def test_read_image(tmp_path):
         decode.read_image(tmp_path / "text.jpg")
 
 
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG"])
+def test_images_are_at_most_200_times_as_long_as_wide(file_format):
+    """Bicubic to a short side of 640 px makes 640 * 640 * 200 pixels of such a one, 82 million."""
+    for shape in ((2, 400), (400, 2)):
+        data = encoded(Image.fromarray(np.zeros((*shape, 3), np.uint8)), file_format)
+        assert decode.decode(data, "thin").shape == (*shape, 3)
+        assert decode.read_random_sized_crop(data, "thin", 8, np.random.default_rng(0)).shape == (8, 8, 3)
+    for shape in ((2, 401), (401, 2)):
+        data = encoded(Image.fromarray(np.zeros((*shape, 3), np.uint8)), file_format)
+        for read in (
+            decode.decode,
+            decode.check,
+            decode.size,
+            lambda *image: decode.read_random_sized_crop(*image, 8, np.random.default_rng(0)),
+        ):
+            with pytest.raises(UserError, match=rf"thinner is not .*{shape[1]} x {shape[0]} pixels.*200 times"):
+                read(data, "thinner")
+
+
 # ---- the random-sized crop
 
 

@@ -209,6 +209,11 @@ def test_threads_change_nothing(photos):
     one = train(photos, num_threads=0, **crop)
     assert_equal_batches(train(photos, num_threads=1, **crop), one)
     assert_equal_batches(train(photos, num_threads=4, **crop), one)
+    crop = {"crop": "random_sized", "image_size_px": 32, "resize_px": 37}
+    one = evaluate(photos, num_threads=0, **crop)
+    assert len(one) == 3
+    for num_threads in (1, 2, 4):
+        assert_equal_batches(evaluate(photos, num_threads=num_threads, **crop), one)
 
 
 def test_starting_later_yields_the_rest(photos):

@@ -179,6 +179,15 @@ def test_imagenet5k_from_a_tar_or_a_folder_of_class_tars(tars, tmp_path, capsys)
     (tmp_path / "list").write_text("x4\nx3\nn02\nn03\nx1\n")
     assert main(["imagenet5k", *flags]) == 2
     assert "list lacks 1 of the 1000 classes of ImageNet-1K, the first 'n01'" in capsys.readouterr().err
+    (tmp_path / "list").write_text("x4\nx3\nn01\nn02\nn03\nx1\n")
+    assert main(["imagenet5k", *flags]) == 2
+    assert "list has 6 classes; ImageNet-5K has 5. Remove 1 of them. For a trial" in capsys.readouterr().err
+    (tmp_path / "list").write_text("x4\nx2\nn01\nn02\nn03\n")
+    assert main(["imagenet5k", *flags]) == 2
+    text = capsys.readouterr().err
+    assert "listed holds another preparation (of other images, or of other classes)" in text
+    assert "sha256" not in text
+    (tmp_path / "list").write_text("x4\nx3\nn02\nn03\nx1\n")
     # validation images of a class that is not there have no label
     assert main(["imagenet5k", *flags[:-1], "--partial", f"--out={tmp_path / 'partial'}"]) == 0
     validation = open_source("imagenet5k", "validation", data_dir=str(tmp_path / "partial"))
@@ -390,6 +399,32 @@ def test_archives_that_are_not_what_they_should_be(tars, tmp_path, capsys):
     other.write_bytes(validation_tar(7))
     assert "it holds 'ILSVRC2012_val_00000007.JPEG'" in fails(train, other)
     assert not out.exists()
+
+
+def test_all_that_is_wrong_with_the_paths_is_told_at_once(tmp_path, capsys, monkeypatch):
+    """Before archives are listed, which takes minutes to hours at their size."""
+    monkeypatch.setattr("resnext_jax.data.prepare.__main__.make_job", None)  # cannot be called
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("years of work")
+    flags = [f"--val_tar={tmp_path / 'v.tar'}", f"--out={tmp_path / 'mine'}", "--images_per_shard=0"]
+    for name, *more in (
+        ("imagenet2012", f"--train_tar={tmp_path / 't.tar'}"),
+        ("imagenet5k", f"--full={tmp_path / 't.tar'}", f"--class_list={tmp_path / 'list'}"),
+    ):
+        capsys.readouterr()
+        assert main([name, *more, *flags, "--num_processes=1"]) == 2
+        text = capsys.readouterr().err
+        assert "--images_per_shard=0 must be 1 or more" in text
+        assert f"{tmp_path / 't.tar'} does not exist" in text
+        assert f"{tmp_path / 'v.tar'} does not exist" in text
+        assert (f"{tmp_path / 'list'} does not exist" in text) == (name == "imagenet5k")
+        assert f"{tmp_path / 'mine'} is not empty (it holds thesis.tex)" in text
+    assert main(["folder", f"--dir={tmp_path / 'nowhere'}", f"--out={tmp_path / 'mine'}"]) == 2
+    text = capsys.readouterr().err
+    assert f"{tmp_path / 'nowhere'} does not exist" in text
+    assert "thesis.tex" in text
+    assert main(["folder", f"--dir={tmp_path}", f"--out={tmp_path / 'mine' / 'thesis.tex'}"]) == 2
+    assert "thesis.tex is a file" in capsys.readouterr().err
 
 
 def test_a_directory_that_holds_something_else(tars, tmp_path, capsys):

@@ -1,9 +1,11 @@
 """sources.py and readers.py: every kind of data set, found and opened, and every way for it to be absent or wrong."""
 
+import errno
 import gzip
 import hashlib
 import io
 import json
+import os
 import re
 import subprocess
 import sys
@@ -13,6 +15,7 @@ import pytest
 from PIL import Image
 
 from resnext_jax.data import folder, pipeline, sources
+from resnext_jax.data.prepare.__main__ import main as prepare
 from resnext_jax.data.readers import ArraySource, GatherSource, read_idx
 from resnext_jax.data.sources import open_source
 from resnext_jax.data.tfds import TfdsSource
@@ -100,13 +103,16 @@ def test_the_script_takes_the_first_of_each_class(tmp_path):
 # ---- idx files
 
 
+def idx(array: np.ndarray) -> bytes:
+    return bytes([0, 0, 8, array.ndim]) + b"".join(n.to_bytes(4, "big") for n in array.shape) + array.tobytes()
+
+
 def write_idx(directory, stem, images, labels, suffix=".gz"):
     directory.mkdir(exist_ok=True)
     pack = gzip.compress if suffix else bytes
     images, labels = np.asarray(images, np.uint8), np.asarray(labels, np.uint8)
     for array, name in ((images, f"{stem}-images-idx3-ubyte"), (labels, f"{stem}-labels-idx1-ubyte")):
-        header = bytes([0, 0, 8, array.ndim]) + b"".join(n.to_bytes(4, "big") for n in array.shape)
-        (directory / (name + suffix)).write_bytes(pack(header + array.tobytes()))
+        (directory / (name + suffix)).write_bytes(pack(idx(array)))
 
 
 @pytest.mark.parametrize("suffix", ["", ".gz"])
@@ -247,6 +253,23 @@ def test_folders_that_do_not_fit(tmp_path):
     assert "has 0 class folders" in message("folder", data_dir=str(tmp_path / "c"))
 
 
+def test_a_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch, capsys):
+    """Without permission, or on a mount that is gone."""
+    make_folders(tmp_path, "train", ["ant", "bee"])
+    listdir = os.listdir
+
+    def refuses(path):
+        if os.path.basename(path) == "bee":
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return listdir(path)
+
+    monkeypatch.setattr(os, "listdir", refuses)
+    problem = f"{tmp_path}/train/bee could not be listed: Permission denied."
+    assert problem in message("folder", data_dir=str(tmp_path))
+    assert prepare(["folder", f"--dir={tmp_path}", f"--out={tmp_path / 'out'}", "--num_processes=1"]) == 2
+    assert problem in capsys.readouterr().err
+
+
 def test_a_file_that_vanishes_is_named(tmp_path):
     make_folders(tmp_path, "train", ["ant"])
     source = open_source("folder", "train", data_dir=str(tmp_path))
@@ -265,6 +288,9 @@ def test_imagenet_in_folders(tmp_path, monkeypatch):
     validation = open_source("imagenet5k", "validation", data_dir=str(tmp_path / "5k"))
     assert validation.info.num_classes == 4
     assert [validation[i].label for i in range(4)] == [1, 1, 3, 3]
+    (tmp_path / "6k" / "validation").mkdir(parents=True)
+    make_folders(tmp_path / "6k", "train", ["n01", "n02", "n03", "n04"])
+    assert "6k/validation has no class folder" in message("imagenet5k", "validation", data_dir=str(tmp_path / "6k"))
 
 
 # ---- absent data
@@ -385,6 +411,15 @@ def test_imagenet_of_tfds_in_the_default_place(tmp_path):
     assert f"tfds convert_format --dataset_version_dir={directory} --out_file_format=array_record" in text
 
 
+def test_the_command_that_converts_tfrecords_works_from_anywhere(tmp_path, monkeypatch):
+    """TFDS 4.9.10 takes a path that is not absolute, converts all shards, and then does not note that it has."""
+    arguments = {"class_names": ["n01"], "image_shape": (None, None, 3), "file_format": "tfrecord"}
+    write_tfds(tmp_path / "my data", "imagenet2012", "5.1.0", {"train": [b"a", b"b"]}, [0, 0], **arguments)
+    monkeypatch.chdir(tmp_path)
+    path = f"'{tmp_path}/my data/imagenet2012/5.1.0'"
+    assert f"convert_format --dataset_version_dir={path} " in message("imagenet2012", data_dir="my data")
+
+
 def test_labels_of_tfds_are_read_out_of_the_images_once(tmp_path, monkeypatch):
     labels = np.random.default_rng(0).integers(0, 3, 1000).tolist()
     arguments = {"class_names": ["a", "b", "c"], "image_shape": (None, None, 3)}
@@ -447,3 +482,62 @@ def test_imagenet_v2_of_tfds_is_for_validation(tmp_path):
     assert "holds 'imagenet_v2' with the splits test; wanted is 'imagenet_v2', train" in message(
         "imagenet_v2", data_dir=str(tmp_path)
     )
+    assert "tfds build imagenet_v2/matched-frequency --file_format" in message(
+        "imagenet_v2", "validation", data_dir=str(tmp_path / "elsewhere")
+    )
+
+
+@pytest.mark.parametrize("made_last", ["matched-frequency", "topimages"])
+def test_of_three_ways_of_sampling_imagenet_v2_it_is_the_matched_one(tmp_path, made_last):
+    """`tfds build imagenet_v2` makes all three; which one a folder lists first is chance."""
+    ways = ["matched-frequency", "threshold-0.7", "topimages"]
+    ways.append(ways.pop(ways.index(made_last)))
+    arguments = {"class_names": ["n01", "n02"], "image_shape": (None, None, 3)}
+    for way in ways:
+        made = write_tfds(tmp_path / "made", "imagenet_v2", "3.0.0", {"test": [way.encode()]}, [1], **arguments)
+        (tmp_path / "imagenet_v2" / way).mkdir(parents=True)
+        made.rename(tmp_path / "imagenet_v2" / way / "3.0.0")
+    assert open_source("imagenet_v2", "validation", data_dir=str(tmp_path))[0].image == b"matched-frequency"
+    of_its_own = str(tmp_path / "imagenet_v2" / "topimages")
+    assert open_source("imagenet_v2", "validation", data_dir=of_its_own)[0].image == b"topimages"
+
+
+def test_no_other_place_takes_that_of_a_directory_that_was_named(tmp_path):
+    arguments = {"class_names": ["n01"], "image_shape": (None, None, 3)}
+    write_tfds(tmp_path / "tfds_default", "imagenet2012", "5.1.0", {"train": [b"a", b"b"]}, [0, 0], **arguments)
+    assert len(open_source("imagenet2012", "train")) == 2
+    text = message("imagenet2012", data_dir=str(tmp_path / "mistyped"))
+    assert f"{tmp_path / 'mistyped' / 'imagenet2012'} (TFDS)" in text
+    assert "tfds_default" not in text
+
+
+def test_what_tfds_converted_in_place_is_read(tmp_path):
+    """`tfds convert_format` leaves the TFRecords, and 'tfrecord' as the format; it adds shards and another format."""
+    images = [encoded(np.full((20 + i, 30, 3), 50 * i, np.uint8), "JPEG") for i in range(3)]
+    arguments = {"class_names": ["n01", "n02"], "image_shape": (None, None, 3), "file_format": "tfrecord"}
+    directory = write_tfds(tmp_path, "imagenet2012", "5.1.0", {"train": images}, [1, 0, 1], **arguments)
+    for shard in directory.glob("*.array_record-*"):
+        (directory / shard.name.replace("array_record", "tfrecord")).write_bytes(b"not to be read")
+    assert "tfds convert_format" in message("imagenet2012", data_dir=str(tmp_path))
+    info = json.loads((directory / "dataset_info.json").read_text())
+    (directory / "dataset_info.json").write_text(json.dumps({**info, "alternativeFileFormats": ["array_record"]}))
+    source = open_source("imagenet2012", "train", data_dir=str(tmp_path))
+    assert [(source[i].image, source[i].label) for i in range(3)] == list(zip(images, [1, 0, 1], strict=True))
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "reason"),
+    [
+        ("dataset_info.json", "{", "Failed to load JSON"),
+        ("dataset_info.json", "", "Failed to load JSON"),
+        ("features.json", None, r"old TFDS version \(<=3\.2\.1\)"),
+    ],
+)
+def test_a_directory_that_tfds_cannot_open(tmp_path, file, content, reason):
+    arguments = {"class_names": ["n01"], "image_shape": (None, None, 3)}
+    directory = write_tfds(tmp_path, "imagenet2012", "5.1.0", {"train": [b"a", b"b"]}, [0, 0], **arguments)
+    (directory / file).unlink()
+    if content is not None:
+        (directory / file).write_text(content)
+    with pytest.raises(UserError, match=rf"{directory} is not .*{reason}.*Copy it again, or prepare it anew"):
+        open_source("imagenet2012", "train", data_dir=str(tmp_path))

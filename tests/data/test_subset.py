@@ -129,11 +129,15 @@ def test_the_next_image_stands_in(broken, caplog):
         np.testing.assert_array_equal(batch.image, other.image)
 
 
-def test_threads_and_a_copy_in_another_process_replace_alike(broken):
+def test_threads_hosts_and_a_copy_in_another_process_replace_alike(broken):
     source = open_source("folder", "train", data_dir=str(broken), on_bad_image="replace")
     copy = pickle.loads(pickle.dumps(source))
-    for batch, other in zip(batches_of(source, num_threads=4), batches_of(copy, num_threads=0), strict=True):
-        np.testing.assert_array_equal(batch.image, other.image)
+    hosts = [batches_of(pickle.loads(pickle.dumps(source)), process_index=i, process_count=3) for i in range(3)]
+    one, other = batches_of(source, num_threads=4), batches_of(copy, num_threads=0)
+    for batch, same, *parts in zip(one, other, *hosts, strict=True):
+        np.testing.assert_array_equal(batch.image, same.image)
+        np.testing.assert_array_equal(batch.image, np.concatenate([part.image for part in parts]))
+        np.testing.assert_array_equal(batch.label, np.concatenate([part.label for part in parts]))
 
 
 def test_an_error_by_default(broken):

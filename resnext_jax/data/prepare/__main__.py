@@ -13,6 +13,7 @@ from etils import epath
 from resnext_jax.data.absent import bucket_problems
 from resnext_jax.data.folder import SPLITS, class_folders, split_folders
 from resnext_jax.data.prepare import imagenet
+from resnext_jax.data.prepare.directory import require_ours
 from resnext_jax.data.prepare.images import Images, folder_images
 from resnext_jax.data.prepare.job import Job, prepare
 from resnext_jax.data.prepare.pool import worker_pool
@@ -57,6 +58,25 @@ def flags() -> argparse.ArgumentParser:
         processes = min(os.cpu_count() or 1, MAX_PROCESSES)
         command.add_argument("--num_processes", type=int, default=processes, help="default: %(default)s")
     return parser
+
+
+def _problems(arguments: argparse.Namespace) -> list[str]:
+    """What can be told before the archives are listed, which takes long."""
+    problems = [
+        f"--{field}={value} must be 1 or more."
+        for field in ("short_side_px", "images_per_shard", "num_processes")
+        if (value := getattr(arguments, field)) is not None and value < 1
+    ]
+    problems += [
+        f"{path} does not exist. Give the right path with --{field}."
+        for field in ("train_tar", "full", "val_tar", "class_list", "dir")
+        if (path := getattr(arguments, field, None)) is not None and not epath.Path(path).exists()
+    ]
+    try:
+        require_ours(arguments.out)
+    except UserError as error:
+        problems += error.problems
+    return problems
 
 
 def make_job(arguments: argparse.Namespace, pool: Executor) -> Job:
@@ -179,13 +199,7 @@ def main(argv: list[str]) -> int:
             return 0
         if arguments.name is None:
             parser.error("give imagenet2012, imagenet5k or folder, or --verify=DIR")
-        raise_all(
-            [
-                f"--{field}={value} must be 1 or more."
-                for field in ("short_side_px", "images_per_shard", "num_processes")
-                if (value := getattr(arguments, field)) is not None and value < 1
-            ]
-        )
+        raise_all(_problems(arguments))
         out = arguments.out
         with worker_pool(arguments.num_processes) as pool:
             job = make_job(arguments, pool)

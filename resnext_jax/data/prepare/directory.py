@@ -58,7 +58,11 @@ def require_same(out: str, found: tuple[str, dict], wanted: tuple[str, dict]) ->
     if found != wanted:
         pairs = {"name": (found[0], wanted[0])}
         pairs |= {key: (found[1].get(key), value) for key, value in wanted[1].items()}
-        differ = [f"{key} {there!r} there, {now!r} now" for key, (there, now) in pairs.items() if there != now]
+        differ = [
+            "of other images, or of other classes" if key == "list_sha256" else f"{key} {there!r} there, {now!r} now"
+            for key, (there, now) in pairs.items()
+            if there != now
+        ]
         raise UserError(
             f"{out} holds another preparation ({'; '.join(differ)}). Give another --out, or remove that directory."
         )
@@ -99,6 +103,8 @@ def write_unfinished(out: str, name: str, settings: dict[str, Any], done: Iterab
 def require_ours(out: str) -> None:
     """Raises UserError where the directory holds something that no run of this command wrote."""
     directory = epath.Path(out)
+    if directory.exists() and not directory.is_dir():
+        raise UserError(f"{out} is a file. Give a new or an empty directory with --out.")
     if not directory.exists() or any((directory / file).exists() for file in (MANIFEST, UNFINISHED)):
         return
     others = sorted(path.name for path in directory.iterdir() if ".tmp-" not in path.name)

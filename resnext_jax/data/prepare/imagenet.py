@@ -141,7 +141,7 @@ def train_5k(
       class_list: a file with the classes, or None to choose them by their numbers of images.
       pool: reads the class tars.
       progress: see `list_class_tars`.
-      partial: takes an archive that has not all 5000 classes.
+      partial: takes an archive or a list that has not 5000 classes.
 
     Raises:
       UserError: absent, truncated, too few classes, or a class list that does not fit.
@@ -160,6 +160,11 @@ def train_5k(
     if len(wanted) < NUM_CLASSES_5K and not partial:
         raise UserError(
             f"{where} has {len(wanted):,} classes; ImageNet-5K has {NUM_CLASSES_5K:,}. Add the missing ones. {PARTIAL}"
+        )
+    if class_list and len(wanted) > NUM_CLASSES_5K and not partial:
+        raise UserError(
+            f"{class_list} has {len(wanted):,} classes; ImageNet-5K has {NUM_CLASSES_5K:,}. Remove "
+            f"{len(wanted) - NUM_CLASSES_5K:,} of them. {PARTIAL}"
         )
     tars = [tar for tar in tars if tar.class_name in wanted]
     listed = list_class_tars(tars, pool, progress)
