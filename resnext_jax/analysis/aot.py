@@ -29,7 +29,8 @@ class Compiled:
       compile_s: on this machine.
       fits: whether the program fits the device's memory; the compiler refuses one that is far from it.
       peak_hbm_bytes: arguments, results, temporaries and the program; of one that was refused what the compiler says.
-      flops: that the program executes, multiplications by the zeros of merged groups included.
+      flops: that the program executes, multiplications by the zeros of merged groups included; of what loops repeat,
+        those of convolutions and matrix products.
       costs: see `report.Costs`.
       refusal: the compiler's words.
     """
@@ -63,7 +64,9 @@ def compile_step(config: Any, chip: Chip, devices: Sequence[Any], conv_impl: str
     if program.executable is None:
         return what
     costs = report.account(program.executable.as_text(), chip, step.model.arch)
-    return dataclasses.replace(what, flops=program.executable.cost_analysis()["flops"], costs=costs)
+    # XLA counts the body of a loop once.
+    flops = program.executable.cost_analysis()["flops"] + costs.repeated_flops
+    return dataclasses.replace(what, flops=flops, costs=costs)
 
 
 def as_json(compiled: Compiled) -> dict[str, Any]:

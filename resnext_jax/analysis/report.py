@@ -14,6 +14,7 @@ from typing import Any
 
 from resnext_jax.analysis import hlo, parts
 from resnext_jax.analysis.chips import GIB, Chip
+from resnext_jax.analysis.flops import repeated_flops
 from resnext_jax.models import zoo
 
 NOTE = "estimate of the TPU compiler, not a measurement"
@@ -42,6 +43,7 @@ class Costs:
       without_figure: one row by opcode and part, without those that take less than a cycle at peak rates.
       async_copies: between HBM and on-chip memory, beside the computation: count, bytes and their time at peak.
       unknown_loops: loops of unknown length, counted once.
+      repeated_flops: of convolutions and matrix products in loops, all trips but the first.
     """
 
     estimated_cycles: int
@@ -54,6 +56,7 @@ class Costs:
     without_figure: list[Row]
     async_copies: Row
     unknown_loops: list[str]
+    repeated_flops: int
 
 
 def account(text: str, chip: Chip, arch: zoo.Row) -> Costs:
@@ -81,6 +84,7 @@ def account(text: str, chip: Chip, arch: zoo.Row) -> Costs:
         without_figure=without_figure,
         async_copies=async_copies,
         unknown_loops=unknown_loops,
+        repeated_flops=repeated_flops(module, steps),
     )
 
 
@@ -105,8 +109,8 @@ def _collectives(module: hlo.Module, steps: list[hlo.Executed], arch: zoo.Row) -
 
 def _collective_row(instruction: hlo.Instruction, step: hlo.Executed, arch: zoo.Row) -> Row:
     sent, received = _operand_bytes(instruction, step.computation), instruction.num_bytes
-    if instruction.opcode in ("all-gather-start", "collective-permute-start"):  # a tuple of both ends
-        received -= sent
+    if instruction.opcode.endswith("-start") and instruction.opcode != "all-reduce-start":
+        received -= sent + 4 * len(re.findall(r"[us]32\[\]", instruction.shape))  # a tuple of both ends, and counters
     # A combined collective carries arrays of many parts; each has its own name where it is taken out again.
     values = step.computation.values()
     taken = [i for i in values if i.opcode == "get-tuple-element" and i.operands[0] == instruction.name]

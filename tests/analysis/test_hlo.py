@@ -27,7 +27,10 @@ LOOP = f"""HloModule jit_train_step, is_scheduled=true
 
 %fused_conv (p.0: f32[8]) -> f32[8] {{
   %p.0 = f32[8]{{0:T(128)}} parameter(0)
-  ROOT %conv.1 = f32[8]{{0:T(128)}} convolution(%p.0, %p.0), {CONV2}, {cycles(77)}
+  %row = f32[1,8]{{1,0}} bitcast(%p.0)
+  %square = f32[8,8]{{1,0}} broadcast(%p.0), dimensions={{1}}
+  %conv.1 = f32[1,8]{{1,0}} convolution(%row, %square), dim_labels=bf_io->bf, {CONV2}, {cycles(77)}
+  ROOT %flat = f32[8]{{0:T(128)}} bitcast(%conv.1)
 }}
 
 %body (arg: (s32[], f32[8])) -> (s32[], f32[8]) {{
@@ -156,6 +159,22 @@ def test_an_asynchronous_collective_is_one_row_and_a_copy_is_listed_beside():
     assert [(row["opcode"], row["bytes"]) for row in costs.collectives] == [("all-gather-start", 32 * 8 * 2)]
     assert (costs.async_copies["count"], costs.async_copies["bytes"]) == (2, 64 + 32)
     assert costs.without_figure == []
+
+
+@pytest.mark.parametrize(
+    ("collective", "sent", "received"),
+    [
+        ("(f32[32,8]{1,0}, f32[4,8]{1,0}) reduce-scatter-start", 32 * 8, 4 * 8),
+        ("((f32[32,8]{1,0}), f32[32,8]{1,0}, u32[], u32[]) all-to-all-start", 32 * 8, 32 * 8),
+        ("(f32[32,8]{1,0}, f32[32,8]{1,0}, u32[], u32[]) collective-permute-start", 32 * 8, 32 * 8),
+        ("f32[32,8]{1,0} all-reduce-start", 32 * 8, 32 * 8),
+    ],
+)
+def test_what_an_asynchronous_collective_puts_in_is_not_counted_as_gotten(collective, sent, received):
+    costs = account(
+        entry("%x = f32[32,8]{1,0} parameter(0)", f"%s = {collective}(%x)"), CHIPS["v5e"], ARCHS["resnet50"]
+    )
+    assert costs.collective_bytes == 4 * max(sent, received)
 
 
 def test_collectives_of_one_channel_are_all_counted():
