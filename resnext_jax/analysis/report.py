@@ -18,6 +18,7 @@ from resnext_jax.analysis.flops import repeated_flops
 from resnext_jax.models import zoo
 
 NOTE = "estimate of the TPU compiler, not a measurement"
+TOO_LARGE_ADVICE = "Lower --config.batch_size, split the batch with --config.accumulation_steps, or take more chips"
 MIB = 2**20
 # What costs nothing or is accounted for elsewhere.
 FREE_OPCODES = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "opt-barrier"}
@@ -227,7 +228,7 @@ def table(costs: Costs, chip: Chip) -> str:
 
 
 def memory_line(peak_bytes: int, chip: Chip) -> str:
-    verdict = "fits" if peak_bytes <= chip.hbm_bytes else "DOES NOT FIT: lower --config.batch_size or take more chips"
+    verdict = "fits" if peak_bytes <= chip.hbm_bytes else f"DOES NOT FIT. {TOO_LARGE_ADVICE}"
     return f"  HBM: {peak_bytes / GIB:.2f} of {chip.hbm_bytes / GIB:.2f} GiB per {chip.device}: {verdict}"
 
 
