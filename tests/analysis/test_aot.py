@@ -133,8 +133,10 @@ def test_the_report_of_a_tiny_network(capsys, monkeypatch):
     assert result["fits"]
     assert 0 < result["peak_hbm_bytes"] < 2**30
     assert {"flops", "compile_s", "custom_calls"} <= result.keys()
-    # Every chip adds up the gradients of the others: that of the classifier is 64 x 10 weights and 10 biases, float32.
-    assert sum(row["parts"].get("classifier backward", 0) for row in result["collectives"]) == 4 * (64 * 10 + 10)
+    # Every chip adds up what the others have: of the classifier the gradients of 64 x 10 weights and 10 biases, beside
+    # them the loss and three counts, four bytes each.
+    by_part = [pair for row in result["collectives"] for pair in row["parts"].items()]
+    assert sum(size for part, size in by_part if part.startswith("classifier ")) == 4 * (64 * 10 + 10 + 1 + 3)
     assert {row["opcode"].removesuffix("-start") for row in result["collectives"]} == {"all-reduce"}
     assert {"stem", "1x1", "grouped 3x3", "BN", "shortcut", "optimizer", "input"} <= result["parts"].keys()
     assert result["parts"].get("other", {}).get("other", 0) < 0.05 * result["estimated_cycles"]

@@ -161,6 +161,25 @@ def test_an_asynchronous_collective_is_one_row_and_a_copy_is_listed_beside():
     assert costs.without_figure == []
 
 
+def test_what_is_summed_names_the_part_where_the_sum_itself_has_no_other_name_than_psum():
+    """As under `shard_map`; operands of both ends of a loop's tuple may be fusions, or taken out of one."""
+    psum = named("jit(train_step)/shard_map/psum")
+    text = entry(
+        "%x = f32[8]{0} parameter(0)",
+        f"%f = bf16[3,4]{{1,0}} fusion(%x), calls=%a, {CONV2}",
+        f"%g = f32[8]{{0}} negate(%x), {named(f'{BACKWARD}/stem_conv/conv')}",
+        f"%sum = (f32[8]{{0}}, /*index=1*/bf16[3,4]{{1,0}}) all-reduce(%g, %f), channel_id=1, {psum}",
+        f"%one = bf16[3,4]{{1,0}} get-tuple-element(%sum), index=1, {psum}",
+        f"%zero = f32[8]{{0}} get-tuple-element(%sum), index=0, {psum}",
+        f"%alone = f32[8]{{0}} all-reduce(%g), channel_id=2, {psum}",
+    )
+    costs = account(text, CHIPS["v5e"], ARCHS["resnext50_32x4d"])
+    assert [row["parts"] for row in costs.collectives] == [
+        {"stem backward": 32, "grouped 3x3 backward": 24},
+        {"stem backward": 32},
+    ]
+
+
 @pytest.mark.parametrize(
     ("collective", "sent", "received"),
     [
