@@ -307,6 +307,23 @@ def test_step_times_beside_resnet101(tmp_path, monkeypatch, capsys):
     assert "on abacus" in table
 
 
+def test_what_the_compiler_says_of_step_times_is_labelled_an_estimate(tmp_path, monkeypatch, capsys):
+    step_times = importlib.import_module("experiments.step_times.run")
+    drawn, draw = [], step_times.draw
+
+    def start(words, log):
+        log.write_text(json.dumps({"device": "chip", "estimated_cycles": 30_000_000}) + "\n")
+        return 0
+
+    monkeypatch.setattr(runs, "start", start)
+    monkeypatch.setattr(step_times, "draw", lambda figure, **more: drawn.append(figure) or draw(figure, **more))
+    arguments = argparse.Namespace(scale="compiler", out=str(tmp_path / "out"), run=False)
+    assert step_times.execute(arguments) == 0
+    assert "here, M cycles (estimate of the TPU compiler)" in capsys.readouterr().out
+    (axes,) = drawn[0].axes
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["published", "estimate of the TPU compiler"]
+
+
 # --------------------------------------------------------------------------------------------- Runs, really trained
 
 

@@ -311,6 +311,7 @@ def test_other_classes_are_refused(refused, tmp_path):
     ("overrides", "problem"),
     [
         (["--config.conv_impl=merge3"], "conv_impl='merge3' cannot merge 4 groups by 3"),
+        (["--config.conv_impl=native+merge3"], "conv_impl='merge3' cannot merge 4 groups by 3"),
         (["--config.conv_impl=nativ"], "unknown conv_impl 'nativ'. Did you mean 'native'?"),
         (["--config.model.name=vgg11"], "images of 28x28 px are too small for this network: it takes 32 px"),
     ],

@@ -16,7 +16,7 @@ from absl import app, flags
 
 from resnext_jax.analysis import command, report
 from resnext_jax.analysis.chips import Chip, open_topology
-from resnext_jax.analysis.compiling import compile_for, lower
+from resnext_jax.analysis.compiling import assemble_for, compile_for, lower
 from resnext_jax.errors import UserError, raise_all
 
 
@@ -29,7 +29,8 @@ class Compiled:
       compile_s: on this machine.
       fits: whether the program fits the device's memory; the compiler refuses one that is far from it.
       peak_hbm_bytes: arguments, results, temporaries and the program; of one that was refused what the compiler says.
-      flops: that the program executes, multiplications by the zeros of merged groups included.
+      flops: that the program executes, multiplications by the zeros of merged groups included; of what loops repeat,
+        those of convolutions and matrix products.
       costs: see `report.Costs`.
       refusal: the compiler's words.
     """
@@ -55,15 +56,22 @@ def compile_step(config: Any, chip: Chip, devices: Sequence[Any], conv_impl: str
     Raises:
       UserError: an unknown algorithm, or a config that cannot work on so many devices.
     """
-    config = copy.deepcopy(config)
-    config.conv_impl = conv_impl
-    step, lowered = lower(config, devices)
+    step, lowered = lower(with_impl(config, conv_impl), devices)
     program = compile_for(chip, lowered)
     what = Compiled(conv_impl, program.compile_s, program.fits, program.peak_hbm_bytes, refusal=program.refusal)
     if program.executable is None:
         return what
     costs = report.account(program.executable.as_text(), chip, step.model.arch)
-    return dataclasses.replace(what, flops=program.executable.cost_analysis()["flops"], costs=costs)
+    # XLA counts the body of a loop once.
+    flops = program.executable.cost_analysis()["flops"] + costs.repeated_flops
+    return dataclasses.replace(what, flops=flops, costs=costs)
+
+
+def with_impl(config: Any, conv_impl: str) -> Any:
+    """A copy of the config with this `conv_impl`."""
+    config = copy.deepcopy(config)
+    config.conv_impl = conv_impl
+    return config
 
 
 def as_json(compiled: Compiled) -> dict[str, Any]:
@@ -76,8 +84,7 @@ def as_json(compiled: Compiled) -> dict[str, Any]:
 def show(compiled: Compiled, chip: Chip) -> str:
     """One compile for people."""
     if compiled.costs is None or compiled.peak_hbm_bytes is None:
-        advice = "Lower --config.batch_size or take more chips."
-        return f"\nconv_impl={compiled.conv_impl} DOES NOT FIT: {compiled.refusal} {advice}"
+        return f"\nconv_impl={compiled.conv_impl} DOES NOT FIT: {compiled.refusal} {report.TOO_LARGE_ADVICE}."
     lines = [f"\nconv_impl={compiled.conv_impl}: {report.table(compiled.costs, chip)}"]
     lines += [report.memory_line(compiled.peak_hbm_bytes, chip)]
     lines += [f"  {(compiled.flops or 0) / 1e12:.3f} T flops per {chip.device}; compiled in {compiled.compile_s:.0f} s"]
@@ -105,14 +112,16 @@ def define_flags(to: flags.FlagValues) -> flags.FlagValues:
     return to
 
 
-def run(flag_values: flags.FlagValues) -> None:
-    """Compiles what the flags ask for and prints it."""
+def run(flag_values: flags.FlagValues) -> bool:
+    """Compiles what the flags ask for, prints it, and returns whether it fits (what it is compared with may not)."""
     config, topology = flag_values.config, flag_values.topology
     if config is None:
         raise UserError("the report wants a config: python -m resnext_jax.analysis.aot --config=configs/NAME.py")
     impls = [flag_values.conv_impl or config.conv_impl, *([flag_values.compare] if flag_values.compare else [])]
     raise_all(command.conv_impl_problems(impls))
     chip, devices = open_topology(topology)
+    for name in impls:  # a mistake in the second should not come up after minutes for the first
+        assemble_for(with_impl(config, name), devices)
     about = {"config": command.config_name(flag_values), "topology": topology, "num_devices": len(devices)}
     about |= {"batch_size": config.batch_size, "device": chip.device, "hbm_bytes": chip.hbm_bytes, "note": report.NOTE}
     size = f"{len(devices)} {chip.device}{'s' if len(devices) > 1 else ''}, batch {config.batch_size}"
@@ -129,13 +138,16 @@ def run(flag_values: flags.FlagValues) -> None:
         print(f"\n{impls[1]} / {impls[0]}: {shown}   ({report.NOTE}; with the lower bounds of what has no figure)")
         result |= {"ratio": times, "compare": as_json(compiles[1])}
     command.print_json(flag_values, result)
+    return compiles[0].fits
 
 
 def main(argv: Sequence[str] = tuple(sys.argv)) -> None:
-    """Exits with 0 when the report is made, fitting or not, and with 2 for a mistake that the user can mend."""
+    """Exits with 0 when the step fits, 1 when it does not, and 2 for a mistake that the user can mend."""
     jax.config.update("jax_platforms", "cpu")  # leave the accelerators of this machine alone
     with command.mistakes_reported():
-        run(command.parse(argv, define_flags(flags.FLAGS)))
+        fits = run(command.parse(argv, define_flags(flags.FLAGS)))
+    if not fits:
+        sys.exit(1)
 
 
 if __name__ == "__main__":

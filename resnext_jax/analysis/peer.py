@@ -4,7 +4,9 @@ import gc
 import importlib
 import importlib.util
 import os
+import pathlib
 import shutil
+import sysconfig
 from types import ModuleType
 from typing import Any
 
@@ -39,6 +41,12 @@ def import_torch(platform: str) -> tuple[ModuleType, ModuleType]:
         )
     if platform == "gpu" and not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
         raise UserError("torch.compile needs a C compiler: sudo apt install gcc, or leave the peer out: --peer=none")
+    header = pathlib.Path(sysconfig.get_path("include"), "Python.h")
+    if platform == "gpu" and not header.is_file():
+        raise UserError(
+            f"torch.compile needs the headers of Python, and {header} is not there: sudo apt install python3-dev, or "
+            "leave the peer out: --peer=none"
+        )
     try:
         torchvision = importlib.import_module("torchvision")
     except RuntimeError:
@@ -101,7 +109,9 @@ def torch_peer(config: Any, platform: str, batch: Batch) -> tuple[Contender, str
     )
     if gpu:
         torch.backends.cudnn.benchmark = True
-        torch.set_float32_matmul_precision("high")  # TF32, as JAX multiplies by default
+        # float32 means float32, as for ours (`ops.conv_products.precision`): no TF32.
+        torch.set_float32_matmul_precision("highest")
+        torch.backends.cudnn.allow_tf32 = False
         network = torch.compile(network)
     images = torch.from_numpy(batch.image).permute(0, 3, 1, 2).to(device, torch.float32) / 255 - 0.5
     images = images.contiguous(memory_format=torch.channels_last)

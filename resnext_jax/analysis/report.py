@@ -14,9 +14,11 @@ from typing import Any
 
 from resnext_jax.analysis import hlo, parts
 from resnext_jax.analysis.chips import GIB, Chip
+from resnext_jax.analysis.flops import repeated_flops
 from resnext_jax.models import zoo
 
 NOTE = "estimate of the TPU compiler, not a measurement"
+TOO_LARGE_ADVICE = "Lower --config.batch_size, split the batch with --config.accumulation_steps, or take more chips"
 MIB = 2**20
 # What costs nothing or is accounted for elsewhere.
 FREE_OPCODES = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "opt-barrier"}
@@ -42,6 +44,7 @@ class Costs:
       without_figure: one row by opcode and part, without those that take less than a cycle at peak rates.
       async_copies: between HBM and on-chip memory, beside the computation: count, bytes and their time at peak.
       unknown_loops: loops of unknown length, counted once.
+      repeated_flops: of convolutions and matrix products in loops, all trips but the first.
     """
 
     estimated_cycles: int
@@ -54,6 +57,7 @@ class Costs:
     without_figure: list[Row]
     async_copies: Row
     unknown_loops: list[str]
+    repeated_flops: int
 
 
 def account(text: str, chip: Chip, arch: zoo.Row) -> Costs:
@@ -81,6 +85,7 @@ def account(text: str, chip: Chip, arch: zoo.Row) -> Costs:
         without_figure=without_figure,
         async_copies=async_copies,
         unknown_loops=unknown_loops,
+        repeated_flops=repeated_flops(module, steps),
     )
 
 
@@ -91,7 +96,7 @@ def _collectives(module: hlo.Module, steps: list[hlo.Executed], arch: zoo.Row) -
     rows, spread = [], set()
     for step in steps:
         if _is_collective(step.instruction):
-            rows.append(_collective_row(step.instruction, step, arch))
+            rows.append(_collective_row(module, step.instruction, step, arch))
         for found in hlo.inside(module, step.instruction) if step.instruction.opcode == "fusion" else ():
             channel = re.search(r"channel_id=(\d+)", found.attributes)
             # A fused collective may be spread over several fusions, all of one channel and operation. Collectives of
@@ -99,20 +104,25 @@ def _collectives(module: hlo.Module, steps: list[hlo.Executed], arch: zoo.Row) -
             one = (channel and channel[1], found.op_name)
             if _is_collective(found) and one not in spread:
                 spread.add(one)
-                rows.append(_collective_row(found, step, arch))
+                rows.append(_collective_row(module, found, step, arch))
     return rows
 
 
-def _collective_row(instruction: hlo.Instruction, step: hlo.Executed, arch: zoo.Row) -> Row:
+def _collective_row(module: hlo.Module, instruction: hlo.Instruction, step: hlo.Executed, arch: zoo.Row) -> Row:
     sent, received = _operand_bytes(instruction, step.computation), instruction.num_bytes
-    if instruction.opcode in ("all-gather-start", "collective-permute-start"):  # a tuple of both ends
-        received -= sent
-    # A combined collective carries arrays of many parts; each has its own name where it is taken out again.
+    if instruction.opcode.endswith("-start") and instruction.opcode != "all-reduce-start":
+        received -= sent + 4 * len(re.findall(r"[us]32\[\]", instruction.shape))  # a tuple of both ends, and counters
+    # A combined collective carries arrays of many parts; each is named where it is taken out again, or else (a `psum`
+    # of `shard_map`) where it is put in.
     values = step.computation.values()
     taken = [i for i in values if i.opcode == "get-tuple-element" and i.operands[0] == instruction.name]
     by_part = collections.Counter()
     for array in taken or [instruction]:
-        name = array.op_name or instruction.op_name
+        index = re.search(r"\bindex=(\d+)", array.attributes) if taken else None
+        put_in = instruction.operands[int(index[1]) if index else 0 :][:1]
+        operands = [step.computation[name] for name in put_in if name in step.computation]
+        names = [array.op_name, *(parts.op_name_of(module, operand, step.computation) for operand in operands)]
+        name = next((name for name in names if parts.part_of(name, arch) != "other"), instruction.op_name)
         by_part[f"{parts.part_of(name, arch)} {parts.direction_of(name)}"] += step.times * array.num_bytes
     row = {"opcode": instruction.opcode, "count": step.times, "bytes": step.times * max(sent, received)}
     shapes = re.findall(r"\w+\[[\d,]*\]", instruction.shape)
@@ -223,7 +233,7 @@ def table(costs: Costs, chip: Chip) -> str:
 
 
 def memory_line(peak_bytes: int, chip: Chip) -> str:
-    verdict = "fits" if peak_bytes <= chip.hbm_bytes else "DOES NOT FIT: lower --config.batch_size or take more chips"
+    verdict = "fits" if peak_bytes <= chip.hbm_bytes else f"DOES NOT FIT. {TOO_LARGE_ADVICE}"
     return f"  HBM: {peak_bytes / GIB:.2f} of {chip.hbm_bytes / GIB:.2f} GiB per {chip.device}: {verdict}"
 
 

@@ -30,6 +30,7 @@ NETWORKS = (
     *(name for name, arch in zoo.ARCHS.items() if isinstance(arch, zoo.Arch) and arch.stem == IMAGENET_STEM),
     SMALL,
 )
+GPU_IMAGES = 64  # of a batch on anything but a CPU: with fewer the launch of kernels would be timed
 REPEATS = 7
 HOPELESS = 4.0  # times the best after one run: measured no further
 WORTH = 0.95  # of the rule's time: a smaller gain may be noise, and the table would flicker
@@ -43,7 +44,7 @@ Row = tuple[str, str]  # the algorithm, and the milliseconds of all, fastest fir
 
 
 def shapes_of(name: str) -> dict[ConvShape, int]:
-    """The distinct convolutions of a network at its usual image size, and the images of a batch to measure with."""
+    """The distinct convolutions of a network at its usual image size, and the images to measure with on a CPU."""
     size_px, channels, batch = (28, 1, 128) if name == SMALL else (224, 3, 8)
     shapes: dict[ConvShape, int] = {}
 
@@ -126,9 +127,9 @@ def text(table: dict[str, dict[conv_table.Key, Row]]) -> str:
         '"""The fastest algorithm of every convolution that was tried, with the cost of each beside it.',
         "",
         "Written by commands, not by hand. CPU and GPU, python -m resnext_jax.analysis.tune: milliseconds, forward and",
-        "the gradients that training needs; float32 and 8 images (128 of 28 px) on a CPU, else bfloat16. TPU,",
-        "python -m resnext_jax.analysis.tune_tpu: the compiler's estimate, in M cycles of a whole training step of a",
-        "network with two blocks in each stage.",
+        "the gradients that training needs; float32 and 8 images (128 of 28 px) on a CPU, else bfloat16 and 64",
+        "images. TPU, python -m resnext_jax.analysis.tune_tpu: the compiler's estimate, in M cycles of a whole",
+        "training step of a network with two blocks in each stage.",
         '"""',
         "# fmt: off",
         "# ruff: noqa: E501",
@@ -155,7 +156,8 @@ def run(flag_values: flags.FlagValues) -> None:
     table = {name: dict(rows) for name, rows in conv_table.TABLE.items()}
     rows = table.setdefault(section(platform, chip), {})
     for number, (shape, batch) in enumerate(shapes.items(), start=1):
-        rows[key_of(shape)] = row = measure(shape, batch, dtype, rule(platform, chip, shape))
+        images = batch if platform == "cpu" else GPU_IMAGES
+        rows[key_of(shape)] = row = measure(shape, images, dtype, rule(platform, chip, shape))
         print(f"{number}/{len(shapes)} {key_of(shape)}: {row[0]}   {row[1]}", flush=True)
         # Every row: what is measured stays when the command is stopped.
         Path(flag_values.out).write_text(text(table))

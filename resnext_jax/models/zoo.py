@@ -177,10 +177,9 @@ def build_model(
       bn_group_images: images per batch-norm group, 0 for the whole batch.
 
     Raises:
-      UserError: an unknown algorithm or dtype.
+      UserError: an unknown algorithm or dtype, or an algorithm that the groups of the network do not suit.
     """
     if compute_dtype not in DTYPES:
         raise UserError(unknown("compute_dtype", compute_dtype, DTYPES))
-    return NETWORKS[type(arch)](
-        arch, num_classes, resolver(conv_impl, platform, chip), bn_group_images, DTYPES[compute_dtype]
-    )
+    choose_conv = resolver(conv_impl, platform, chip, arch.cardinality if isinstance(arch, Arch) else 1)
+    return NETWORKS[type(arch)](arch, num_classes, choose_conv, bn_group_images, DTYPES[compute_dtype])

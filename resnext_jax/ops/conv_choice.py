@@ -4,10 +4,12 @@ import dataclasses
 import functools
 from collections.abc import Callable
 
+import jax
+
 from resnext_jax.errors import UserError
 from resnext_jax.ops import conv_table
 from resnext_jax.ops.blocked import BLOCK
-from resnext_jax.ops.grouped_conv import algorithm
+from resnext_jax.ops.grouped_conv import grouped_conv
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,13 +120,21 @@ def problems_of(conv_impl: str) -> list[str]:
     return []
 
 
-def resolver(conv_impl: str, platform: str, chip: str = "") -> Callable[[ConvShape], str]:
+def resolver(conv_impl: str, platform: str, chip: str = "", groups: int = 1) -> Callable[[ConvShape], str]:
     """The choice per convolution: by `choose` for "auto", else the named algorithm everywhere.
 
+    Args:
+      conv_impl: "auto", or an algorithm.
+      platform, chip: see `choose`.
+      groups: of the network's grouped convolutions, which the algorithm must be able to compute.
+
     Raises:
-      UserError: `conv_impl` is neither "auto" nor known to `grouped_conv.algorithm`.
+      UserError: `conv_impl` is neither "auto" nor known to `grouped_conv.algorithm`, or does not suit the groups.
     """
     if conv_impl == "auto":
         return functools.partial(choose, platform, chip)
-    algorithm(conv_impl)  # raises
+    # Traced and not run: outputs and gradients, for either may be merged by a factor that does not divide.
+    conv = functools.partial(grouped_conv, impl=conv_impl)
+    pixel = jax.ShapeDtypeStruct((1, 1, 1, groups), "float32")  # in, out, and as a 1x1 kernel
+    jax.eval_shape(lambda x, kernel: jax.vjp(conv, x, kernel)[1](x), pixel, pixel)
     return lambda shape: conv_impl

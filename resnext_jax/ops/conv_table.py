@@ -1,9 +1,9 @@
 """The fastest algorithm of every convolution that was tried, with the cost of each beside it.
 
 Written by commands, not by hand. CPU and GPU, python -m resnext_jax.analysis.tune: milliseconds, forward and
-the gradients that training needs; float32 and 8 images (128 of 28 px) on a CPU, else bfloat16. TPU,
-python -m resnext_jax.analysis.tune_tpu: the compiler's estimate, in M cycles of a whole training step of a
-network with two blocks in each stage.
+the gradients that training needs; float32 and 8 images (128 of 28 px) on a CPU, else bfloat16 and 64
+images. TPU, python -m resnext_jax.analysis.tune_tpu: the compiler's estimate, in M cycles of a whole
+training step of a network with two blocks in each stage.
 """
 # fmt: off
 # ruff: noqa: E501

@@ -72,6 +72,35 @@ def test_a_batch_that_does_not_divide_over_the_chips_is_refused():
         aot.compile_step(config, chips.CHIPS["v5e"], jax.devices()[:8], "auto")
 
 
+@pytest.fixture
+def no_compiler(monkeypatch):
+    """Eight chips that are CPUs; notes what was to be compiled, and refuses it as the compiler does."""
+    compiled = []
+    refused = compiling.Program(60.0, False, 18 * 2**30, "RESOURCE_EXHAUSTED: Used 18.00G of 15.75G hbm.")
+    monkeypatch.setattr(aot, "open_topology", lambda name: (chips.CHIPS["v5e"], jax.devices()[:8]))
+    monkeypatch.setattr(aot, "lower", lambda config, devices: (None, config.conv_impl))
+    monkeypatch.setattr(aot, "compile_for", lambda chip, lowered: compiled.append(lowered) or refused)
+    return compiled
+
+
+def test_what_cannot_be_compared_is_refused_before_the_first_compile(capsys, no_compiler):
+    assert "conv_impl='merge3' cannot merge 4 groups by 3" in failure(capsys, *TINY, "--compare=native+merge3")
+    assert no_compiler == []
+
+
+def test_a_batch_too_large_for_the_topology_is_one_line_with_the_remedy_and_status_1(capsys, no_compiler):
+    with command_line(*TINY, "--json") as argv, pytest.raises(SystemExit) as exit_:
+        aot.main(argv)
+    assert exit_.value.code == 1
+    shown, last = capsys.readouterr().out.rstrip().rsplit("\n", 1)
+    (line,) = [line for line in shown.splitlines() if "DOES NOT FIT" in line]
+    assert "Used 18.00G of 15.75G" in line
+    assert "--config.batch_size" in line
+    assert "--config.accumulation_steps" in line
+    assert no_compiler == ["auto"]
+    assert (json.loads(last)["fits"], json.loads(last)["estimated_cycles"]) == (False, None)
+
+
 def test_classes_of_a_folder_are_unknown_without_its_files():
     with pytest.raises(UserError, match="imagenet2012"):
         compiling.dataset_info("folder")
@@ -104,8 +133,10 @@ def test_the_report_of_a_tiny_network(capsys, monkeypatch):
     assert result["fits"]
     assert 0 < result["peak_hbm_bytes"] < 2**30
     assert {"flops", "compile_s", "custom_calls"} <= result.keys()
-    # Every chip adds up the gradients of the others: that of the classifier is 64 x 10 weights and 10 biases, float32.
-    assert sum(row["parts"].get("classifier backward", 0) for row in result["collectives"]) == 4 * (64 * 10 + 10)
+    # Every chip adds up what the others have: of the classifier the gradients of 64 x 10 weights and 10 biases, beside
+    # them the loss and three counts, four bytes each.
+    by_part = [pair for row in result["collectives"] for pair in row["parts"].items()]
+    assert sum(size for part, size in by_part if part.startswith("classifier ")) == 4 * (64 * 10 + 10 + 1 + 3)
     assert {row["opcode"].removesuffix("-start") for row in result["collectives"]} == {"all-reduce"}
     assert {"stem", "1x1", "grouped 3x3", "BN", "shortcut", "optimizer", "input"} <= result["parts"].keys()
     assert result["parts"].get("other", {}).get("other", 0) < 0.05 * result["estimated_cycles"]

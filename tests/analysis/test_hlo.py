@@ -27,7 +27,10 @@ LOOP = f"""HloModule jit_train_step, is_scheduled=true
 
 %fused_conv (p.0: f32[8]) -> f32[8] {{
   %p.0 = f32[8]{{0:T(128)}} parameter(0)
-  ROOT %conv.1 = f32[8]{{0:T(128)}} convolution(%p.0, %p.0), {CONV2}, {cycles(77)}
+  %row = f32[1,8]{{1,0}} bitcast(%p.0)
+  %square = f32[8,8]{{1,0}} broadcast(%p.0), dimensions={{1}}
+  %conv.1 = f32[1,8]{{1,0}} convolution(%row, %square), dim_labels=bf_io->bf, {CONV2}, {cycles(77)}
+  ROOT %flat = f32[8]{{0:T(128)}} bitcast(%conv.1)
 }}
 
 %body (arg: (s32[], f32[8])) -> (s32[], f32[8]) {{
@@ -156,6 +159,41 @@ def test_an_asynchronous_collective_is_one_row_and_a_copy_is_listed_beside():
     assert [(row["opcode"], row["bytes"]) for row in costs.collectives] == [("all-gather-start", 32 * 8 * 2)]
     assert (costs.async_copies["count"], costs.async_copies["bytes"]) == (2, 64 + 32)
     assert costs.without_figure == []
+
+
+def test_what_is_summed_names_the_part_where_the_sum_itself_has_no_other_name_than_psum():
+    """As under `shard_map`; operands of both ends of a loop's tuple may be fusions, or taken out of one."""
+    psum = named("jit(train_step)/shard_map/psum")
+    text = entry(
+        "%x = f32[8]{0} parameter(0)",
+        f"%f = bf16[3,4]{{1,0}} fusion(%x), calls=%a, {CONV2}",
+        f"%g = f32[8]{{0}} negate(%x), {named(f'{BACKWARD}/stem_conv/conv')}",
+        f"%sum = (f32[8]{{0}}, /*index=1*/bf16[3,4]{{1,0}}) all-reduce(%g, %f), channel_id=1, {psum}",
+        f"%one = bf16[3,4]{{1,0}} get-tuple-element(%sum), index=1, {psum}",
+        f"%zero = f32[8]{{0}} get-tuple-element(%sum), index=0, {psum}",
+        f"%alone = f32[8]{{0}} all-reduce(%g), channel_id=2, {psum}",
+    )
+    costs = account(text, CHIPS["v5e"], ARCHS["resnext50_32x4d"])
+    assert [row["parts"] for row in costs.collectives] == [
+        {"stem backward": 32, "grouped 3x3 backward": 24},
+        {"stem backward": 32},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("collective", "sent", "received"),
+    [
+        ("(f32[32,8]{1,0}, f32[4,8]{1,0}) reduce-scatter-start", 32 * 8, 4 * 8),
+        ("((f32[32,8]{1,0}), f32[32,8]{1,0}, u32[], u32[]) all-to-all-start", 32 * 8, 32 * 8),
+        ("(f32[32,8]{1,0}, f32[32,8]{1,0}, u32[], u32[]) collective-permute-start", 32 * 8, 32 * 8),
+        ("f32[32,8]{1,0} all-reduce-start", 32 * 8, 32 * 8),
+    ],
+)
+def test_what_an_asynchronous_collective_puts_in_is_not_counted_as_gotten(collective, sent, received):
+    costs = account(
+        entry("%x = f32[32,8]{1,0} parameter(0)", f"%s = {collective}(%x)"), CHIPS["v5e"], ARCHS["resnet50"]
+    )
+    assert costs.collective_bytes == 4 * max(sent, received)
 
 
 def test_collectives_of_one_channel_are_all_counted():

@@ -1,6 +1,7 @@
 """The peer is torchvision's network."""
 
 import sys
+import sysconfig
 
 import jax
 import pytest
@@ -16,13 +17,32 @@ def test_no_peer_on_a_tpu():
         peer.import_torch("tpu")
 
 
-def test_what_a_gpu_runs_is_compiled_whole_in_bfloat16_and_channels_last(torchvision, monkeypatch):
-    """On a CPU that stands in for the GPU; the graph is captured as for one, but no code is generated."""
+@pytest.fixture
+def gpu(torchvision, monkeypatch):
+    """A CPU stands in for the GPU; returns PyTorch."""
     torch = sys.modules["torch"]
-    compile_, compiled = torch.compile, []
     monkeypatch.setattr(peer, "import_torch", lambda platform: (torch, torchvision))
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
     monkeypatch.setitem(peer.DEVICES, "gpu", "cpu")
+    for name in ("benchmark", "allow_tf32"):
+        monkeypatch.setattr(torch.backends.cudnn, name, getattr(torch.backends.cudnn, name))  # undone afterwards
+    yield torch
+    torch.set_float32_matmul_precision("highest")
+
+
+def test_float32_on_a_gpu_is_no_tf32_for_either(gpu, monkeypatch):
+    """Ours multiplies float32 as float32 (`ops.conv_products.precision`); PyTorch's convolutions by default do not."""
+    monkeypatch.setattr(gpu, "compile", lambda network: network)
+    gpu.set_float32_matmul_precision("high")
+    peer.torch_peer(tiny.config("--config.batch_size=4"), "gpu", timing.synthetic_batch(4, (28, 28, 1), 10))
+    assert gpu.get_float32_matmul_precision() == "highest"
+    assert not gpu.backends.cudnn.allow_tf32
+
+
+def test_what_a_gpu_runs_is_compiled_whole_in_bfloat16_and_channels_last(gpu, monkeypatch):
+    """The graph is captured as for a GPU, but no code is generated."""
+    torch = gpu
+    compile_, compiled = torch.compile, []
 
     def compile_whole(network):
         compiled.append(network)
@@ -51,6 +71,16 @@ def test_a_gpu_without_a_c_compiler(torchvision, monkeypatch):
     monkeypatch.setenv("PATH", "")
     with pytest.raises(UserError, match=r"torch\.compile needs a C compiler"):
         peer.import_torch("gpu")
+
+
+def test_a_gpu_without_the_headers_of_python(torchvision, monkeypatch, tmp_path):
+    monkeypatch.setattr(sys.modules["torch"].cuda, "is_available", lambda: True)
+    monkeypatch.setenv("CC", "cc")
+    monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
+    with pytest.raises(UserError, match=r"Python\.h.*python3-dev"):
+        peer.import_torch("gpu")
+    (tmp_path / "Python.h").touch()
+    assert peer.import_torch("gpu")[1] is torchvision
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50", "resnext50_32x4d", "resnext101_64x4d"])

@@ -1,5 +1,7 @@
 """The script that writes the table of algorithms: what it measures and what it writes."""
 
+import types
+
 import jax.numpy as jnp
 import pytest
 from absl import flags
@@ -43,6 +45,19 @@ def test_the_written_table_is_read_again_and_rules(monkeypatch, tmp_path):
     monkeypatch.setattr(conv_table, "TABLE", namespace["TABLE"])
     assert choose("cpu", "cpu", GROUPED) == "im2col" != rule("cpu", "cpu", GROUPED)
     assert choose("tpu", "v5e", GROUPED) == rule("tpu", "v5e", GROUPED)
+
+
+def test_a_gpu_is_measured_with_batches_that_fill_it(monkeypatch, tmp_path):
+    """Eight images, enough for a CPU, would time the launch of its kernels; and in the precision that it trains in."""
+    measured = []
+    monkeypatch.setattr(tune, "shapes_of", lambda name: {GROUPED: 8})
+    monkeypatch.setattr(
+        tune, "measure", lambda shape, batch, dtype, rule: measured.append((batch, dtype)) or ("dense", "")
+    )
+    device = types.SimpleNamespace(platform="gpu", device_kind="NVIDIA H100 80GB HBM3")
+    monkeypatch.setattr(tune.jax, "devices", lambda: [device])
+    tune.run(_flags("--networks=resnext50_32x4d", f"--out={tmp_path / 'table.py'}"))
+    assert measured == [(64, jnp.bfloat16)]
 
 
 def _flags(*arguments: str) -> flags.FlagValues:
