@@ -177,8 +177,8 @@ def report(manifest: Manifest, out: str) -> None:
         written = sum(shard.num_bytes for split in manifest.splits.values() for shard in split.shards)
         print(
             f"short side at most {manifest.settings['short_side_px']} px: {notes['source_bytes']:,} bytes of images "
-            f"became {written:,}. The 224 px evaluation crop of a smaller image differs from the original's by "
-            f"{notes['mean_difference_levels']} of 255 levels (PSNR {notes['mean_psnr_db']} dB; "
+            f"became {written:,} of shards. The 224 px evaluation crop of a smaller image differs from the original's "
+            f"by {notes['mean_difference_levels']} of 255 levels (PSNR {notes['mean_psnr_db']} dB; "
             f"{notes['compared_images']:,} images compared). Results are no longer those of the original files."
         )
     print(f"\nTrain with --config.data.name={manifest.name} --config.data.dir={out}")
