@@ -312,14 +312,16 @@ def test_what_the_compiler_says_of_step_times_is_labelled_an_estimate(tmp_path, 
     drawn, draw = [], step_times.draw
 
     def start(words, log):
-        log.write_text(json.dumps({"device": "chip", "estimated_cycles": 30_000_000}) + "\n")
+        log.write_text(json.dumps({"topology": "v9:2x4", "device": "chip", "estimated_cycles": 30_000_000}) + "\n")
         return 0
 
     monkeypatch.setattr(runs, "start", start)
     monkeypatch.setattr(step_times, "draw", lambda figure, **more: drawn.append(figure) or draw(figure, **more))
     arguments = argparse.Namespace(scale="compiler", out=str(tmp_path / "out"), run=False)
     assert step_times.execute(arguments) == 0
-    assert "here, M cycles (estimate of the TPU compiler)" in capsys.readouterr().out
+    table = capsys.readouterr().out
+    assert "one training step on v9:2x4" in table
+    assert "here, M cycles (estimate of the TPU compiler)" in table
     (axes,) = drawn[0].axes
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["published", "estimate of the TPU compiler"]
 

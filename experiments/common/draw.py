@@ -87,6 +87,7 @@ def sizes(figure: Any, results: Sequence[Result]) -> None:
     axes = figure.add_subplot()
     made = [result for result in results if result.made]
     columns = list(dict.fromkeys(name for result in made for name in result.made[0].errors if name.endswith("top-1")))
+    title = "mean ± standard error"
     for result, color in zip(made, COLORS, strict=False):
         pairs = [mean_and_error(result.values(column)) for column in columns if result.values(column)]
         errors = [error or 0.0 for _, error in pairs]
@@ -95,9 +96,10 @@ def sizes(figure: Any, results: Sequence[Result]) -> None:
         for position, column in enumerate(columns):
             if column in result.row.published and not result.row.like:
                 axes.plot(position, result.row.published[column], "x", color=color)
+                title = "mean ± standard error; crosses are published"
     names = [column.removesuffix("top-1").strip() or "as trained" for column in columns]
     axes.set_xticks(range(len(columns)), names)
-    _label(axes, "", "mean ± standard error; crosses are published")
+    _label(axes, "", title)
     axes.legend(frameon=False, fontsize=8)
 
 
