@@ -17,12 +17,14 @@ import pytest
 import tiny
 from PIL import Image
 
+from configs import common
 from experiments.common import collect, command, draw, files, runs, small
 from experiments.common.study import Row, Run, Scale, Study, chosen, runs_of
 from resnext_jax import config_file
 from resnext_jax.errors import UserError
 from resnext_jax.train.problems import evaluation_problems
 from resnext_jax.train.protocol import protocol_problems
+from resnext_jax.train.resume import flat
 
 STUDIES = {
     name: importlib.import_module(f"experiments.{name}.run").STUDY
@@ -176,6 +178,33 @@ def test_printed_commands_are_for_the_pod(tmp_path, capsys):
     said = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, check=True).stdout
     assert "<--config=configs/wrn28_10_cifar10.py><--config.data.dir=/data/it's><--config.seed=9>" in said
     assert f"<--workdir={tmp_path}/none/wrn_28_10_cifar_10_seed9>" in said
+
+
+def test_the_commands_that_go_on_ask_for_the_same(tmp_path, capsys):
+    """With --run alone, ten seeds of eleven rows would be trained where one of one was asked for."""
+    flags = [f"--out={tmp_path}/none", "--data_dir=/data/it's", "--seeds=3", "--rows=8x64d_cifar_10"]
+    assert execute_full("table7_cifar", *flags) == 0
+    printed = capsys.readouterr().out
+    again = [shlex.split(line) for line in printed.splitlines() if line.startswith("python ")]
+    assert [words[-1] for words in again] == ["--collect", "--run"]
+    for words in again:
+        assert words[2:-1] == ["--scale=full", *flags]
+
+
+def recipe_of(name, config):
+    if name != "table7_cifar":
+        return common.imagenet5k() if name == "table6_imagenet5k" else common.imagenet()
+    return (common.wide_resnet if config.startswith("wrn") else common.cifar)(100 if config.endswith("100") else 10)
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_full_runs_are_the_recipe_but_for_the_network(name):
+    """What the recipes are is tested field by field in tests/test_configs.py."""
+    for run in runs_of(STUDIES[name].scales["full"], "/out", [7]):
+        configs = recipe_of(name, run.row.config), run.config()
+        recipe, found = (flat(json.loads(config.to_json_best_effort())) for config in configs)
+        network = {"model.name", *(["model.shortcut"] if "no shortcuts" in run.name else [])}
+        assert {field for field in found if found[field] != recipe[field]} == {*network, "seed"}, run.name
 
 
 def execute_full(name, *flags):
