@@ -134,32 +134,32 @@ def test_wide_resnet_recipe():
 
 # By hand, from torchvision's published command and from mmpretrain's resnet50_8xb256-rsb-a*: docs/recipes.md.
 V2 = {
-    **{"batch_size": 1024, "num_epochs": 600.0, "optimizer": "sgd", "learning_rate": 0.5, "momentum": 0.9},
-    **{"weight_decay": 2e-5, "weight_decay_of": "but_norms", "loss": "softmax", "label_smoothing": 0.1},
-    **{"augment.policy": "trivial_augment", "augment.erase_probability": 0.1, "data.repeats": 1},
-    **{"augment.mixup_alpha": 0.2, "augment.cutmix_alpha": 1.0, "model.stochastic_depth": 0.0},
-    **{"data.train_size_px": 176, "data.image_size_px": 224, "data.resize_px": 232, "data.interpolation": "bilinear"},
-}
+    "batch_size": 1024, "num_epochs": 600.0, "optimizer": "sgd", "learning_rate": 0.5, "momentum": 0.9,
+    "weight_decay": 2e-5, "weight_decay_of": "but_norms", "loss": "softmax", "label_smoothing": 0.1,
+    "augment.policy": "trivial_augment", "augment.erase_probability": 0.1, "data.repeats": 1,
+    "augment.mixup_alpha": 0.2, "augment.cutmix_alpha": 1.0, "model.stochastic_depth": 0.0,
+    "data.train_size_px": 176, "data.image_size_px": 224, "data.resize_px": 232, "data.interpolation": "bilinear",
+}  # fmt: skip
 A2 = {
-    **{"batch_size": 2048, "num_epochs": 300.0, "optimizer": "lamb", "learning_rate": 0.005, "weight_decay": 0.02},
-    **{"weight_decay_of": "kernels", "loss": "sigmoid", "label_smoothing": 0.0, "target_threshold": 0.2},
-    **{"augment.policy": "rand_augment", "augment.magnitude": 7, "augment.erase_probability": 0.0},
-    **{"augment.mixup_alpha": 0.1, "augment.cutmix_alpha": 1.0, "data.repeats": 3, "model.stochastic_depth": 0.05},
-    **{"data.train_size_px": None, "data.image_size_px": 224, "data.resize_px": 235, "data.interpolation": "bicubic"},
+    "batch_size": 2048, "num_epochs": 300.0, "optimizer": "lamb", "learning_rate": 0.005, "weight_decay": 0.02,
+    "weight_decay_of": "kernels", "loss": "sigmoid", "label_smoothing": 0.0, "target_threshold": 0.2,
+    "augment.policy": "rand_augment", "augment.magnitude": 7, "augment.erase_probability": 0.0,
+    "augment.mixup_alpha": 0.1, "augment.cutmix_alpha": 1.0, "data.repeats": 3, "model.stochastic_depth": 0.05,
+    "data.train_size_px": None, "data.image_size_px": 224, "data.resize_px": 235, "data.interpolation": "bicubic",
     "ema_decay": 0.0,
-}
+}  # fmt: skip
 A1 = A2 | {
-    **{"num_epochs": 600.0, "weight_decay": 0.01, "augment.mixup_alpha": 0.2},
-    **{"label_smoothing": 0.1, "target_threshold": None},
-}
+    "num_epochs": 600.0, "weight_decay": 0.01, "augment.mixup_alpha": 0.2,
+    "label_smoothing": 0.1, "target_threshold": None,
+}  # fmt: skip
 A3 = A2 | {
-    **{"num_epochs": 100.0, "learning_rate": 0.008, "augment.magnitude": 6, "data.train_size_px": 160},
-    **{"data.repeats": 1, "model.stochastic_depth": 0.0},
-}
+    "num_epochs": 100.0, "learning_rate": 0.008, "augment.magnitude": 6, "data.train_size_px": 160,
+    "data.repeats": 1, "model.stochastic_depth": 0.0,
+}  # fmt: skip
 BOTH = {
-    **{"schedule.name": "cosine", "schedule.warmup_epochs": 5.0, "bn_group_images": 128, "augment.flip": True},
-    **{"augment.color_jitter": 0.0, "augment.lighting_std": 0.0, "data.crop": "random_sized"},
-}
+    "schedule.name": "cosine", "schedule.warmup_epochs": 5.0, "bn_group_images": 128, "augment.flip": True,
+    "augment.color_jitter": 0.0, "augment.lighting_std": 0.0, "data.crop": "random_sized",
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(("name", "recipe"), [("v2", V2), ("a1", A1), ("a2", A2), ("a3", A3)])
