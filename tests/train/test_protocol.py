@@ -1,6 +1,8 @@
 """Testing by a protocol, from a checkpoint and the fields of a config to the row, and what is refused."""
 
 import json
+import os
+import subprocess
 
 import jax
 import numpy as np
@@ -116,6 +118,20 @@ def test_a_map_where_the_names_differ(root, tmp_path):
             row(tmp_path / "run", f"evaluate.class_map={tmp_path / file}", "evaluate.classes=present"),
             row_of(logits[:, columns], labels),
         )
+
+
+def test_imagenet_v2_as_it_is_downloaded(tmp_path):
+    """Its folders are named by the labels, and stand in the order of text: the commands of docs/evaluation.md."""
+    write_folders(tmp_path, "validation", {str(label): 1 for label in range(12)})
+    listed = subprocess.run(["ls", tmp_path / "validation"], env={**os.environ, "LC_ALL": "C"}, stdout=subprocess.PIPE)
+    (tmp_path / "labels.txt").write_bytes(listed.stdout)
+    config = tiny.config(f"--config.evaluate.class_map={tmp_path / 'labels.txt'}")
+    source = open_source("folder", "validation", data_dir=str(tmp_path))
+    known = {"name": "imagenet2012", "class_names": [f"n{label:08}" for label in range(12)]}
+    label_of = protocol.classes_of(config, source, known, "run").label_of
+    assert label_of.tolist() == [0, 1, 10, 11, 2, 3, 4, 5, 6, 7, 8, 9]
+    for index in range(12):
+        assert source.locate(index).split("/")[-2] == str(label_of[source[index].label])
 
 
 @pytest.mark.parametrize(
