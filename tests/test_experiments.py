@@ -12,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+import matplotlib.figure
 import numpy as np
 import pytest
 import tiny
@@ -300,6 +301,30 @@ def test_every_figure_has_something_on_it(name, tmp_path):
     for color in draw.COLORS[: min(2, len(scale.rows))]:
         rgb = [int(color[at : at + 2], 16) for at in (1, 3, 5)]
         assert (np.abs(picture - np.array(rgb)).max(-1) < 8).sum() > 30, color
+
+
+def test_figure_6_has_the_1k_way_errors_while_training(tmp_path):
+    """Where the runs have them, as those of ImageNet-5K do; at small scale, without, it is as Figure 5."""
+    study = STUDIES["table6_imagenet5k"]
+    for name, has in (("full", True), ("tiny", False)):
+        runs_here = runs_of(study.scales[name], str(tmp_path / name), [0])
+        for run in runs_here:
+            metrics(Path(run.workdir), [0.3, 0.5, 0.6])
+            if has:
+                path = Path(run.workdir) / "metrics.jsonl"
+                path.write_text(path.read_text().replace('"top5": 0.99', '"top5": 0.99, "top1_present": 0.7'))
+        results = [collect.result_of(run.row, [run], [run], {}) for run in runs_here]
+        figure = matplotlib.figure.Figure()
+        study.draw(figure, results)
+        left = figure.axes[0]
+        # Two networks of each depth; in Figure 6 their validation errors alone, 30 % throughout.
+        lines = [line.get_ydata().tolist() for line in left.get_lines() if len(line.get_ydata())]
+        assert left.get_ylabel() == ("1K-way top-1 error (%)" if has else "top-1 error (%)")
+        assert lines == (
+            [[pytest.approx(30.0)] * 3] * 2
+            if has
+            else [pytest.approx([50.0] * 3), pytest.approx([70.0, 50.0, 40.0])] * 2
+        )
 
 
 def test_step_times_beside_resnet101(tmp_path, monkeypatch, capsys):
