@@ -1,5 +1,6 @@
 """Every config builds and its training step traces; the recipes are the paper's."""
 
+import functools
 import importlib
 from pathlib import Path
 
@@ -48,6 +49,18 @@ def test_step_traces(name):
     assert all(jax.tree.leaves(same))
     assert all(leaf.dtype == "float32" for leaf in jax.tree.leaves(state.params))
     assert metrics.loss.shape == ()
+
+
+def test_activations_are_bfloat16_and_the_rest_float32():
+    run, place = assembled(config_of("resnext50_32x4d"))
+    state = run.state_shapes(place.mesh)
+    images = jax.ShapeDtypeStruct((1, 224, 224, 3), "float32")
+    apply = functools.partial(run.model.apply, train=False, features=True)
+    logits, features = jax.eval_shape(apply, {"params": state.params, "batch_stats": state.batch_stats}, images)
+    assert logits.dtype == "float32"
+    assert {features[f"stage{number}"].dtype.name for number in range(1, 6)} == {"bfloat16"}
+    for arrays in (state.params, state.batch_stats):
+        assert {leaf.dtype.name for leaf in jax.tree.leaves(arrays)} == {"float32"}
 
 
 @pytest.mark.parametrize("name", NAMES)
