@@ -408,8 +408,11 @@ def dense_scores(network, view, window_px=2):
         return maps.mean((2, 3)).numpy()[0]
 
 
-@pytest.mark.parametrize("name", ["tiny_resnext", "tiny_densenet"])
-def test_protocols_of_converted_weights(tmp_path, tiny_torchvision, capsys, monkeypatch, name):
+@pytest.mark.parametrize(
+    ("name", "protocols"),
+    [("tiny_resnext", ("center", "center_320", "ten_crop", "multi_scale")), ("tiny_densenet", ("multi_scale",))],
+)
+def test_protocols_of_converted_weights(tmp_path, tiny_torchvision, capsys, monkeypatch, name, protocols):
     """The command on photographs, beside PyTorch on views that Pillow cuts; 64 px of 73, as 224 px of 256."""
     network = tiny_torchvision(name)
     torch.save(network.state_dict(), tmp_path / "net.pth")
@@ -418,7 +421,7 @@ def test_protocols_of_converted_weights(tmp_path, tiny_torchvision, capsys, monk
     arguments = ["torchvision", str(tmp_path / "net.pth"), f"--model={name}", f"--out={out}"]
     assert main([*arguments, f"--class_names={tmp_path / 'names.txt'}"]) == 0
 
-    expected = {"ten_crop": [], "multi_scale": []}
+    expected = {protocol: [] for protocol in ("center", "center_320", "ten_crop", "multi_scale")}
     photos = load_sample_images().images  # 427 x 640
     for label, photo in zip("abcde", [*photos, photos[0][::-1], photos[1][::-1], photos[0][:, ::-1]], strict=True):
         (tmp_path / "data" / "validation" / label).mkdir(parents=True)
@@ -431,6 +434,9 @@ def test_protocols_of_converted_weights(tmp_path, tiny_torchvision, capsys, monk
         crops = [whole[top : top + 64, left : left + 64] for top, left in ((5, 23), (0, 0), (0, 45), (9, 0), (9, 45))]
         views = np.stack([view for crop in crops for view in (crop, crop[:, ::-1])])
         expected["ten_crop"].append(torch_logits(network, views).mean(0))
+        expected["center"].append(torch_logits(network, crops[0][None])[0])
+        # 320 of 365 and 547 px: margins of 22.5 and 113.5, of which the larger half comes before.
+        expected["center_320"].append(torch_logits(network, scaled(547, 365)[None, 23:343, 114:434])[0])
         scores = []
         # 640 of 427 px are 10 sevenths of the short side and a little more, which is cut off.
         for short, width, kept, left in (
@@ -442,7 +448,8 @@ def test_protocols_of_converted_weights(tmp_path, tiny_torchvision, capsys, monk
         expected["multi_scale"].append(np.mean(scores, axis=0))
 
     monkeypatch.chdir(tiny.ROOT)
-    for protocol, logits in expected.items():
+    for protocol in protocols:
+        logits = expected[protocol]
         capsys.readouterr()
         sizes = ["--config.data.image_size_px=64", "--config.data.resize_px=73", "--config.evaluate.batch_size=8"]
         folder = ["--config.data.name=folder", f"--config.data.dir={tmp_path / 'data'}"]
