@@ -89,4 +89,4 @@ def evaluate(
 
 def _on_host(sums: metrics.Sums) -> metrics.Sums:
     host = jax.device_get(sums)
-    return jax.tree.map(lambda count: count.astype("int64"), host).replace(loss=host.loss.astype("float64"))
+    return jax.tree.map(np.int64, host).replace(loss=np.float64(host.loss))
