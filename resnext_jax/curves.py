@@ -10,7 +10,9 @@ from resnext_jax.files import write_whole
 CURVES_FILE = "curves.png"
 
 
-def errors_by_epoch(rows: list[dict[str, Any]]) -> tuple[list[float], list[float], list[float]]:
+def errors_by_epoch(
+    rows: list[dict[str, Any]], validation: str = "top1"
+) -> tuple[list[float], list[float], list[float]]:
     """Epochs of the evaluations, and the top-1 training and validation errors there, in percent.
 
     The training error is over all images since the evaluation before (the paper's curves: augmented images, while the
@@ -18,6 +20,7 @@ def errors_by_epoch(rows: list[dict[str, Any]]) -> tuple[list[float], list[float
 
     Args:
       rows: of metrics.jsonl, in order.
+      validation: the accuracy of the evaluations; `top1_present` for the 1K-way errors of a 5K run.
     """
     epochs, train_errors, errors = [], [], []
     images, correct = 0, 0.0
@@ -27,7 +30,7 @@ def errors_by_epoch(rows: list[dict[str, Any]]) -> tuple[list[float], list[float
         elif row["phase"] == "evaluate" and images:
             epochs.append(row["epoch"])
             train_errors.append(100.0 * (1.0 - correct / images))
-            errors.append(100.0 * (1.0 - row["top1"]))
+            errors.append(100.0 * (1.0 - row[validation]))
             images, correct = 0, 0.0
     return epochs, train_errors, errors
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import struct
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from resnext_jax.types import Leaf
 
@@ -38,6 +38,17 @@ class Sums(struct.PyTreeNode):
     images: Leaf
 
 
+class PresentSums(Sums):
+    """The same, and how many are right where the answer is one of the classes that the images have.
+
+    Attributes:
+      top1_present, top5_present: as `top1` and `top5`, all other classes left out.
+    """
+
+    top1_present: Leaf
+    top5_present: Leaf
+
+
 def cross_entropy(
     logits: Float[Array, "batch classes"], labels: Int[Array, " batch"], label_smoothing: float = 0.0
 ) -> Float[Array, " batch"]:
@@ -49,16 +60,34 @@ def cross_entropy(
 
 def count(logits: Float[Array, "batch classes"], labels: Int[Array, " batch"], mask: Float[Array, " batch"]) -> Sums:
     """The sums of one batch. A tie with the label's logit counts against it, so constant logits score nothing."""
-    own = jnp.take_along_axis(logits, labels[:, None], axis=-1)
-    # The label's rank is the number of other classes at least as large. A NaN compares false; count it as wrong.
-    ahead = jnp.sum(~(logits < own), axis=-1) - 1
-    keep = mask > 0
+    ahead, keep = _ahead(logits, labels), mask > 0
     return Sums(
         loss=jnp.sum(jnp.where(keep, cross_entropy(logits, labels), 0.0)),
         top1=jnp.sum(keep & (ahead < 1)),
         top5=jnp.sum(keep & (ahead < 5)),
         images=jnp.sum(keep),
     )
+
+
+def count_present(
+    logits: Float[Array, "batch classes"],
+    labels: Int[Array, " batch"],
+    mask: Float[Array, " batch"],
+    present: Bool[np.ndarray, " classes"],
+) -> PresentSums:
+    """`count`, both among all classes and among those that `present` marks."""
+    ahead, keep = _ahead(logits, labels, jnp.asarray(present)[None]), mask > 0
+    return PresentSums(
+        **vars(count(logits, labels, mask)),
+        top1_present=jnp.sum(keep & (ahead < 1)),
+        top5_present=jnp.sum(keep & (ahead < 5)),
+    )
+
+
+def _ahead(logits: Array, labels: Array, among: Array | bool = True) -> Int[Array, " batch"]:
+    """How many other classes have a logit at least as large as the label's. A NaN compares false; it is ahead."""
+    own = jnp.take_along_axis(logits, labels[:, None], axis=-1)
+    return jnp.sum(~(logits < own) & among, axis=-1) - 1
 
 
 def count_any(
@@ -100,7 +129,7 @@ def zeros() -> Sums:
 
 
 def means(sums: Sums) -> dict[str, float]:
-    """Mean `loss`, and the accuracies `top1` and `top5` in 0..1.
+    """Mean `loss`, and the accuracies in 0..1: `top1`, `top5`, and those of `PresentSums`.
 
     Raises:
       ValueError: there were no images.
@@ -108,7 +137,8 @@ def means(sums: Sums) -> dict[str, float]:
     if not sums.images:
         raise ValueError("no images were counted")
     images = int(sums.images)
-    return {"loss": float(sums.loss) / images, "top1": int(sums.top1) / images, "top5": int(sums.top5) / images}
+    counts = {name: int(count) / images for name, count in vars(sums).items() if name not in ("loss", "images")}
+    return {"loss": float(sums.loss) / images, **counts}
 
 
 def interval(right: int, images: int) -> tuple[float, float]:

@@ -1,5 +1,6 @@
 """Every config builds and its training step traces; the recipes are the paper's."""
 
+import functools
 import importlib
 from pathlib import Path
 
@@ -50,6 +51,18 @@ def test_step_traces(name):
     assert metrics.loss.shape == ()
 
 
+def test_activations_are_bfloat16_and_the_rest_float32():
+    run, place = assembled(config_of("resnext50_32x4d"))
+    state = run.state_shapes(place.mesh)
+    images = jax.ShapeDtypeStruct((1, 224, 224, 3), "float32")
+    apply = functools.partial(run.model.apply, train=False, features=True)
+    logits, features = jax.eval_shape(apply, {"params": state.params, "batch_stats": state.batch_stats}, images)
+    assert logits.dtype == "float32"
+    assert {features[f"stage{number}"].dtype.name for number in range(1, 6)} == {"bfloat16"}
+    for arrays in (state.params, state.batch_stats):
+        assert {leaf.dtype.name for leaf in jax.tree.leaves(arrays)} == {"float32"}
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_docstring_gives_the_command(name):
     module = importlib.import_module(f"configs.{name}")
@@ -73,6 +86,15 @@ def test_imagenet_recipe_to_the_letter():
     assert (config.label_smoothing, config.data.crop, config.augment.flip) == (0.0, "random_sized", True)
     assert (config.augment.color_jitter, config.augment.lighting_std, config.augment.pad_px) == (0.4, 0.1, 0)
     assert (config.data.image_size_px, config.data.resize_px) == (224, 256)
+    assert (config.optimizer, config.weight_decay_of, config.loss) == ("sgd_nesterov", "all", "softmax")
+    assert (config.data.interpolation, config.data.train_size_px, config.data.repeats) == ("bicubic", None, 1)
+    # 255 times 0.485, 0.456, 0.406 and 0.229, 0.224, 0.225
+    assert tuple(config.data.mean) == pytest.approx((123.675, 116.28, 103.53), rel=1e-6)
+    assert tuple(config.data.std) == pytest.approx((58.395, 57.12, 57.375), rel=1e-6)
+    # Nothing that came after the paper.
+    assert (config.augment.policy, config.ema_decay, config.recompute_bn_images) == ("none", 0.0, 0)
+    later = ("erase_probability", "mixup_alpha", "cutmix_alpha")
+    assert [config.augment[name] for name in later] + [config.model.stochastic_depth] == [0.0] * 4
     # 0.1, divided by 10 after 30, 60 and 90 of 100 epochs of 1,281,167 / 256 = 5004.56 steps; no warm-up.
     rates = {0: 0.1, 150_136: 0.1, 150_137: 0.01, 300_273: 0.01, 300_274: 1e-3, 450_409: 1e-3, 450_410: 1e-4}
     for step, rate in rates.items():
@@ -80,12 +102,16 @@ def test_imagenet_recipe_to_the_letter():
     assert run.total_steps == 500_456
 
 
-def test_imagenet5k_makes_as_many_minibatches_as_imagenet():
-    run, _ = assembled(config_of("resnext50_32x4d_imagenet5k"))
+@pytest.mark.parametrize("network", ["resnet50", "resnext50_32x4d", "resnet101", "resnext101_32x4d"])
+def test_imagenet5k_makes_as_many_minibatches_as_imagenet(network):
+    """The rates of the 1K run at every step, whatever an epoch of 6.8 M images is."""
+    config = config_of(f"{network}_imagenet5k")
+    run, _ = assembled(config)
+    assert (config.batch_size, run.model.num_classes) == (256, 5000)
     assert run.total_steps == 500_456
-    assert float(run.schedule(150_136)) == pytest.approx(0.1)
-    assert float(run.schedule(150_137)) == pytest.approx(0.01)
-    assert run.model.num_classes == 5000
+    rates = {0: 0.1, 150_136: 0.1, 150_137: 0.01, 300_273: 0.01, 300_274: 1e-3, 450_409: 1e-3, 450_410: 1e-4}
+    for step, rate in rates.items():
+        assert float(run.schedule(step)) == pytest.approx(rate, rel=1e-6), step
 
 
 def test_an_evaluation_ends_every_epoch():
@@ -100,6 +126,11 @@ def test_cifar_recipe():
     run, _ = assembled(config)
     assert (config.batch_size, config.bn_group_images, config.weight_decay) == (128, 16, 5e-4)
     assert (config.augment.pad_px, config.augment.color_jitter, config.augment.lighting_std) == (4, 0.0, 0.0)
+    assert (config.augment.flip, config.data.crop, config.data.image_size_px) == (True, "none", 32)
+    assert (config.optimizer, config.momentum, config.weight_decay_of) == ("sgd_nesterov", 0.9, "all")
+    assert (tuple(config.data.mean), tuple(config.data.std)) == ((125.3, 123.0, 113.9), (63.0, 62.1, 66.7))
+    hundred = config_of("resnext29_16x64d_cifar100").data
+    assert (tuple(hundred.mean), tuple(hundred.std)) == ((129.3, 124.1, 112.4), (68.2, 65.4, 70.4))
     assert run.total_steps == 117_188  # 300 * 50,000 / 128 = 117,187.5, to even
     assert [round(float(run.schedule(step)), 6) for step in (58_593, 58_594, 87_890, 87_891)] == [0.1, 0.01, 0.01, 1e-3]
 
@@ -112,6 +143,42 @@ def test_wide_resnet_recipe():
     rates = [float(run.schedule(step)) for step in (23_437, 23_438, 46_875, 62_500)]
     assert rates == pytest.approx([0.1, 0.02, 0.004, 0.0008])
     assert not run.model.arch.dropout
+
+
+# By hand, from torchvision's published command and from mmpretrain's resnet50_8xb256-rsb-a*: docs/recipes.md.
+V2 = {
+    "batch_size": 1024, "num_epochs": 600.0, "optimizer": "sgd", "learning_rate": 0.5, "momentum": 0.9,
+    "weight_decay": 2e-5, "weight_decay_of": "but_norms", "loss": "softmax", "label_smoothing": 0.1,
+    "augment.policy": "trivial_augment", "augment.erase_probability": 0.1, "data.repeats": 1,
+    "augment.mixup_alpha": 0.2, "augment.cutmix_alpha": 1.0, "model.stochastic_depth": 0.0,
+    "data.train_size_px": 176, "data.image_size_px": 224, "data.resize_px": 232, "data.interpolation": "bilinear",
+}  # fmt: skip
+A2 = {
+    "batch_size": 2048, "num_epochs": 300.0, "optimizer": "lamb", "learning_rate": 0.005, "weight_decay": 0.02,
+    "weight_decay_of": "kernels", "loss": "sigmoid", "label_smoothing": 0.0, "target_threshold": 0.2,
+    "augment.policy": "rand_augment", "augment.magnitude": 7, "augment.erase_probability": 0.0,
+    "augment.mixup_alpha": 0.1, "augment.cutmix_alpha": 1.0, "data.repeats": 3, "model.stochastic_depth": 0.05,
+    "data.train_size_px": None, "data.image_size_px": 224, "data.resize_px": 235, "data.interpolation": "bicubic",
+    "ema_decay": 0.0,
+}  # fmt: skip
+A1 = A2 | {
+    "num_epochs": 600.0, "weight_decay": 0.01, "augment.mixup_alpha": 0.2,
+    "label_smoothing": 0.1, "target_threshold": None,
+}  # fmt: skip
+A3 = A2 | {
+    "num_epochs": 100.0, "learning_rate": 0.008, "augment.magnitude": 6, "data.train_size_px": 160,
+    "data.repeats": 1, "model.stochastic_depth": 0.0,
+}  # fmt: skip
+BOTH = {
+    "schedule.name": "cosine", "schedule.warmup_epochs": 5.0, "bn_group_images": 128, "augment.flip": True,
+    "augment.color_jitter": 0.0, "augment.lighting_std": 0.0, "data.crop": "random_sized",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "recipe"), [("v2", V2), ("a1", A1), ("a2", A2), ("a3", A3)])
+def test_newer_recipes_field_by_field(name, recipe):
+    found = flat(config_of(f"resnext50_32x4d_{name}"))
+    assert {field: found[field] for field in BOTH | recipe} == BOTH | recipe
 
 
 def test_recipes_beyond_the_paper():

@@ -26,6 +26,13 @@ ROWS = [
 ]
 
 
+def test_errors_of_another_accuracy():
+    rows = [row | ({"top1_present": 0.75} if row["phase"] == "evaluate" else {}) for row in ROWS]
+    epochs, train_errors, errors = errors_by_epoch(rows, "top1_present")
+    assert (epochs, train_errors) == errors_by_epoch(ROWS)[:2]
+    assert errors == [25.0] * len(epochs)
+
+
 def test_errors_by_epoch():
     epochs, train_errors, errors = errors_by_epoch(ROWS)
     assert epochs == [1.0, 2.0]

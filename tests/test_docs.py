@@ -1,6 +1,7 @@
 """What the pages name is there: tests, files and fields of configs."""
 
 import importlib
+import inspect
 import pathlib
 import re
 
@@ -35,12 +36,30 @@ def test_a_page_names_what_is_there(page):
 
 def test_what_can_be_imported_can():
     names = re.findall(r"^\| `(resnext_jax\.[\w.]+)`", (ROOT / "docs" / "api.md").read_text(), re.MULTILINE)
-    assert len(names) == 14
+    assert len(names) == 25
     for name in names:
         module, _, attribute = name.rpartition(".")
         assert hasattr(importlib.import_module(module), attribute), name
-    public = re.findall(r"^\| `(\w+)[(`]", (ROOT / "docs" / "api.md").read_text(), re.MULTILINE)
+    public = re.findall(r"^\| `(?!net\()(\w+)[(`]", (ROOT / "docs" / "api.md").read_text(), re.MULTILINE)
     assert sorted(public) == sorted(resnext_jax.__all__)
+
+
+def test_signatures_of_the_api_are_as_written():
+    """Names, defaults and what is by keyword alone; and nothing public of a Net is left out."""
+    text = (ROOT / "docs" / "api.md").read_text()
+    rows = re.findall(r"^\| `(net\.)?(\w+)\((.*?)\)`", text, re.MULTILINE)
+    written = {(bool(net), name): arguments for net, name, arguments in rows}
+    functions = {(False, name): getattr(resnext_jax, name) for name in ("load", "build", "list_models")}
+    methods = {name: method for name, method in vars(resnext_jax.Net).items() if inspect.isfunction(method)}
+    functions |= {(True, name): method for name, method in methods.items() if not name.startswith("_")}
+    functions[False, "net"] = methods["__call__"]
+    assert written.keys() == functions.keys()
+    for key, function in functions.items():
+        parameters = [one for one in inspect.signature(function).parameters.values() if one.name != "self"]
+        bare = [one.replace(annotation=inspect.Parameter.empty) for one in parameters]
+        assert str(inspect.Signature(bare)) == f"({written[key]})".replace('"', "'"), key
+    for attribute in ("model", "variables", "config", "class_names"):
+        assert f"| `net.{attribute}` |" in text
 
 
 def test_anchors():

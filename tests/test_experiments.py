@@ -12,17 +12,20 @@ import sys
 import time
 from pathlib import Path
 
+import matplotlib.figure
 import numpy as np
 import pytest
 import tiny
 from PIL import Image
 
+from configs import common
 from experiments.common import collect, command, draw, files, runs, small
 from experiments.common.study import Row, Run, Scale, Study, chosen, runs_of
 from resnext_jax import config_file
 from resnext_jax.errors import UserError
 from resnext_jax.train.problems import evaluation_problems
 from resnext_jax.train.protocol import protocol_problems
+from resnext_jax.train.resume import flat
 
 STUDIES = {
     name: importlib.import_module(f"experiments.{name}.run").STUDY
@@ -178,6 +181,33 @@ def test_printed_commands_are_for_the_pod(tmp_path, capsys):
     assert f"<--workdir={tmp_path}/none/wrn_28_10_cifar_10_seed9>" in said
 
 
+def test_the_commands_that_go_on_ask_for_the_same(tmp_path, capsys):
+    """With --run alone, ten seeds of eleven rows would be trained where one of one was asked for."""
+    flags = [f"--out={tmp_path}/none", "--data_dir=/data/it's", "--seeds=3", "--rows=8x64d_cifar_10"]
+    assert execute_full("table7_cifar", *flags) == 0
+    printed = capsys.readouterr().out
+    again = [shlex.split(line) for line in printed.splitlines() if line.startswith("python ")]
+    assert [words[-1] for words in again] == ["--collect", "--run"]
+    for words in again:
+        assert words[2:-1] == ["--scale=full", *flags]
+
+
+def recipe_of(name, config):
+    if name != "table7_cifar":
+        return common.imagenet5k() if name == "table6_imagenet5k" else common.imagenet()
+    return (common.wide_resnet if config.startswith("wrn") else common.cifar)(100 if config.endswith("100") else 10)
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_full_runs_are_the_recipe_but_for_the_network(name):
+    """What the recipes are is tested field by field in tests/test_configs.py."""
+    for run in runs_of(STUDIES[name].scales["full"], "/out", [7]):
+        configs = recipe_of(name, run.row.config), run.config()
+        recipe, found = (flat(json.loads(config.to_json_best_effort())) for config in configs)
+        network = {"model.name", *(["model.shortcut"] if "no shortcuts" in run.name else [])}
+        assert {field for field in found if found[field] != recipe[field]} == {*network, "seed"}, run.name
+
+
 def execute_full(name, *flags):
     study = STUDIES[name]
     parser = command.parser_of(study.name, {"full": ""}, None)
@@ -214,6 +244,14 @@ def test_complexity_of_the_papers_blocks():
     assert row["block_multiply_adds"] == 56 * 56 * row["block_weights"]
     assert row["params"] == 25_028_904
     assert [figures.width for figures in table2.PAPER.values()] == [64, 80, 96, 112, 128]
+
+
+def test_the_readme_of_table_2_has_what_the_command_prints(tmp_path, capsys):
+    table2 = importlib.import_module("experiments.table2_complexity.run")
+    assert table2.execute(argparse.Namespace(scale="full", out=str(tmp_path / "out"))) == 0
+    printed = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    readme = (Path(table2.__file__).parent / "README.md").read_text().splitlines()
+    assert [line for line in readme if line.startswith("|")] == printed
 
 
 # ------------------------------------------------------------------------------------------------------- Collecting
@@ -271,6 +309,30 @@ def test_every_figure_has_something_on_it(name, tmp_path):
     for color in draw.COLORS[: min(2, len(scale.rows))]:
         rgb = [int(color[at : at + 2], 16) for at in (1, 3, 5)]
         assert (np.abs(picture - np.array(rgb)).max(-1) < 8).sum() > 30, color
+
+
+def test_figure_6_has_the_1k_way_errors_while_training(tmp_path):
+    """Where the runs have them, as those of ImageNet-5K do; at small scale, without, it is as Figure 5."""
+    study = STUDIES["table6_imagenet5k"]
+    for name, has in (("full", True), ("tiny", False)):
+        runs_here = runs_of(study.scales[name], str(tmp_path / name), [0])
+        for run in runs_here:
+            metrics(Path(run.workdir), [0.3, 0.5, 0.6])
+            if has:
+                path = Path(run.workdir) / "metrics.jsonl"
+                path.write_text(path.read_text().replace('"top5": 0.99', '"top5": 0.99, "top1_present": 0.7'))
+        results = [collect.result_of(run.row, [run], [run], {}) for run in runs_here]
+        figure = matplotlib.figure.Figure()
+        study.draw(figure, results)
+        left = figure.axes[0]
+        # Two networks of each depth; in Figure 6 their validation errors alone, 30 % throughout.
+        lines = [line.get_ydata().tolist() for line in left.get_lines() if len(line.get_ydata())]
+        assert left.get_ylabel() == ("1K-way top-1 error (%)" if has else "top-1 error (%)")
+        assert lines == (
+            [[pytest.approx(30.0)] * 3] * 2
+            if has
+            else [pytest.approx([50.0] * 3), pytest.approx([70.0, 50.0, 40.0])] * 2
+        )
 
 
 def test_step_times_beside_resnet101(tmp_path, monkeypatch, capsys):

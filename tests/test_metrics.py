@@ -64,6 +64,27 @@ def test_cross_entropy_equals_torch(smoothing):
     np.testing.assert_allclose(got, want, rtol=1e-5)
 
 
+def test_among_the_present_classes_the_others_are_no_errors():
+    """1K-way: the rank among the classes that the images have. By numpy; the last image is padding."""
+    rng = np.random.default_rng(3)
+    logits, present = rng.normal(size=(40, 30)).astype(np.float32), np.arange(30) % 3 == 1
+    labels = rng.choice(np.flatnonzero(present), 40)
+    mask = np.arange(40) < 39
+    sums = metrics.count_present(jnp.asarray(logits), jnp.asarray(labels), jnp.asarray(mask, "float32"), present)
+    subset = np.flatnonzero(present)[np.argsort(-logits[:, present], axis=1)]
+    assert sums.top1_present == (subset[:39, 0] == labels[:39]).sum()
+    assert sums.top5_present == (subset[:39, :5] == labels[:39, None]).any(axis=1).sum()
+    every = metrics.count(jnp.asarray(logits), jnp.asarray(labels), jnp.asarray(mask, "float32"))
+    assert (sums.top1, sums.top5, sums.loss, sums.images) == (every.top1, every.top5, every.loss, 39)
+    assert sums.top1_present > sums.top1
+    assert sums.top5_present > sums.top5
+    assert metrics.means(sums) == {
+        **metrics.means(every),
+        "top1_present": int(sums.top1_present) / 39,
+        "top5_present": int(sums.top5_present) / 39,
+    }
+
+
 def test_sums_add_and_the_mean_is_taken_once():
     first = metrics.Sums(loss=np.float64(6), top1=np.int64(1), top5=np.int64(2), images=np.int64(3))
     second = metrics.Sums(loss=np.float64(1), top1=np.int64(1), top5=np.int64(1), images=np.int64(1))

@@ -57,3 +57,31 @@ def test_notebook_runs_from_top_to_bottom(notebook, tmp_path, cache):
     )
     assert result.returncode == 0, result.stderr[-3000:]
     assert re.search(r"figures: [1-9]", result.stdout)
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+def test_in_a_colab_the_first_cell_fetches_the_repository_once(notebook, tmp_path, monkeypatch):
+    """An empty folder; git and pip are made up. A cell may be run again, and one that knows no address says so."""
+    done = []
+
+    def run(words, **_):
+        done.append("clone" if words[:2] == ["git", "clone"] else "install")
+        assert words[-1] == str(tmp_path / "resnext_jax_repository")
+        if done[-1] == "clone":
+            (tmp_path / "resnext_jax_repository" / "configs").mkdir(parents=True)
+            (tmp_path / "resnext_jax_repository" / "configs" / "quickstart.py").touch()
+
+    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.chdir(tmp_path)
+    (cell, *_) = [cell for cell in json.loads(notebook.read_text())["cells"] if cell["cell_type"] == "code"]
+    code = "".join(cell["source"])
+    assert "\nREPOSITORY = None\n" in code
+    with pytest.raises(RuntimeError, match="set REPOSITORY, above, to its address"):
+        exec(code, {})
+    code = code.replace("\nREPOSITORY = None\n", "\nREPOSITORY = 'https://example.org/resnext_jax.git'\n")
+    for _ in range(2):
+        exec(code, {})
+        assert pathlib.Path.cwd() == tmp_path / "resnext_jax_repository"
+    assert done == ["clone", "install"]
+    assert sys.path[0] == str(tmp_path / "resnext_jax_repository")

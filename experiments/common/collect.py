@@ -18,6 +18,8 @@ from resnext_jax.models.complexity import multiply_adds
 from resnext_jax.progress import duration
 from resnext_jax.writer import read_metrics
 
+Curves = tuple[list[float], list[float], list[float]]
+
 
 @dataclasses.dataclass(frozen=True)
 class Made:
@@ -30,6 +32,7 @@ class Made:
       train_s: seconds of its steps alone.
       images_per_s: of these.
       curves: epochs, training and validation errors in % there (`curves.errors_by_epoch`).
+      curves_1k: the same with 1K-way validation errors; None where the run has none.
     """
 
     seed: int
@@ -37,7 +40,8 @@ class Made:
     best: float
     train_s: float
     images_per_s: float
-    curves: tuple[list[float], list[float], list[float]]
+    curves: Curves
+    curves_1k: Curves | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +101,9 @@ def result_of(row: Row, runs: Sequence[Run], done: Sequence[Run], others: Mappin
         last = {f"top-{k}": 100 * (1 - evaluations[-1][f"top{k}"]) for k in (1, 5)}
         best = 100 * (1 - max(row["top1"] for row in evaluations))
         errors = last | dict(others.get(run.workdir, {}))
-        made.append(Made(run.seed, errors, best, train_s, images / max(train_s, 1e-9), errors_by_epoch(rows)))
+        one_k = all("top1_present" in row for row in evaluations)
+        curves = errors_by_epoch(rows), errors_by_epoch(rows, "top1_present") if one_k else None
+        made.append(Made(run.seed, errors, best, train_s, images / max(train_s, 1e-9), *curves))
     missing = [run.seed for run in runs if run not in done]
     return Result(row, made, missing, *cost(runs[0].config()))
 
@@ -180,7 +186,7 @@ def as_json(study: Study, name: str, results: Sequence[Result]) -> dict[str, Any
                 "standard_error": {column: error for column, (_, error) in means.items()},
                 "missing_seeds": list(result.missing),
                 "runs": [
-                    {key: value for key, value in dataclasses.asdict(made).items() if key != "curves"}
+                    {key: value for key, value in dataclasses.asdict(made).items() if "curves" not in key}
                     for made in result.made
                 ],
             }

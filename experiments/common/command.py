@@ -159,6 +159,8 @@ def print_commands(made: Sequence[Run], arguments: argparse.Namespace, out: str)
         )
         print(f"\n# {row.name}; published errors: {published}" if published else f"\n# {row.name}")
         print(f"gcloud compute tpus tpu-vm ssh NAME --zone=ZONE --worker=all --command={shlex.quote(command)}")
-    tell = "python " + shlex.join([sys.argv[0], f"--scale={arguments.scale}", f"--out={shared}"])
+    asked = {name: getattr(arguments, name) for name in ("data_dir", "seeds", "rows")}
+    same = [f"--{name}={value}" for name, value in asked.items() if value]
+    tell = "python " + shlex.join([sys.argv[0], f"--scale={arguments.scale}", f"--out={shared}", *same])
     print(f"\n# What is there by then, as a table:\n{tell} --collect")
     print(f"# Or on this machine alone, one run after the other, also what is then left to evaluate:\n{tell} --run")

@@ -40,6 +40,18 @@ def training_curves(axes: Any, results: Sequence[Result], title: str) -> None:
     axes.legend(frameon=False, fontsize=8)
 
 
+def curves_1k(axes: Any, results: Sequence[Result], title: str) -> None:
+    """Figure 6: 1K-way validation errors of networks that train on 5000 classes, means over the seeds."""
+    for result, color in zip(results, COLORS, strict=False):
+        curves = [made.curves_1k for made in result.made if made.curves_1k]
+        epochs = curves[0][0]
+        errors = [sum(at) / len(at) for at in zip(*(of[2] for of in curves if len(of[0]) == len(epochs)), strict=True)]
+        axes.plot(epochs, errors, color=color, linewidth=1.7, label=result.row.name)
+    _label(axes, "epoch", title)
+    axes.set_ylabel("1K-way top-1 error (%)")
+    axes.legend(frameon=False, fontsize=8)
+
+
 def final_errors(axes: Any, results: Sequence[Result], title: str, column: str = "top-1") -> None:
     """The errors at the end: every run a dot, beside it mean and standard error; published ones as crosses."""
     for position, result in enumerate(results):
@@ -71,6 +83,19 @@ def curves_and_errors(figure: Any, results: Sequence[Result]) -> None:
     for (name, rows), (left, right) in zip(groups.items(), panels, strict=True):
         training_curves(left, [rows[0], *rows[1:][-1:]], name)
         final_errors(right, rows, "mean ± standard error; dots are runs")
+
+
+def curves_1k_and_errors(figure: Any, results: Sequence[Result]) -> None:
+    """Figure 6 with its table, one row of panels for each group; as Figure 5 where runs have no 1K-way errors."""
+    made = [made for result in results for made in result.made]
+    if not all(one.curves_1k for one in made):
+        return curves_and_errors(figure, results)
+    groups = groups_of(results)
+    figure.set_size_inches(10.5, 4.2 * len(groups))
+    panels = figure.subplots(len(groups), 2, squeeze=False)
+    for (name, rows), (left, right) in zip(groups.items(), panels, strict=True):
+        curves_1k(left, rows, name)
+        final_errors(right, rows, "5K-way, mean ± standard error; dots are runs")
 
 
 def final(figure: Any, results: Sequence[Result]) -> None:

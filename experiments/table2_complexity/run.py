@@ -65,7 +65,7 @@ def execute(arguments: Namespace) -> int:
     files.claim_folder(out, EXPERIMENT, arguments.scale)
     rows = full_rows() if arguments.scale == "full" else small_rows()
     head = ["network", "C x d", "width", "parameters", "published", "multiply-adds", "published"]
-    head += ["block: parameters", "published", "block: multiply-adds", "published"]
+    head += ["block: weights", "published", "block: multiply-adds", "published"]
     lines = [head, *([str(cell) for cell in cells_of(row)] for row in rows)]
     text = f"# Tables 1 and 2, complexity, --scale={arguments.scale}\n\n{files.markdown(lines)}\n"
     result = {"experiment": EXPERIMENT, "scale": arguments.scale, "rows": rows}

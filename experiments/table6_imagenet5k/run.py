@@ -59,7 +59,7 @@ STUDY = Study(
             on_pod=True,
         ),
     },
-    draw=draw.curves_and_errors,
+    draw=draw.curves_1k_and_errors,
     columns=("top-1", "top-5"),
 )
 

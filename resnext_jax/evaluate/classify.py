@@ -4,6 +4,8 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
+import numpy as np
+from jaxtyping import Bool
 
 from resnext_jax import metrics
 from resnext_jax.models.zoo import Network
@@ -34,10 +36,18 @@ def predict_step(
 
 
 def evaluation_step(
-    variables: PyTree, batch: Batch, *, model: Network, mean: Sequence[float], std: Sequence[float]
+    variables: PyTree,
+    batch: Batch,
+    *,
+    model: Network,
+    mean: Sequence[float],
+    std: Sequence[float],
+    present: Bool[np.ndarray, " classes"] | None = None,
 ) -> metrics.Sums:
-    """The sums of one batch; padding is masked."""
+    """The sums of one batch; padding is masked. With `present` also among these classes (`metrics.PresentSums`)."""
     logits = predict_step(variables, batch.image, model=model, mean=mean, std=std)
+    if present is not None:
+        return metrics.count_present(logits, batch.label, batch.mask, present)
     return metrics.count(logits, batch.label, batch.mask)
 
 
@@ -58,25 +68,25 @@ def evaluate(
       place: the devices and this process.
       progress: called with the sums so far after each batch.
     """
-    total, pending = metrics.zeros(), None
+    total, pending = None, None
+
+    def add(sums: metrics.Sums) -> metrics.Sums:
+        host = _on_host(sums)
+        return host if total is None else metrics.add(total, host)
+
     for batch in batches:
         running = step(variables, to_global(place.mesh, batch))
         # One batch behind: the host fetches the last sums while the device computes the next.
         if pending is not None:
-            total = metrics.add(total, _on_host(pending))
+            total = add(pending)
             progress(total)
         pending = running
     if pending is not None:
-        total = metrics.add(total, _on_host(pending))
+        total = add(pending)
         progress(total)
-    return total
+    return metrics.zeros() if total is None else total
 
 
 def _on_host(sums: metrics.Sums) -> metrics.Sums:
     host = jax.device_get(sums)
-    return metrics.Sums(
-        loss=host.loss.astype("float64"),
-        top1=host.top1.astype("int64"),
-        top5=host.top5.astype("int64"),
-        images=host.images.astype("int64"),
-    )
+    return jax.tree.map(np.int64, host).replace(loss=np.float64(host.loss))

@@ -6,8 +6,10 @@ from collections.abc import Callable
 from functools import partial
 
 import jax
+import numpy as np
 import optax
 from jax.sharding import Mesh
+from jaxtyping import Bool
 from ml_collections import ConfigDict
 
 from resnext_jax import optim, sharding
@@ -107,13 +109,20 @@ class Run:
         )
 
 
-def assemble(config: ConfigDict, info: DatasetInfo, place: sharding.Place) -> Run:
+def assemble(
+    config: ConfigDict,
+    info: DatasetInfo,
+    place: sharding.Place,
+    *,
+    present: Bool[np.ndarray, " classes"] | None = None,
+) -> Run:
     """Builds the parts that a config names, for the devices of `place`.
 
     Args:
       config: see configs/common.py.
       info: of the training set.
       place: the devices that will run it; they need not exist (a compile-only topology will do).
+      present: the classes that are also evaluated by themselves; None for no such evaluation.
 
     Raises:
       UserError: with every problem of the config.
@@ -187,7 +196,7 @@ def assemble(config: ConfigDict, info: DatasetInfo, place: sharding.Place) -> Ru
             donate_argnums=0,
         ),
         plain_step=partial(step, accumulation_steps=1, mesh=None),
-        evaluation_step=jit_evaluation(config, model, mesh),
+        evaluation_step=jit_evaluation(config, model, mesh, present),
     )
 
 
@@ -241,11 +250,13 @@ def jit_statistics(config: ConfigDict, model: zoo.Network, mesh: Mesh) -> Callab
     )
 
 
-def jit_evaluation(config: ConfigDict, model: zoo.Network, mesh: Mesh) -> Callable:
+def jit_evaluation(
+    config: ConfigDict, model: zoo.Network, mesh: Mesh, present: Bool[np.ndarray, " classes"] | None
+) -> Callable:
     """(variables, batch) -> sums, jitted for the mesh."""
     everywhere, split = sharding.replicated(mesh), sharding.batch_sharding(mesh)
     return jax.jit(
-        partial(evaluation_step, model=model, mean=config.data.mean, std=config.data.std),
+        partial(evaluation_step, model=model, mean=config.data.mean, std=config.data.std, present=present),
         in_shardings=(everywhere, split),
         out_shardings=everywhere,
     )

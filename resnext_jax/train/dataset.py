@@ -6,6 +6,7 @@ from collections.abc import Generator
 from typing import Any
 
 import numpy as np
+from jaxtyping import Bool
 from ml_collections import ConfigDict
 
 from resnext_jax.data.pipeline import train_batches
@@ -38,6 +39,13 @@ def open_data(config: ConfigDict, split: str) -> Source:
             f"{config.data.name!r} have {found}: set data.mean and data.std to one entry per channel."
         )
     return source
+
+
+def present_classes(config: ConfigDict, validation: Source) -> Bool[np.ndarray, " classes"] | None:
+    """Which of ImageNet-5K's classes the validation images have, those of the 1K set; None of every other data set."""
+    if config.data.name != "imagenet5k":
+        return None
+    return np.isin(np.arange(len(validation.info.class_names)), validation.all_labels())
 
 
 def same_on_all_hosts(place: Place, **sources: Source) -> None:

@@ -15,7 +15,14 @@ from resnext_jax.errors import UserError
 from resnext_jax.sharding import Place, agree, from_first_process, to_global
 from resnext_jax.train import report
 from resnext_jax.train.assemble import assemble, jit_statistics
-from resnext_jax.train.dataset import facts, open_data, same_classes, same_on_all_hosts, training_batches
+from resnext_jax.train.dataset import (
+    facts,
+    open_data,
+    present_classes,
+    same_classes,
+    same_on_all_hosts,
+    training_batches,
+)
 from resnext_jax.train.faults import not_finite
 from resnext_jax.train.finetune import first_state
 from resnext_jax.train.hunt import Hunter
@@ -58,7 +65,7 @@ def _train(
     mistake = None
     try:
         train_source, validation_source = open_data(config, "train"), open_data(config, "validation")
-        run = assemble(config, train_source.info, place)
+        run = assemble(config, train_source.info, place, present=present_classes(config, validation_source))
         run.state_shapes(place.mesh)  # a network that cannot be is known before anything is written
         report.prepare_workdir(workdir)
     except UserError as error:

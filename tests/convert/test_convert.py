@@ -10,6 +10,7 @@ import pytest
 import tiny
 import torch
 from PIL import Image
+from sklearn.datasets import load_sample_images
 
 import resnext_jax
 from resnext_jax import cli
@@ -389,6 +390,75 @@ def test_evaluate_and_predict_as_the_weights_want_it(tmp_path, tiny_torchvision,
     best = int(probabilities.argmax())
     assert predictions[0]["class"] == names[best]
     assert predictions[0]["probability"] == pytest.approx(probabilities[best], rel=1e-3)
+
+
+def dense_scores(network, view, window_px=2):
+    """PyTorch's classifier as a 1x1 convolution over every window of 2 x 2 positions, and the average of its map."""
+    x = (torch.from_numpy(np.ascontiguousarray(view).astype(np.float32) / 255 - MEAN) / torch.from_numpy(STD))[None]
+    x = x.permute(0, 3, 1, 2)
+    with torch.no_grad():
+        if hasattr(network, "features"):
+            maps, last = torch.relu(network.features(x)), network.classifier
+        else:
+            maps = network.maxpool(network.relu(network.bn1(network.conv1(x))))
+            maps = network.layer4(network.layer3(network.layer2(network.layer1(maps))))
+            last = network.fc
+        maps = torch.nn.functional.avg_pool2d(maps, window_px, stride=1)
+        maps = torch.nn.functional.conv2d(maps, last.weight[:, :, None, None], last.bias)
+        return maps.mean((2, 3)).numpy()[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "protocols"),
+    [("tiny_resnext", ("center", "center_320", "ten_crop", "multi_scale")), ("tiny_densenet", ("multi_scale",))],
+)
+def test_protocols_of_converted_weights(tmp_path, tiny_torchvision, capsys, monkeypatch, name, protocols):
+    """The command on photographs, beside PyTorch on views that Pillow cuts; 64 px of 73, as 224 px of 256."""
+    network = tiny_torchvision(name)
+    torch.save(network.state_dict(), tmp_path / "net.pth")
+    (tmp_path / "names.txt").write_text("\n".join("abcde"))
+    out = tmp_path / "out"
+    arguments = ["torchvision", str(tmp_path / "net.pth"), f"--model={name}", f"--out={out}"]
+    assert main([*arguments, f"--class_names={tmp_path / 'names.txt'}"]) == 0
+
+    expected = {protocol: [] for protocol in ("center", "center_320", "ten_crop", "multi_scale")}
+    photos = load_sample_images().images  # 427 x 640
+    for label, photo in zip("abcde", [*photos, photos[0][::-1], photos[1][::-1], photos[0][:, ::-1]], strict=True):
+        (tmp_path / "data" / "validation" / label).mkdir(parents=True)
+        Image.fromarray(photo).save(tmp_path / "data" / "validation" / label / "photo.png")
+
+        def scaled(width, height, photo=photo):
+            return np.asarray(Image.fromarray(photo).resize((width, height), Image.Resampling.BILINEAR))
+
+        whole = scaled(109, 73)  # 9 and 45 beside a crop, 5 and 23 before
+        crops = [whole[top : top + 64, left : left + 64] for top, left in ((5, 23), (0, 0), (0, 45), (9, 0), (9, 45))]
+        views = np.stack([view for crop in crops for view in (crop, crop[:, ::-1])])
+        expected["ten_crop"].append(torch_logits(network, views).mean(0))
+        expected["center"].append(torch_logits(network, crops[0][None])[0])
+        # 320 of 365 and 547 px: margins of 22.5 and 113.5, of which the larger half comes before.
+        expected["center_320"].append(torch_logits(network, scaled(547, 365)[None, 23:343, 114:434])[0])
+        scores = []
+        # 640 of 427 px are 10 sevenths of the short side and a little more, which is cut off.
+        for short, width, kept, left in (
+            *((64, 95, 91, 2), (73, 109, 104, 3), (109, 163, 155, 4)),
+            *((137, 205, 195, 5), (182, 272, 260, 6)),
+        ):
+            view = scaled(width, short)[:, left : left + kept]
+            scores += [dense_scores(network, view), dense_scores(network, view[:, ::-1])]
+        expected["multi_scale"].append(np.mean(scores, axis=0))
+
+    monkeypatch.chdir(tiny.ROOT)
+    for protocol in protocols:
+        logits = expected[protocol]
+        capsys.readouterr()
+        sizes = ["--config.data.image_size_px=64", "--config.data.resize_px=73", "--config.evaluate.batch_size=8"]
+        folder = ["--config.data.name=folder", f"--config.data.dir={tmp_path / 'data'}"]
+        run_main("--mode=evaluate", f"--workdir={out}", "--json", f"--config.protocol={protocol}", *sizes, *folder)
+        row = json.loads(capsys.readouterr().out.splitlines()[-1])
+        losses = [np.log(np.exp(one - one.max()).sum()) + one.max() - one[i] for i, one in enumerate(logits)]
+        assert (row["protocol"], row["images"]) == (protocol, 5)
+        assert row["loss"] == pytest.approx(np.mean(losses), rel=1e-4)
+        assert row["top1"] == np.mean([one.argmax() == i for i, one in enumerate(logits)])
 
 
 def test_wrong_overrides_of_a_checkpoints_config(tmp_path, tiny_torchvision, capsys, monkeypatch):

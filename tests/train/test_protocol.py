@@ -1,6 +1,8 @@
 """Testing by a protocol, from a checkpoint and the fields of a config to the row, and what is refused."""
 
 import json
+import os
+import subprocess
 
 import jax
 import numpy as np
@@ -10,6 +12,7 @@ import tiny
 import resnext_jax
 from resnext_jax import config_file
 from resnext_jax.checkpoint import Checkpoints
+from resnext_jax.data import folder
 from resnext_jax.data.decode import decode
 from resnext_jax.data.readers import Record
 from resnext_jax.data.real_labels import NumberedSource, read_real_labels
@@ -18,8 +21,10 @@ from resnext_jax.errors import UserError
 from resnext_jax.sharding import Place, make_mesh
 from resnext_jax.train import protocol
 from resnext_jax.train.assemble import assemble
+from resnext_jax.train.loop import train
 from resnext_jax.train.trained import open_trained
 from resnext_jax.types import DatasetInfo
+from resnext_jax.writer import read_metrics
 from tests.data.archives import jpeg, write_folders
 
 KNOWN = ("n01", "n02", "n03", "x1", "x2", "x3", "x4", "x5")
@@ -116,6 +121,40 @@ def test_a_map_where_the_names_differ(root, tmp_path):
             row(tmp_path / "run", f"evaluate.class_map={tmp_path / file}", "evaluate.classes=present"),
             row_of(logits[:, columns], labels),
         )
+
+
+def test_imagenet_v2_as_it_is_downloaded(tmp_path):
+    """Its folders are named by the labels, and stand in the order of text: the commands of docs/evaluation.md."""
+    write_folders(tmp_path, "validation", {str(label): 1 for label in range(12)})
+    listed = subprocess.run(["ls", tmp_path / "validation"], env={**os.environ, "LC_ALL": "C"}, stdout=subprocess.PIPE)
+    (tmp_path / "labels.txt").write_bytes(listed.stdout)
+    config = tiny.config(f"--config.evaluate.class_map={tmp_path / 'labels.txt'}")
+    source = open_source("folder", "validation", data_dir=str(tmp_path))
+    known = {"name": "imagenet2012", "class_names": [f"n{label:08}" for label in range(12)]}
+    label_of = protocol.classes_of(config, source, known, "run").label_of
+    assert label_of.tolist() == [0, 1, 10, 11, 2, 3, 4, 5, 6, 7, 8, 9]
+    for index in range(12):
+        assert source.locate(index).split("/")[-2] == str(label_of[source[index].label])
+
+
+def test_imagenet5k_is_evaluated_both_ways_while_it_trains(tmp_path, monkeypatch):
+    """Eight classes for 5000, of which the validation images have three: the row is that of the two evaluations."""
+    monkeypatch.setitem(folder.NUM_CLASSES, "imagenet5k", 8)
+    write_folders(tmp_path / "data", "train", dict.fromkeys(KNOWN, 1))
+    write_folders(tmp_path / "data", "validation", VALIDATION)
+    config = tiny.config(
+        *("--config=configs/resnext50_32x4d_imagenet5k.py", "--config.model.name=resnext11_4x2d_tiny"),
+        *(f"--config.data.dir={tmp_path / 'data'}", "--config.data.image_size_px=28", "--config.data.resize_px=32"),
+        *("--config.batch_size=8", "--config.num_steps=1", "--config.data.num_threads=1"),
+        *("--config.evaluate.batch_size=4", "--config.compute_dtype=float32"),
+    )
+    train(config, str(tmp_path / "run"), PLACE, {})
+    (found,) = [one for one in read_metrics(str(tmp_path / "run")) if one["phase"] == "evaluate"]
+    every, present = row(tmp_path / "run"), row(tmp_path / "run", "evaluate.classes=present")
+    for k in (1, 5):
+        assert found[f"top{k}"] == every[f"top{k}"]
+        assert found[f"top{k}_present"] == present[f"top{k}"]
+    assert found["top5_present"] == 1.0 > found["top5"]
 
 
 @pytest.mark.parametrize(
