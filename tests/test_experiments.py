@@ -344,6 +344,9 @@ def test_step_times_beside_resnet101(tmp_path, monkeypatch, capsys):
         (config,) = [word for word in words if word.startswith("--config=")]
         network = Path(config).stem
         started.append(network)
+        fields = [word for word in words if word.startswith("--config.")]
+        assert fields
+        assert words.index(config) < min(map(words.index, fields))  # as the command wants
         if network == "resnext101_32x4d" and started.count(network) == 1:
             log.write_text("Killed")
             return 137

@@ -30,28 +30,34 @@ PUBLISHED_S = {"resnet101": 0.70, "resnext101_32x4d": 0.95, "resnext101_64x4d": 
 
 @dataclasses.dataclass(frozen=True)
 class Scale:
-    """Attributes: how long it takes, in words; the command of a network without its config; the unit of what it gives.
+    """Attributes: how long it takes, in words; the module of `analysis`; its flags; the unit of what it gives.
 
     `on_device` commands are printed, and run here only with --run.
     """
 
     takes: str
-    words: tuple[str, ...]
+    module: str
+    flags: tuple[str, ...]
     unit: str
     on_device: bool = False
 
+    def command(self, network: str) -> list[str]:
+        """The words after `python`. The config comes before its fields."""
+        return ["-m", f"resnext_jax.analysis.{self.module}", f"--config=configs/{network}.py", *self.flags]
+
 
 ESTIMATE = "estimate of the TPU compiler"
-BENCH = ("-m", "resnext_jax.analysis.bench", "--peer=none", "--json")
+BENCH = ("--peer=none", "--json")
 SMALL = ("--config.batch_size=8", "--config.data.image_size_px=64", "--config.compute_dtype=float32", "--repeats=3")
 SCALES = {
-    "tiny": Scale("8 images of 64 px on this machine, about 10 minutes on two cores", (*BENCH, *SMALL), "s"),
+    "tiny": Scale("8 images of 64 px on this machine, about 10 minutes on two cores", "bench", (*BENCH, *SMALL), "s"),
     "compiler": Scale(
         "the TPU compiler's estimate for 8 chips of v5e, half an hour on two cores; needs libtpu",
-        ("-m", "resnext_jax.analysis.aot", "--topology=v5e:2x4", "--json"),
+        "aot",
+        ("--topology=v5e:2x4", "--json"),
         f"M cycles ({ESTIMATE})",
     ),
-    "full": Scale("256 images of 224 px on one accelerator, minutes", BENCH, "s", on_device=True),
+    "full": Scale("256 images of 224 px on one accelerator, minutes", "bench", BENCH, "s", on_device=True),
 }
 
 
@@ -62,7 +68,7 @@ def execute(arguments: Namespace) -> int:
     out = files.folder_of(arguments.out, EXPERIMENT, arguments.scale)
     if scale.on_device and not arguments.run:
         for network in PUBLISHED_S:
-            print("python " + " ".join([*scale.words, f"--config=configs/{network}.py"]))
+            print("python " + " ".join(scale.command(network)))
         print(f"# or all of them, and the table: python {sys.argv[0]} --scale={arguments.scale} --run")
         return 0
     files.claim_folder(out, EXPERIMENT, arguments.scale)
@@ -72,7 +78,7 @@ def execute(arguments: Namespace) -> int:
         if not kept.exists():
             say(f"{network} ...")
             log.unlink(missing_ok=True)
-            status = runs.start([*scale.words, f"--config=configs/{network}.py"], log)
+            status = runs.start(scale.command(network), log)
             if status:
                 failures.append(network)
                 say(f"{network}: {runs.failed(status, log)}")
