@@ -6,6 +6,9 @@ in a compiler for minutes; so a thread listens to the pipe that the signal itsel
 of it tells the others through JAX's coordination service; all then vote with the step that they have begun last: that
 of the foremost is the last one. A process with nothing at stake, because it is still compiling, or evaluates a state
 that is saved, votes to leave at once, and that decides.
+
+A Ctrl-C is an ordinary KeyboardInterrupt. Where it arrives in a callback that ignores exceptions, such as JAX's of the
+garbage collector, it is raised again at the next step.
 """
 
 import contextlib
@@ -61,6 +64,7 @@ class Preemption:
         self._lock = threading.Lock()  # held while the processes vote, and for good by one that leaves
         self._at_stake, self._begun, self._last_step = False, 0, None
         self._waiting = False
+        self._interrupted = False
         self._noticed, self._saved, self._closed = threading.Event(), threading.Event(), threading.Event()
         self._threads: list[threading.Thread] = []
 
@@ -73,6 +77,8 @@ class Preemption:
 
     def take(self, batches: Iterator[Result], step: int) -> Result | None:
         """The batch of `step`, which is then begun; None where all processes stop before it."""
+        if self._interrupted:
+            raise KeyboardInterrupt
         try:
             try:
                 self._waiting = True
@@ -120,6 +126,10 @@ class Preemption:
         os.set_blocking(self._pipe[1], False)
         self._old_wakeup_fd = signal.set_wakeup_fd(self._pipe[1], warn_on_full_buffer=False)
         self._old_handler = signal.signal(signal.SIGTERM, self._handle)
+        # Under nohup, say, an interrupt is ignored, and stays so.
+        self._takes_interrupts = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        if self._takes_interrupts:
+            signal.signal(signal.SIGINT, self._interrupt)
         self._threads = [threading.Thread(target=self._listen, name="SIGTERM", daemon=True)]
         if self._client is not None:
             self._threads.append(threading.Thread(target=self._look, name="preemption", daemon=True))
@@ -131,6 +141,8 @@ class Preemption:
         if not self._threads or self._noticed.is_set():
             return
         signal.signal(signal.SIGTERM, self._old_handler or signal.SIG_DFL)
+        if self._takes_interrupts:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.set_wakeup_fd(self._old_wakeup_fd)
         self._closed.set()
         os.write(self._pipe[1], b"\0")
@@ -146,6 +158,10 @@ class Preemption:
         if self._waiting and self._stops_before(self._begun + 1):
             self._waiting = False  # raises once
             raise _Interrupted
+
+    def _interrupt(self, signum: int, frame: FrameType | None) -> None:
+        self._interrupted = True
+        raise KeyboardInterrupt
 
     def _listen(self) -> None:
         while not self._closed.is_set():

@@ -1,5 +1,6 @@
 """SIGTERM at every moment of a run: it ends with status 75, and run again it is the uninterrupted run."""
 
+import contextlib
 import json
 import os
 import re
@@ -221,6 +222,20 @@ def one_of_three(monkeypatch):
         notice._noticed.clear()  # as if nothing had been: the tests go on
     assert signal.getsignal(signal.SIGTERM) == before
     assert signal.set_wakeup_fd(-1) == -1
+
+
+def test_an_interrupt_that_a_callback_swallowed_comes_again_at_the_next_step():
+    """JAX's hook of the garbage collector, where a Ctrl-C may arrive, ignores every exception."""
+    import jax
+
+    place = Place(make_mesh(jax.devices()[:1]), "cpu", process_index=0, process_count=1)
+    with preemption.Preemption(place) as notice:
+        notice.start_steps(0)
+        with contextlib.suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            notice.take(iter(["batch"]), 1)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 @pytest.mark.parametrize(("others", "last"), [((7, 5), 7), ((9, 8), 9)])
