@@ -229,13 +229,17 @@ def test_an_interrupt_that_a_callback_swallowed_comes_again_at_the_next_step():
     import jax
 
     place = Place(make_mesh(jax.devices()[:1]), "cpu", process_index=0, process_count=1)
-    with preemption.Preemption(place) as notice:
-        notice.start_steps(0)
-        with contextlib.suppress(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGINT)
-        with pytest.raises(KeyboardInterrupt):
-            notice.take(iter(["batch"]), 1)
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # tests in the background ignore it
+    try:
+        with preemption.Preemption(place) as notice:
+            notice.start_steps(0)
+            with contextlib.suppress(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+            with pytest.raises(KeyboardInterrupt):
+                notice.take(iter(["batch"]), 1)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.parametrize(("others", "last"), [((7, 5), 7), ((9, 8), 9)])
