@@ -32,5 +32,5 @@ def tiny(rows: Sequence[Row], takes: str, *, num_epochs: float = 4.0, **others: 
 
 
 def small(rows: Sequence[Row], takes: str, *, num_epochs: float = 6.0, **others: Any) -> Scale:
-    """Hours on a CPU or minutes on a GPU: all of Fashion-MNIST, three seeds."""
+    """Hours on a CPU: all of Fashion-MNIST, three seeds."""
     return Scale([one.trained(FASHION_MNIST, num_epochs) for one in rows], (0, 1, 2), takes, **others)

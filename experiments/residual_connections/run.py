@@ -36,7 +36,7 @@ STUDY = Study(
     title="Residual connections",
     scales={
         "tiny": small.tiny(halves(20), "20 layers on 15,000 images, about 12 minutes on two cores", num_epochs=3.0),
-        "small": small.small(halves(29), "29 layers on 60,000 images, hours on a CPU, minutes on a GPU"),
+        "small": small.small(halves(29), "29 layers on 60,000 images, hours on a CPU"),
         "full": Scale(FULL, (0,), "the paper's recipe on ImageNet, for a TPU pod", on_pod=True),
     },
     draw=draw.final,

@@ -53,9 +53,7 @@ STUDY = Study(
         "tiny": small.tiny(
             HALVES, "28 px against 32 and 40 px, 15,000 images, about 8 minutes on two cores", evaluations=LARGER
         ),
-        "small": small.small(
-            HALVES, "28 px against 32 and 40 px, 60,000 images, hours on a CPU, minutes on a GPU", evaluations=LARGER
-        ),
+        "small": small.small(HALVES, "28 px against 32 and 40 px, 60,000 images, hours on a CPU", evaluations=LARGER),
         "full": Scale(FULL, (0,), "the paper's recipe on ImageNet, for a TPU pod", ON_IMAGENET, on_pod=True),
     },
     draw=draw.sizes,

@@ -48,9 +48,7 @@ STUDY = Study(
             num_epochs=3.0,
             evaluations=OF_FIVE,
         ),
-        "small": small.small(
-            HALVES, "11 and 20 layers on 60,000 images, hours on a CPU, minutes on a GPU", evaluations=OF_FIVE
-        ),
+        "small": small.small(HALVES, "11 and 20 layers on 60,000 images, hours on a CPU", evaluations=OF_FIVE),
         "full": Scale(
             FULL,
             seeds=(0,),

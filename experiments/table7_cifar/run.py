@@ -49,7 +49,7 @@ STUDY = Study(
     title="Table 7 and Figure 7, CIFAR",
     scales={
         "tiny": small.tiny(small_rows(11), "11 layers on 15,000 images, about 10 minutes on two cores"),
-        "small": small.small(small_rows(20), "20 layers on 60,000 images, hours on a CPU, minutes on a GPU"),
+        "small": small.small(small_rows(20), "20 layers on 60,000 images, hours on a CPU"),
         "full": Scale(
             [*TABLE_7, *FIGURE_7], tuple(range(10)), "the paper's recipe, ten runs each, for a TPU", on_pod=True
         ),
