@@ -1,4 +1,4 @@
-"""What the commands of this room share: flags, the answer to a mistake, the JSON object on the last line."""
+"""What the commands of this room share: flags, the answer to a mistake, pictures, the JSON object on the last line."""
 
 import contextlib
 import json
@@ -86,6 +86,21 @@ def mistakes_reported() -> Iterator[None]:
         yield
     except UserError as error:
         sys.exit(report_error(error))
+
+
+def save_picture(figure: Any, out: str, **others: Any) -> None:
+    """Writes a matplotlib figure into the file `out` and prints its name; `others` are further arguments of `savefig`.
+
+    Raises:
+      UserError: the file cannot be written, or its name ends with no kind of picture.
+    """
+    try:
+        figure.savefig(out, **others)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"--out={out} cannot be written ({str(error).strip()}): give a file like cycles.png in a folder that exists."
+        ) from error
+    print(out)
 
 
 def print_json(flag_values: flags.FlagValues, result: Any) -> None:

@@ -49,7 +49,7 @@ def bars_of(path: str) -> list[tuple[str, dict[str, float], float]]:
 
 
 def draw(bars: Sequence[tuple[str, dict[str, float], float]], out: str) -> None:
-    """Draws the bars, the first one on top, into the file `out`."""
+    """Draws the bars, the first one on top, into the file `out`, and prints its name."""
     import matplotlib
     import matplotlib.figure
 
@@ -76,7 +76,7 @@ def draw(bars: Sequence[tuple[str, dict[str, float], float]], out: str) -> None:
     axes.set_title(report.NOTE, fontsize=9)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    figure.savefig(out)
+    command.save_picture(figure, out)
 
 
 def run(flag_values: flags.FlagValues, paths: Sequence[str]) -> None:
@@ -87,7 +87,6 @@ def run(flag_values: flags.FlagValues, paths: Sequence[str]) -> None:
     if not bars:
         raise UserError(f"no compile in {', '.join(paths)} fitted its chip: there is nothing to draw.")
     draw(bars, flag_values.out)
-    print(flag_values.out)
 
 
 def define_flags(to: flags.FlagValues) -> flags.FlagValues:

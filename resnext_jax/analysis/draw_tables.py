@@ -70,7 +70,7 @@ def draw(tables: Sequence[Table], out: str) -> None:
     panels = figure.subplots(len(tables), 1, squeeze=False, height_ratios=heights)[:, 0]
     for axes, table in zip(panels, tables, strict=True):
         _panel(axes, table)
-    figure.savefig(out, format="png", metadata={"Description": description(tables)})
+    command.save_picture(figure, out, format="png", metadata={"Description": description(tables)})
 
 
 def description(tables: Sequence[Table]) -> str:
@@ -119,11 +119,7 @@ def run(flag_values: flags.FlagValues, paths: Sequence[str]) -> None:
         raise UserError(f"{paths[0]} is no page that can be read ({error}): give docs/performance.md.") from error
     if not tables:
         raise UserError(f"{paths[0]} has no table whose first cell ends with {UNIT!r}: give docs/performance.md.")
-    try:
-        draw(tables, flag_values.out)
-    except OSError as error:
-        raise UserError(f"--out={flag_values.out} cannot be written ({error}): give a file in a folder.") from error
-    print(flag_values.out)
+    draw(tables, flag_values.out)
 
 
 def define_flags(to: flags.FlagValues) -> flags.FlagValues:

@@ -55,3 +55,15 @@ def test_mistakes(command, tmp_path, capsys, text, words):
         command("a.json")
     assert exit_.value.code == 2
     assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("out", "words"), [("absent/a.png", "No such file"), ("a.word", "not supported")])
+def test_a_picture_that_cannot_be_written(command, tmp_path, capsys, out, words):
+    (tmp_path / "a.json").write_text(json.dumps(REPORT))
+    with pytest.raises(SystemExit) as exit_:
+        command("a.json", f"--out={out}")
+    assert exit_.value.code == 2
+    printed = capsys.readouterr()
+    assert printed.err.startswith(f"error: --out={out} cannot be written")
+    assert words in printed.err
+    assert printed.out == ""
