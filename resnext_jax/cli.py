@@ -20,11 +20,13 @@ from resnext_jax.errors import (
     INTERRUPTED_STATUS,
     LOST_STATUS,
     PREEMPTED_STATUS,
+    READER_GONE_STATUS,
     Lost,
     Preempted,
     UserError,
     print_error,
     raise_all,
+    reader_is_gone,
     report_error,
     unknown,
 )
@@ -80,6 +82,8 @@ def main(flag_values: flags.FlagValues, argv: Sequence[str]) -> None:
         status = INTERRUPTED_STATUS
     except Exception as error:
         cluster.failed(error)
+        if isinstance(error, BrokenPipeError) and reader_is_gone():
+            sys.exit(READER_GONE_STATUS)
         raise
     cluster.leave(status)
     if status:

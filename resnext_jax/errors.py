@@ -5,7 +5,9 @@ one input are gathered first and raised together; `cli` prints them without a tr
 """
 
 import difflib
+import os
 import re
+import select
 import shlex
 import sys
 from collections.abc import Iterable, Sequence
@@ -14,6 +16,7 @@ USER_ERROR_STATUS = 2
 PREEMPTED_STATUS = 75  # EX_TEMPFAIL of sysexits.h: saved; run the same command again
 LOST_STATUS = 76  # another process of the run is gone or never came: run all of them again
 INTERRUPTED_STATUS = 130
+READER_GONE_STATUS = 141  # as shells report a program that SIGPIPE ended
 # What JAX says of a program itself, and not of a collective that misses a process.
 OWN_ERRORS = ("RESOURCE_EXHAUSTED", "INVALID_ARGUMENT", "UNIMPLEMENTED", "FAILED_PRECONDITION")
 # Stands in a message for the command that was typed; `report_error` puts it in.
@@ -74,3 +77,17 @@ def report_error(error: UserError, argv: Sequence[str] = ()) -> int:
 def print_error(text: str) -> None:
     """The form of all messages with which a run ends."""
     print("error: " + "\n       ".join(text.splitlines()), file=sys.stderr, flush=True)
+
+
+def reader_is_gone() -> bool:
+    """Whether a BrokenPipeError came since nobody reads our output any more, as after `| head`; it is then thrown away.
+
+    The error may also be that of a connection, which is another thing.
+    """
+    output = sys.stdout.fileno()
+    poll = select.poll()
+    poll.register(output, 0)
+    if not any(event & select.POLLERR for _, event in poll.poll(0)):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), output)  # Python writes what is left at its end
+    return True

@@ -1,5 +1,6 @@
-"""What a command lets its libraries say."""
+"""What a command says, and what it lets its libraries say."""
 
+import os
 import subprocess
 import sys
 
@@ -47,3 +48,30 @@ def test_the_failed_writes_of_a_save_are_not_told_one_by_one(what, told):
     )
     assert ("no space left" in process.stderr) == told, process.stderr
     assert ("Traceback" in process.stderr) == told
+
+
+@pytest.mark.parametrize(
+    ("unbuffered", "command"),
+    [
+        ("1", ("main.py", "--help")),  # with a buffer absl has ended the process before it is written
+        ("1", ("experiments/table3_cardinality/run.py", "--scale=full")),
+        ("", ("experiments/table3_cardinality/run.py", "--scale=full")),
+        ("1", ("-m", "resnext_jax.analysis.complexity")),
+        ("", ("-m", "resnext_jax.analysis.complexity")),
+    ],
+)
+def test_output_that_nobody_reads_to_its_end(unbuffered, command):
+    """As `| head -1`, whose end of the pipe is closed here from the start."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    process = subprocess.run(
+        [sys.executable, *command],
+        cwd=tiny.ROOT,
+        env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    os.close(writer)
+    assert (process.returncode, process.stderr) == (141, "")

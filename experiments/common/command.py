@@ -12,7 +12,7 @@ import jax
 
 from experiments.common import collect, files, runs
 from experiments.common.study import ROOT, Evaluation, Run, Study, chosen, flags_of, runs_of
-from resnext_jax.errors import INTERRUPTED_STATUS, UserError, report_error
+from resnext_jax.errors import INTERRUPTED_STATUS, READER_GONE_STATUS, UserError, reader_is_gone, report_error
 from resnext_jax.files import in_bucket
 from resnext_jax.progress import say
 
@@ -23,7 +23,7 @@ def main(study: Study, description: str | None) -> None:
     """Runs the command of an experiment and exits.
 
     Status: 0 when the table is complete or the commands are printed, 1 where runs failed, 2 for a mistake that the user
-    can mend, 130 after Ctrl-C or SIGTERM.
+    can mend, 130 after Ctrl-C or SIGTERM, 141 where nobody reads the table (`| head`).
     """
     parser = parser_of(study.name, {name: scale.takes for name, scale in study.scales.items()}, description)
     add_flags(parser)
@@ -31,18 +31,23 @@ def main(study: Study, description: str | None) -> None:
 
 
 def end(do: Callable[[], int]) -> None:
-    """Does it, and exits with its status: without a traceback for a mistake of the user, or Ctrl-C."""
+    """Does it, and exits with its status: without a traceback for a mistake of the user, Ctrl-C or `| head`."""
     # As Ctrl-C: were we gone at once, a run that is saving its step would be killed in the middle.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     jax.config.update("jax_platforms", "cpu")  # nothing is computed in this process, and a TPU has room for one alone
     try:
         status = do()
+        sys.stdout.flush()
     except UserError as error:
         status = report_error(error)
     except KeyboardInterrupt:
         again = shlex.join(["python", *sys.argv])
         print(f"\ninterrupted; what is done stays done, and this goes on with the rest: {again}", file=sys.stderr)
         status = INTERRUPTED_STATUS
+    except BrokenPipeError:
+        if not reader_is_gone():
+            raise
+        status = READER_GONE_STATUS
     sys.exit(status)
 
 

@@ -10,7 +10,7 @@ from absl import flags
 
 from resnext_jax import config_file
 from resnext_jax.analysis.chips import KNOWN
-from resnext_jax.errors import UserError, raise_all, report_error
+from resnext_jax.errors import READER_GONE_STATUS, UserError, raise_all, reader_is_gone, report_error
 from resnext_jax.ops import conv_choice
 from resnext_jax.ops.grouped_conv import ALL_IMPLS
 
@@ -81,11 +81,16 @@ def config_name(flag_values: flags.FlagValues) -> str:
 
 @contextlib.contextmanager
 def mistakes_reported() -> Iterator[None]:
-    """Exits with status 2 and without a traceback for a mistake that the user can mend."""
+    """Exits with status 2 for a mistake that the user can mend, and without a traceback, as when `| head` has ended."""
     try:
         yield
+        sys.stdout.flush()
     except UserError as error:
         sys.exit(report_error(error))
+    except BrokenPipeError:
+        if not reader_is_gone():
+            raise
+        sys.exit(READER_GONE_STATUS)
 
 
 def save_picture(figure: Any, out: str, **others: Any) -> None:
@@ -98,7 +103,7 @@ def save_picture(figure: Any, out: str, **others: Any) -> None:
         figure.savefig(out, **others)
     except (OSError, ValueError) as error:
         raise UserError(
-            f"--out={out} cannot be written ({str(error).strip()}): give a file like cycles.png in a folder that exists."
+            f"--out={out} cannot be written ({str(error).strip()}): give a file like cycles.png in a folder."
         ) from error
     print(out)
 
