@@ -1,11 +1,13 @@
 """The experiments: their rows against the paper's tables, and a small one that is trained, killed and resumed."""
 
 import argparse
+import dataclasses
 import importlib
 import json
 import os
 import runpy
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,7 +22,7 @@ from PIL import Image
 
 from configs import common
 from experiments.common import collect, command, draw, files, runs, small
-from experiments.common.study import Row, Run, Scale, Study, chosen, runs_of
+from experiments.common.study import Evaluation, Row, Run, Scale, Study, chosen, runs_of
 from resnext_jax import config_file
 from resnext_jax.errors import UserError
 from resnext_jax.train.problems import evaluation_problems
@@ -282,13 +284,44 @@ def test_table_of_made_up_runs(tmp_path):
     # Errors 20 and 18: mean 19, deviation sqrt(2), / sqrt(2) = 1. Best 10 and 18. 640 images at 40/s.
     assert cells[2] == "50 layers"
     assert cells[5:] == ["23.9", "19.00 ± 1.00", "14.00 ± 4.00", "2 of 2", "40", "0:16", ""]
-    assert "**Not complete**: 2 runs are missing: b seed 0; b seed 1." in table
+    assert "**Not complete**: 2 missing: b seed 0; b seed 1." in table
     assert "Complete." not in table
     result = json.loads((tmp_path / "results.json").read_text())
     assert not result["complete"]
     assert result["rows"][0]["mean"] == {"top-1": pytest.approx(19.0), "top-5": pytest.approx(1.0)}
     assert result["rows"][0]["standard_error"]["top-1"] == pytest.approx(1.0)
-    assert result["rows"][1]["missing_seeds"] == [0, 1]
+    assert result["rows"][1]["missing"] == ["seed 0", "seed 1"]
+
+
+def test_a_table_with_an_evaluation_missing_is_not_complete(tmp_path):
+    """And the figure has what is there where it belongs."""
+    evaluations = [Evaluation("32 px", {"data.image_size_px": 32}), Evaluation("40 px", {"data.image_size_px": 40})]
+    scale = Scale([Row("one", "quickstart", {"num_epochs": 1.0})], (0, 1), "", evaluations)
+    figures = []
+    study = Study("two_steps", "", {"tiny": scale}, lambda *args, **named: figures.append((args, named)))
+    for seed, sizes_px in ((0, [40]), (1, [32, 40])):
+        metrics(tmp_path / f"one_seed{seed}", [0.8])
+        for size_px in sizes_px:
+            kept = {"fields": {"data.image_size_px": size_px}, "top1": 1 - size_px / 100, "top5": 1.0}
+            (tmp_path / f"one_seed{seed}" / f"evaluation_{size_px}_px.json").write_text(json.dumps(kept))
+    files.write_whole(files.epath.Path(tmp_path / files.MARK), '{"experiment": "two_steps", "scale": "tiny"}')
+    assert execute(study, tmp_path, "--collect", "--seeds=0,1") == 0
+    assert "**Not complete**: 1 missing: one seed 0, 32 px." in (tmp_path / "table.md").read_text()
+    result = json.loads((tmp_path / "results.json").read_text())
+    assert (result["complete"], result["rows"][0]["missing"]) == (False, ["seed 0, 32 px"])
+
+    (((_,), named),) = figures
+    (of_both,) = named["results"]
+    first = dataclasses.replace(of_both, made=of_both.made[:1], row=dataclasses.replace(of_both.row, name="half"))
+    figure = matplotlib.figure.Figure()
+    draw.sizes(figure, [first, of_both])
+    (axes,) = figure.axes
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["as trained", "32 px", "40 px"]
+    lines = {bars.get_label(): bars.lines[0].get_xydata().tolist() for bars in axes.containers}
+    assert lines == {
+        "half": [[0, pytest.approx(20)], [2, pytest.approx(40)]],
+        "one": [[0, pytest.approx(20)], [1, pytest.approx(32)], [2, pytest.approx(40)]],
+    }
 
 
 @pytest.mark.parametrize("name", STUDIES)
@@ -450,7 +483,51 @@ def test_killed_resumed_skipped_and_refused(tmp_path, one_device, monkeypatch, c
     said = capfd.readouterr()
     assert f"failed (status 2); the end of {out / 'broken_seed0.log'}:" in said.err
     assert "error: num_steps=-1 must be positive" in said.err
-    assert "**Not complete**: 1 run is missing: broken seed 0." in said.out
+    assert "**Not complete**: 1 missing: broken seed 0." in said.out
+
+
+def test_a_run_whose_last_checkpoint_is_missing_is_resumed(tmp_path, monkeypatch, capsys):
+    """Killed between its last evaluation and the end of its last save: its weights are of step 10, its errors of 20."""
+    started = []
+    monkeypatch.setattr(runs, "start", lambda words, log: started.append(words) or 2)
+    scale = Scale(
+        [Row("one", "quickstart", {"num_epochs": 2.0})], (0,), "", [Evaluation("32 px", {"data.image_size_px": 32})]
+    )
+    study = Study("two_steps", "", {"tiny": scale}, draw.sizes)
+    metrics(tmp_path / "out" / "one_seed0", [0.8, 0.9])
+    (tmp_path / "out" / "one_seed0" / "checkpoints" / "10").mkdir(parents=True)
+    files.write_whole(files.epath.Path(tmp_path / "out" / files.MARK), '{"experiment": "two_steps", "scale": "tiny"}')
+    assert execute(study, tmp_path / "out") == command.FAILED_STATUS
+    (words,) = started  # the training alone: the weights of step 10 are not evaluated
+    assert f"--workdir={tmp_path}/out/one_seed0" in words
+    assert "--mode=evaluate" not in words
+    assert "one seed 0 32 px: not evaluated: the last checkpoint of" in capsys.readouterr().err
+
+    # Saved, or kept without weights, it is not made again.
+    (tmp_path / "out" / "one_seed0" / "checkpoints" / "20").mkdir()
+    assert execute(study, tmp_path / "out") == command.FAILED_STATUS
+    assert "--mode=evaluate" in started.pop()
+    shutil.rmtree(tmp_path / "out" / "one_seed0" / "checkpoints")
+    assert execute(study, tmp_path / "out") == command.FAILED_STATUS
+    assert "--mode=evaluate" in started.pop()
+
+
+@pytest.mark.parametrize("damage", ["", "[]", "{}", "{"])
+def test_a_damaged_evaluation_is_made_again(tmp_path, monkeypatch, damage):
+    def start(words, log):
+        log.write_text('{"checkpoint": "10", "top1": 0.7, "top5": 0.9}\n')
+        return 0
+
+    monkeypatch.setattr(runs, "start", start)
+    run = Run(Row("one", "quickstart"), 0, str(tmp_path / "one_seed0"), {})
+    metrics(tmp_path / "one_seed0", [0.8])
+    evaluation = Evaluation("32 px", {"data.image_size_px": 32})
+    (tmp_path / "one_seed0" / "evaluation_32_px.json").write_text(damage)
+    assert runs.evaluate(run, evaluation, None, tmp_path / "log", makes=False) is None
+    made = runs.evaluate(run, evaluation, None, tmp_path / "log", makes=True)
+    assert isinstance(made, dict)
+    assert made["top1"] == 0.7
+    assert runs.evaluate(run, evaluation, None, tmp_path / "log", makes=False) == made
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -494,6 +571,9 @@ def test_folders_of_others_are_refused(tmp_path):
     with pytest.raises(UserError, match=r"cat\.jpg is no folder"):
         execute(study, tmp_path / "photos" / "cat.jpg", "--collect")
     assert {path.name for path in tmp_path.rglob("*")} == {files.MARK, "cat.jpg", "photos", "theirs"}
+    (tmp_path / "theirs" / files.MARK).write_text("[]")
+    with pytest.raises(UserError, match=r"experiment\.json cannot be read \(it is no JSON object\)"):
+        execute(study, tmp_path / "theirs", "--collect")
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 from experiments.common import files
-from experiments.common.study import Row, Run, Scale, Study
+from experiments.common.study import Evaluation, Row, Run, Scale, Study
 from resnext_jax.analysis.compiling import dataset_info
 from resnext_jax.curves import errors_by_epoch
 from resnext_jax.models import zoo
@@ -46,11 +46,11 @@ class Made:
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """A row of the table: its runs, the seeds that are missing, and what the network costs."""
+    """A row of the table: its runs, what is missing of them (`seed 1`, `seed 0 at 320 px`), and what the network costs."""
 
     row: Row
     made: Sequence[Made]
-    missing: Sequence[int]
+    missing: Sequence[str]
     params: int
     multiply_adds: int
 
@@ -79,11 +79,17 @@ def percent(values: Sequence[float]) -> str:
 
 
 def digits(published: float) -> str:
-    """As the paper has it: one digit behind the point, or two."""
+    """With one digit behind the point, or two where it has them."""
     return f"{published:.1f}" if round(10 * published) == 10 * published else f"{published:.2f}"
 
 
-def result_of(row: Row, runs: Sequence[Run], done: Sequence[Run], others: Mapping[str, Mapping[str, float]]) -> Result:
+def result_of(
+    row: Row,
+    runs: Sequence[Run],
+    done: Sequence[Run],
+    others: Mapping[str, Mapping[str, float]],
+    evaluations: Sequence[Evaluation] = (),
+) -> Result:
     """The row of the table.
 
     Args:
@@ -91,20 +97,27 @@ def result_of(row: Row, runs: Sequence[Run], done: Sequence[Run], others: Mappin
       runs: those that belong to the row.
       done: those of them that have their last evaluation.
       others: errors of other evaluations, by workdir and column.
+      evaluations: those that every run should have.
     """
     made = []
     for run in done:
         rows = read_metrics(run.workdir)
         steps = [row for row in rows if row["phase"] == "train" and row.get("images_per_s")]
-        evaluations = [row for row in rows if row["phase"] == "evaluate"]
+        evaluated = [row for row in rows if row["phase"] == "evaluate"]
         images, train_s = sum(row["images"] for row in steps), sum(row["images"] / row["images_per_s"] for row in steps)
-        last = {f"top-{k}": 100 * (1 - evaluations[-1][f"top{k}"]) for k in (1, 5)}
-        best = 100 * (1 - max(row["top1"] for row in evaluations))
+        last = {f"top-{k}": 100 * (1 - evaluated[-1][f"top{k}"]) for k in (1, 5)}
+        best = 100 * (1 - max(row["top1"] for row in evaluated))
         errors = last | dict(others.get(run.workdir, {}))
-        one_k = all("top1_present" in row for row in evaluations)
+        one_k = all("top1_present" in row for row in evaluated)
         curves = errors_by_epoch(rows), errors_by_epoch(rows, "top1_present") if one_k else None
         made.append(Made(run.seed, errors, best, train_s, images / max(train_s, 1e-9), *curves))
-    missing = [run.seed for run in runs if run not in done]
+    missing = [f"seed {run.seed}" for run in runs if run not in done]
+    missing += [
+        f"seed {run.seed}, {evaluation.column}"
+        for evaluation in evaluations
+        for run in done
+        if f"{evaluation.column} top-1" not in others.get(run.workdir, {})
+    ]
     return Result(row, made, missing, *cost(runs[0].config()))
 
 
@@ -128,7 +141,7 @@ def cost(config: Any) -> tuple[int, int]:
 
 
 def table(study: Study, name: str, results: Sequence[Result], seeds: Sequence[int]) -> str:
-    """The table in Markdown, columns aligned; where runs are missing it says which and is not called complete."""
+    """The table in Markdown, columns aligned; where a run or an evaluation is missing it says so, and not `Complete`."""
     scale = study.scales[name]
     columns = columns_of(study, scale)
     stands_for = any(result.row.like for result in results)
@@ -152,9 +165,8 @@ def table(study: Study, name: str, results: Sequence[Result], seeds: Sequence[in
         line += [f"{statistics.fmean(one.images_per_s for one in made):,.0f}" if made else ""]
         line += [duration(statistics.fmean(one.train_s for one in made)) if made else ""]
         lines.append(line)
-    missing = [f"{result.row.name} seed {seed}" for result in results for seed in result.missing]
-    count = f"{len(missing)} runs are" if len(missing) > 1 else "1 run is"
-    note = f"**Not complete**: {count} missing: {'; '.join(missing)}." if missing else "Complete."
+    missing = [f"{result.row.name} {what}" for result in results for what in result.missing]
+    note = f"**Not complete**: {len(missing)} missing: {'; '.join(missing)}." if missing else "Complete."
     words = (
         "Errors in % on the validation images at the last step, mean ± standard error over the runs; `best epoch` is\n"
         "the smallest of any epoch. Multiply-adds of one image. Time and images/s are of the training steps alone."
@@ -184,7 +196,7 @@ def as_json(study: Study, name: str, results: Sequence[Result]) -> dict[str, Any
                 "published": dict(result.row.published),
                 "mean": {column: mean for column, (mean, _) in means.items()},
                 "standard_error": {column: error for column, (_, error) in means.items()},
-                "missing_seeds": list(result.missing),
+                "missing": list(result.missing),
                 "runs": [
                     {key: value for key, value in dataclasses.asdict(made).items() if "curves" not in key}
                     for made in result.made

@@ -103,7 +103,11 @@ def execute(study: Study, arguments: argparse.Namespace) -> int:
     failures |= wrong
     results = [
         collect.result_of(
-            row, [run for run in all_runs if run.row is row], [run for run in done if run.row is row], others
+            row,
+            [run for run in all_runs if run.row is row],
+            [run for run in done if run.row is row],
+            others,
+            scale.evaluations,
         )
         for row in scale.rows
     ]

@@ -111,13 +111,22 @@ def sizes(figure: Any, results: Sequence[Result]) -> None:
     figure.set_size_inches(6.4, 4.4)
     axes = figure.add_subplot()
     made = [result for result in results if result.made]
-    columns = list(dict.fromkeys(name for result in made for name in result.made[0].errors if name.endswith("top-1")))
+    fullest = sorted((one.errors for result in made for one in result.made), key=len, reverse=True)
+    names = [name for errors in fullest for name in errors if name.endswith("top-1")]
+    columns = list(dict.fromkeys(names))
     title = "mean ± standard error"
     for result, color in zip(made, COLORS, strict=False):
-        pairs = [mean_and_error(result.values(column)) for column in columns if result.values(column)]
-        errors = [error or 0.0 for _, error in pairs]
-        means = [mean for mean, _ in pairs]
-        axes.errorbar(range(len(pairs)), means, yerr=errors, marker="o", color=color, label=result.row.name, capsize=4)
+        values = {at: result.values(column) for at, column in enumerate(columns) if result.values(column)}
+        pairs = [mean_and_error(errors) for errors in values.values()]
+        axes.errorbar(
+            list(values),
+            [mean for mean, _ in pairs],
+            yerr=[error or 0.0 for _, error in pairs],
+            marker="o",
+            color=color,
+            label=result.row.name,
+            capsize=4,
+        )
         for position, column in enumerate(columns):
             if column in result.row.published and not result.row.like:
                 axes.plot(position, result.row.published[column], "x", color=color)

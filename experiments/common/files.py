@@ -37,6 +37,8 @@ def claim_folder(out: str, experiment: str, scale: str) -> None:
         if mark.exists():
             theirs = json.loads(mark.read_text())
             if theirs != ours:
+                if not isinstance(theirs, dict):
+                    raise ValueError("it is no JSON object")
                 described = " --scale=".join(str(theirs.get(key)) for key in ours)
                 raise UserError(
                     f"{out} has the results of {described}, not of {experiment} --scale={scale}. {elsewhere}"

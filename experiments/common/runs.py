@@ -12,6 +12,7 @@ from typing import Any
 from etils import epath
 
 from experiments.common.study import ROOT, Evaluation, Run, flags_of
+from resnext_jax.checkpoint import DIRECTORY, finished_steps
 from resnext_jax.errors import PREEMPTED_STATUS, UserError
 from resnext_jax.files import write_whole
 from resnext_jax.progress import duration
@@ -45,6 +46,16 @@ def is_done(run: Run) -> bool:
     return abs(epoch - config.num_epochs) <= 0.51 * epoch / step
 
 
+def is_saved(run: Run) -> bool:
+    """Whether no weights are behind the last evaluation of a run that is done.
+
+    Checkpoints are written in the background: a kill after the last evaluation can leave an older one as the newest. A
+    folder of metrics alone, as results are kept, has nothing to be behind.
+    """
+    steps = finished_steps(epath.Path(run.workdir) / DIRECTORY)
+    return not steps or steps[0] >= evaluations(run)[-1]["step"]
+
+
 def evaluations(run: Run) -> list[dict[str, Any]]:
     """The rows of its evaluations so far."""
     return [row for row in read_metrics(run.workdir) if row["phase"] == "evaluate"]
@@ -74,7 +85,7 @@ def same_recipe(run: Run) -> None:
 
 
 def make(runs: Sequence[Run], data_dir: str | None, logs: Path, say: Say) -> dict[str, str]:
-    """Makes every run that is not done, one line for each; one that fails does not stop the others.
+    """Makes every run that is not done and saved, one line for each; one that fails does not stop the others.
 
     Args:
       runs: all of them.
@@ -85,7 +96,7 @@ def make(runs: Sequence[Run], data_dir: str | None, logs: Path, say: Say) -> dic
     Returns:
       Of each run that failed its name, and what to read.
     """
-    left = [run for run in runs if not is_done(run)]
+    left = [run for run in runs if not (is_done(run) and is_saved(run))]
     if len(left) < len(runs):
         say(f"{len(runs) - len(left)} of {len(runs)} runs are done")
     failures, spent_s = {}, 0.0
@@ -119,12 +130,13 @@ def evaluate(
     """
     kept = epath.Path(run.workdir) / f"evaluation_{evaluation.slug}.json"
     fields = json.loads(json.dumps(dict(evaluation.fields)))
-    if kept.exists():
-        found = json.loads(kept.read_text())
-        if found["fields"] == fields:
-            return found
+    found = _read(kept)
+    if found.get("fields") == fields:
+        return found
     if not makes:
         return None
+    if not is_saved(run):
+        return f"not evaluated: the last checkpoint of {run.workdir} is missing. Make that run again, and it is saved."
     flags = flags_of({**evaluation.fields, **({"data.dir": data_dir} if data_dir else {})})
     log.unlink(missing_ok=True)
     status = start(["main.py", "--mode=evaluate", f"--workdir={run.workdir}", "--json", *flags], log)
@@ -134,6 +146,15 @@ def evaluate(
     found = {"fields": fields, **json.loads(row)}
     write_whole(kept, json.dumps(found) + "\n")
     return found
+
+
+def _read(path: epath.Path) -> dict[str, Any]:
+    """The JSON object of a file; an empty one of a file that is not there, or damaged and to be made again."""
+    try:
+        found = json.loads(path.read_text()) if path.exists() else {}
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def start(words: Sequence[str], log: Path) -> int:
