@@ -27,7 +27,7 @@ def base() -> ConfigDict:
     config.schedule.boundaries_epochs = (30.0, 60.0, 90.0)  # step: the rate drops here ...
     config.schedule.boundaries_steps = ()  # ... or here, where set, ...
     config.schedule.factor = 0.1  # ... by this
-    config.schedule.warmup_epochs = 0.0  # cosine: linear from 0
+    config.schedule.warmup_epochs = 0.0  # linear from 0
 
     config.bn_group_images = 32  # the paper's batch per GPU; 0 takes the whole batch
     config.accumulation_steps = 1  # microbatches per step; the mathematics stays

@@ -12,13 +12,17 @@ from resnext_jax.types import PyTree
 Mask = Callable[[PyTree], PyTree]
 
 
-def step_schedule(learning_rate: float, boundaries_steps: Sequence[int], factor: float = 0.1) -> optax.Schedule:
+def step_schedule(
+    learning_rate: float, boundaries_steps: Sequence[int], factor: float = 0.1, warmup_steps: int = 0
+) -> optax.Schedule:
     """`learning_rate * factor ** (number of boundaries <= step)`: the paper's, dropping at epochs 30, 60 and 90.
 
     Args:
       learning_rate: before the first boundary.
       boundaries_steps: increasing; the drop holds from the step that equals the boundary.
       factor: of each drop.
+      warmup_steps: before these the rate is `step / warmup_steps` of that, as Goyal et al. 2017 train with large
+        batches; the paper has none.
 
     Example:
       >>> schedule = step_schedule(0.1, [10, 20])
@@ -29,7 +33,8 @@ def step_schedule(learning_rate: float, boundaries_steps: Sequence[int], factor:
 
     def schedule(step):
         passed = jnp.sum(step >= boundaries).astype(jnp.float32)
-        return jnp.float32(learning_rate) * jnp.float32(factor) ** passed
+        rate = jnp.float32(learning_rate) * jnp.float32(factor) ** passed
+        return rate * jnp.minimum(jnp.asarray(step, jnp.float32) / warmup_steps, 1) if warmup_steps else rate
 
     return schedule
 
@@ -67,17 +72,17 @@ def make_schedule(
     Raises:
       UserError: an unknown name, or a warm-up as long as the run.
     """
+    if name not in ("step", "cosine"):
+        raise UserError(unknown("schedule.name", name, ("step", "cosine")))
+    warmup_steps = round(warmup_epochs * steps_per_epoch)
+    if warmup_steps >= total_steps:
+        raise UserError(
+            f"schedule.warmup_epochs={warmup_epochs} is {warmup_steps} steps, but the run has only {total_steps}: "
+            "shorten the warm-up (--config.schedule.warmup_epochs=0) or lengthen the run (num_epochs, num_steps)."
+        )
     if name == "step":
-        return step_schedule(learning_rate, boundaries_steps, factor)
-    if name == "cosine":
-        warmup_steps = round(warmup_epochs * steps_per_epoch)
-        if warmup_steps >= total_steps:
-            raise UserError(
-                f"schedule.warmup_epochs={warmup_epochs} is {warmup_steps} steps, but the run has only {total_steps}: "
-                "shorten the warm-up (--config.schedule.warmup_epochs=0) or lengthen the run (num_epochs, num_steps)."
-            )
-        return cosine_schedule(learning_rate, total_steps, warmup_steps)
-    raise UserError(unknown("schedule.name", name, ("step", "cosine")))
+        return step_schedule(learning_rate, boundaries_steps, factor, warmup_steps)
+    return cosine_schedule(learning_rate, total_steps, warmup_steps)
 
 
 def only(optimizer: optax.GradientTransformation, name: str) -> optax.GradientTransformation:
@@ -136,10 +141,12 @@ LARS_TRUST = 0.001  # the paper's eta
 def lars(
     schedule: optax.Schedule, *, momentum: float, weight_decay: float, decayed: Mask | None = None
 ) -> optax.GradientTransformation:
-    """LARS (You, Gitman and Ginsburg 2017, arXiv 1708.03888, Algorithm 1).
+    """LARS (You, Gitman and Ginsburg 2017, arXiv 1708.03888), with the ratio of optax.
 
     `g += decay * w; v = momentum * v + rate * 0.001 * |w| / |g| * g; w -= v` for every array; those without weight
-    decay go without the ratio too.
+    decay go without the ratio too. `|g|` is that of the gradient with its decay, as in TensorFlow's later LARS; the
+    paper's Algorithm 1 has `|gradient| + decay * |w|` there, which is never less: its steps are shorter, by up to
+    sqrt(2) where the two are at right angles, as a weight and its gradient are before a batch norm.
     """
     everything = True if decayed is None else decayed
     return optax.lars(

@@ -67,6 +67,7 @@ FIELDS = {
     "batch_size": 32,
     "bn_group_images": 8,
     "schedule.name": "step",
+    "schedule.warmup_epochs": 0.0,
     "num_steps": STEPS,
     "evaluate.every_steps": STEPS,
     "checkpoint.every_steps": SAVED_STEP,
@@ -405,6 +406,57 @@ def test_step_times_beside_resnet101(tmp_path, monkeypatch, capsys):
     assert "on abacus" in table
 
 
+def test_step_times_of_two_machines_are_not_set_beside_each_other(tmp_path, monkeypatch):
+    step_times = importlib.import_module("experiments.step_times.run")
+    monkeypatch.setattr(runs, "start", lambda *_: pytest.fail("started again"))
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / files.MARK).write_text('{"experiment": "step_times", "scale": "tiny"}')
+    for network, device in (
+        ("resnet101", "abacus"),
+        ("resnext101_32x4d", "slide rule"),
+        ("resnext101_64x4d", "abacus"),
+    ):
+        row = {"device": device, "batch_size": 8, "train": {"ours": 1.0}}
+        (out / f"{network}.json").write_text(json.dumps(row))
+    with pytest.raises(UserError, match=r"resnext101_64x4d on abacus; resnext101_32x4d on slide rule.*--out=DIR"):
+        step_times.execute(argparse.Namespace(scale="tiny", out=str(out), run=False))
+    assert not (out / "table.md").exists()
+
+
+def test_fine_tuning_from_start_to_end(tmp_path, monkeypatch, capsys):
+    """Accuracies by hand; one that fails ends it, with what to read. The runs themselves: tests/train/test_finetune.py."""
+    finetune = importlib.import_module("experiments.finetune.run")
+    top1s, started = {"first": 0.9, "run0_seed0": 0.5, "run1_seed0": 0.25, "run2_seed0": 0.75, "run3_seed0": 0.8}, []
+    broken = ["run1_seed0"]
+
+    def start(words, log):
+        workdir = Path(next(word for word in words if word.startswith("--workdir=")).removeprefix("--workdir="))
+        started.append(workdir.name)
+        if workdir.name in broken:
+            log.write_text("error: so it is")
+            return 2
+        if not workdir.exists():
+            metrics(workdir, [top1s[workdir.name]])
+        return 0
+
+    monkeypatch.setattr(runs, "start", start)
+    arguments = argparse.Namespace(scale="tiny", out=str(tmp_path / "out"))
+    assert finetune.execute(arguments) == command.FAILED_STATUS
+    assert "run1_seed0: failed (status 2); the end of" in (said := capsys.readouterr().err)
+    assert "error: so it is" in said
+    assert started == ["first", "run0_seed0", "run1_seed0"]
+    broken.clear()
+    assert finetune.execute(arguments) == 0
+    printed = [line.split("  ")[-1].strip() for line in capsys.readouterr().out.splitlines()[1:]]
+    assert printed == ["(50.00%)", "(25.00%)", "(75.00%)", "(80.00%)"]
+    # Ten images of each of the five other classes, and the 300 for validation.
+    assert len(list((tmp_path / "out" / "images" / "train").glob("*/*.png"))) == 50
+    assert len(list((tmp_path / "out" / "images" / "validation").glob("*/*.png"))) == 1500
+    with pytest.raises(UserError, match="has the results of finetune --scale=tiny, not of finetune --scale=full"):
+        finetune.execute(argparse.Namespace(scale="full", out=str(tmp_path / "out")))
+
+
 def test_what_the_compiler_says_of_step_times_is_labelled_an_estimate(tmp_path, monkeypatch, capsys):
     step_times = importlib.import_module("experiments.step_times.run")
     drawn, draw = [], step_times.draw
@@ -611,7 +663,7 @@ def test_rows_are_chosen_by_name_or_slug():
     assert names == ["ResNet-50 1x64d", "ResNeXt-101 32x4d"]
 
 
-@pytest.mark.parametrize("name", [*STUDIES, "table2_complexity", "step_times"])
+@pytest.mark.parametrize("name", [*STUDIES, "table2_complexity", "step_times", "finetune"])
 def test_help(name, monkeypatch, capsys):
     script = str(tiny.ROOT / "experiments" / name / "run.py")
     monkeypatch.setattr(sys, "argv", [script, "--help"])

@@ -50,7 +50,12 @@ def make(name: str, **changes) -> optax.Schedule:
 
 
 def test_schedules_by_name():
-    np.testing.assert_allclose(rates(make("step"), 93, 94, 327, 328), [0.1, 0.01, 0.01, 0.001], rtol=1e-6)
+    plain = make("step", warmup_epochs=0.0)
+    np.testing.assert_allclose(rates(plain, 0, 93, 94, 327, 328), [0.1, 0.1, 0.01, 0.01, 0.001], rtol=1e-6)
+    # Goyal et al. 2017: linear from 0 in two epochs, 188 steps; the drops stay where they are.
+    warm = make("step", boundaries_steps=(328, 656))
+    want = [0.0, 0.05, 0.1 * 187 / 188, 0.1, 0.1, 0.01, 0.001]
+    np.testing.assert_allclose(rates(warm, 0, 94, 187, 188, 327, 328, 656), want, rtol=1e-6)
     # Warm-up 2 * 93.75 = 187.5 rounds to 188; half of the rest is at step 188 + 937 / 2.
     got = rates(make("cosine"), 94, 188, 656, 657, 1125)
     np.testing.assert_allclose(got[:2], [0.05, 0.1], rtol=1e-6)
@@ -61,6 +66,8 @@ def test_schedules_by_name():
 def test_schedule_mistakes():
     with pytest.raises(UserError, match=r"warmup_epochs=12\.0 is 1125 steps, but the run has only 1125"):
         make("cosine", warmup_epochs=12.0)
+    with pytest.raises(UserError, match=r"warmup_epochs=12\.0 is 1125 steps"):
+        make("step", warmup_epochs=12.0)
     with pytest.raises(UserError, match=r"unknown schedule\.name 'cosin'. Did you mean 'cosine'\?.*step"):
         make("cosin")
 
@@ -172,7 +179,7 @@ def test_lamb_equals_timm(torchvision, decayed, scale):
 
 @pytest.mark.parametrize("decayed", ["all", "kernels"])
 def test_lars_equals_its_formula(decayed):
-    """You, Gitman and Ginsburg 2017, Algorithm 1, in float64; without decay, momentum SGD."""
+    """That of its docstring, in float64, with the norm of the decayed gradient; without decay, momentum SGD."""
     given, params = gradients(4), flat(START)
     velocity = {name: np.zeros_like(array) for name, array in params.items()}
     for step, gradient in enumerate(given):

@@ -46,7 +46,7 @@ class Made:
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """A row of the table: its runs, what is missing of them (`seed 1`, `seed 0 at 320 px`), and what the network costs."""
+    """A row of the table: its runs, what is missing of them (`seed 1`, `seed 0, 320 px`), what the network costs."""
 
     row: Row
     made: Sequence[Made]
@@ -141,7 +141,7 @@ def cost(config: Any) -> tuple[int, int]:
 
 
 def table(study: Study, name: str, results: Sequence[Result], seeds: Sequence[int]) -> str:
-    """The table in Markdown, columns aligned; where a run or an evaluation is missing it says so, and not `Complete`."""
+    """The table in Markdown, columns aligned; it says what runs and evaluations are missing, or that it is complete."""
     scale = study.scales[name]
     columns = columns_of(study, scale)
     stands_for = any(result.row.like for result in results)

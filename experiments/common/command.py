@@ -11,7 +11,7 @@ from pathlib import Path
 import jax
 
 from experiments.common import collect, files, runs
-from experiments.common.study import ROOT, Evaluation, Run, Study, chosen, flags_of, runs_of
+from experiments.common.study import Evaluation, Run, Study, chosen, flags_of, runs_of
 from resnext_jax.errors import INTERRUPTED_STATUS, READER_GONE_STATUS, UserError, reader_is_gone, report_error
 from resnext_jax.files import in_bucket
 from resnext_jax.progress import say
@@ -92,8 +92,7 @@ def execute(study: Study, arguments: argparse.Namespace) -> int:
         say(f"{study.title}, --scale={arguments.scale}: {len(made_here)} of {len(all_runs)} runs, {scale.takes}")
         say(f"results in {out}, the output of every run beside it in *.log")
     files.claim_folder(out, study.name, arguments.scale)
-    # A bucket holds runs and results; what processes print stays on this machine.
-    logs = ROOT / "runs" / f"{study.name}_{arguments.scale}" if in_bucket(out) else Path(out)
+    logs = files.logs_of(out, study.name, arguments.scale)
     failures = {} if prints or arguments.collect else runs.make(made_here, data_dir, logs, say)
 
     done = [run for run in all_runs if runs.is_done(run)]

@@ -58,6 +58,11 @@ def claim_folder(out: str, experiment: str, scale: str) -> None:
     write_whole(mark, json.dumps(ours) + "\n")
 
 
+def logs_of(out: str, experiment: str, scale: str) -> Path:
+    """Where what processes print is kept: a bucket holds runs and results, their logs stay on this machine."""
+    return ROOT / "runs" / f"{experiment}_{scale}" if in_bucket(out) else Path(out)
+
+
 def markdown(lines: Sequence[Sequence[str]]) -> str:
     """A table in Markdown, its columns aligned; the first line is the head."""
     widths = [max(len(line[index]) for line in lines) for index in range(len(lines[0]))]

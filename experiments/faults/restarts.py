@@ -18,6 +18,7 @@ TINY = (
     "--config.batch_size=32",
     "--config.bn_group_images=8",
     "--config.schedule.name=step",
+    "--config.schedule.warmup_epochs=0",
     # Small: where two programs round differently, some ReLU flips sooner or later, and a large rate takes the losses
     # of two device counts apart.
     "--config.learning_rate=0.0001",

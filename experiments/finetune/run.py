@@ -7,24 +7,30 @@ the classifier training, and from fresh ones. Finished runs are not made again.
 python experiments/finetune/run.py --scale=tiny|full
 """
 
-import argparse
-import json
-import pathlib
 import statistics
-import subprocess
 import sys
+from argparse import Namespace
+from functools import partial
+from pathlib import Path
 
 from PIL import Image
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from resnext_jax.data.sources import FASHION_MNIST_CLASSES, open_source  # noqa: E402
+from experiments.common import files, runs
+from experiments.common.command import FAILED_STATUS, end, parser_of
+from resnext_jax.data.sources import FASHION_MNIST_CLASSES, open_source
+from resnext_jax.errors import UserError, raise_all, unknown
+from resnext_jax.files import in_bucket
+from resnext_jax.progress import say
+from resnext_jax.writer import read_metrics
 
+EXPERIMENT = "finetune"
 FIRST, THEN = FASHION_MNIST_CLASSES[:5], FASHION_MNIST_CLASSES[5:]
 MODEL = "resnext20_8x4d_small"
 # epochs of the first training; images per class to fine-tune on; steps; seeds
 SCALES = {"tiny": (2, 10, 20, (0,)), "full": (10, 20, 100, (0, 1, 2))}
+TAKES = {"tiny": "minutes on a CPU", "full": "more epochs, images and steps, and three seeds"}
 # The network and the preprocessing of the first training, which its checkpoint brings along.
 FRESH = (
     *(f"--config.model.name={MODEL}", "--config.data.mean=72.94", "--config.data.std=90.02"),
@@ -32,22 +38,22 @@ FRESH = (
 )
 
 
-def main() -> None:
-    """Makes the folder, makes the runs, prints the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--scale", choices=SCALES, default="tiny")
-    parser.add_argument("--out", type=pathlib.Path, help="default: runs/finetune_<scale>")
-    arguments = parser.parse_args()
+class Failed(Exception):
+    """A run that ended with an error; the message says what to read."""
+
+
+def execute(arguments: Namespace) -> int:
+    """Makes the folder of images and the runs, and prints the table; returns the exit status."""
+    raise_all([unknown("scale", arguments.scale, SCALES)] if arguments.scale not in SCALES else [])
     num_epochs, images_per_class, num_steps, seeds = SCALES[arguments.scale]
-    out = (arguments.out or ROOT / "runs" / f"finetune_{arguments.scale}").absolute()
-    images = out / "images"
+    folder = files.folder_of(arguments.out, EXPERIMENT, arguments.scale)
+    if in_bucket(folder):
+        raise UserError(f"--out={folder} is in a bucket; the images and runs of this experiment want a local folder.")
+    files.claim_folder(folder, EXPERIMENT, arguments.scale)
+    out = Path(folder)
+    images, class_list, start = out / "images", out / "first_classes.txt", out / "first"
     write_folder(images, images_per_class)
-
-    class_list = out / "first_classes.txt"
     class_list.write_text("\n".join(FIRST) + "\n")
-    start = out / "first"
-    train("quickstart", start, f"--config.num_epochs={num_epochs}", f"--config.data.class_list={class_list}")
-
     rows = {
         "from scratch, rate 0.1": (*FRESH, "--config.learning_rate=0.1"),
         "from scratch, rate 0.01": (*FRESH, "--config.learning_rate=0.01"),
@@ -56,24 +62,32 @@ def main() -> None:
             *(f"--config.init_from={start}", "--config.learning_rate=0.1", "--config.freeze_backbone=true"),
         ),
     }
-    print(f"{images_per_class} images of each of {len(THEN)} classes, {num_steps} steps of 50; top-1 on 1,500 others")
-    for number, (name, flags) in enumerate(rows.items()):
-        results = [
-            train(
-                "finetune",
-                out / f"run{number}_seed{seed}",
-                *(f"--config.data.dir={images}", "--config.data.crop=resize", f"--config.num_steps={num_steps}"),
-                *("--config.batch_size=50", "--config.bn_group_images=0", f"--config.seed={seed}"),
-                *(f"--config.evaluate.every_steps={num_steps}", "--config.schedule.warmup_epochs=0"),
-                *flags,
-            )
-            for seed in seeds
-        ]
-        each = ", ".join(f"{top1:.2%}" for top1 in results)
-        print(f"{name:40} {statistics.mean(results):7.2%}   ({each})", flush=True)
+    try:
+        train("quickstart", start, f"--config.num_epochs={num_epochs}", f"--config.data.class_list={class_list}")
+        print(
+            f"{images_per_class} images of each of {len(THEN)} classes, {num_steps} steps of 50; top-1 on 1,500 others"
+        )
+        for number, (name, flags) in enumerate(rows.items()):
+            results = [
+                train(
+                    "finetune",
+                    out / f"run{number}_seed{seed}",
+                    *(f"--config.data.dir={images}", "--config.data.crop=resize", f"--config.num_steps={num_steps}"),
+                    *("--config.batch_size=50", "--config.bn_group_images=0", f"--config.seed={seed}"),
+                    *(f"--config.evaluate.every_steps={num_steps}", "--config.schedule.warmup_epochs=0"),
+                    *flags,
+                )
+                for seed in seeds
+            ]
+            each = ", ".join(f"{top1:.2%}" for top1 in results)
+            print(f"{name:40} {statistics.mean(results):7.2%}   ({each})", flush=True)
+    except Failed as failure:
+        say(str(failure))
+        return FAILED_STATUS
+    return 0
 
 
-def write_folder(directory: pathlib.Path, images_per_class: int) -> None:
+def write_folder(directory: Path, images_per_class: int) -> None:
     """Class folders of PNG files: the first few training images of each class, and all for validation."""
     for split, limit in (("train", images_per_class), ("validation", None)):
         source = open_source("builtin", split)
@@ -86,16 +100,19 @@ def write_folder(directory: pathlib.Path, images_per_class: int) -> None:
                     Image.fromarray(source[int(index)].image[..., 0]).save(folder / f"{index:05}.png")
 
 
-def train(config: str, workdir: pathlib.Path, *flags: str) -> float:
-    """Runs the command, or goes on with it, and returns the last validation top-1."""
-    metrics = workdir / "metrics.jsonl"
-    command = [sys.executable, "main.py", f"--config=configs/{config}.py", f"--workdir={workdir}", *flags]
-    process = subprocess.run(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, check=False)
-    if process.returncode:
-        sys.exit(f"{process.stderr}\nfailed: {' '.join(command)}")
-    rows = [json.loads(line) for line in metrics.read_text().splitlines()]
-    return [row["top1"] for row in rows if row["phase"] == "evaluate"][-1]
+def train(config: str, workdir: Path, *flags: str) -> float:
+    """Runs the command, or goes on with it, and returns the last validation top-1.
+
+    Raises:
+      Failed: it ended with an error.
+    """
+    say(f"{workdir.name} ...")
+    log = workdir.with_name(f"{workdir.name}.log")
+    status = runs.start(["main.py", f"--config=configs/{config}.py", f"--workdir={workdir}", *flags], log)
+    if status:
+        raise Failed(f"{workdir.name}: {runs.failed(status, log)}")
+    return [row["top1"] for row in read_metrics(str(workdir)) if row["phase"] == "evaluate"][-1]
 
 
 if __name__ == "__main__":
-    main()
+    end(partial(execute, parser_of(EXPERIMENT, TAKES, __doc__).parse_args()))

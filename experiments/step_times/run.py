@@ -14,12 +14,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from etils import epath
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from experiments.common import files, runs
 from experiments.common.command import FAILED_STATUS, end, parser_of
 from experiments.common.draw import COLORS
-from resnext_jax.errors import raise_all, unknown
+from resnext_jax.errors import UserError, raise_all, unknown
 from resnext_jax.files import write_whole
 from resnext_jax.progress import say
 
@@ -72,9 +74,9 @@ def execute(arguments: Namespace) -> int:
         print(f"# or all of them, and the table: python {sys.argv[0]} --scale={arguments.scale} --run")
         return 0
     files.claim_folder(out, EXPERIMENT, arguments.scale)
-    failures = []
+    logs, failures = files.logs_of(out, EXPERIMENT, arguments.scale), []
     for network in PUBLISHED_S:
-        kept, log = Path(out) / f"{network}.json", Path(out) / f"{network}.log"
+        kept, log = epath.Path(out) / f"{network}.json", logs / f"{network}.log"
         if not kept.exists():
             say(f"{network} ...")
             log.unlink(missing_ok=True)
@@ -84,8 +86,14 @@ def execute(arguments: Namespace) -> int:
                 say(f"{network}: {runs.failed(status, log)}")
                 continue
             last = next(line for line in reversed(log.read_text().splitlines()) if line.startswith("{"))
-            write_whole(files.epath.Path(kept), last + "\n")
-    rows = [row_of(network, Path(out) / f"{network}.json", scale) for network in PUBLISHED_S]
+            write_whole(kept, last + "\n")
+    rows = [row_of(network, epath.Path(out) / f"{network}.json", scale) for network in PUBLISHED_S]
+    devices = {row["device"]: row["name"] for row in rows if row["device"]}
+    if len(devices) > 1:
+        raise UserError(
+            f"{out} has times of different devices: {'; '.join(f'{name} on {at}' for at, name in devices.items())}. "
+            "Their ratios say nothing of the networks: take another folder (--out=DIR), or remove the .json files of one."
+        )
     text = table(rows, arguments.scale, scale)
     result = {"experiment": EXPERIMENT, "scale": arguments.scale, "complete": not failures, "rows": rows}
     picture = partial(draw, rows=rows, ours=ESTIMATE if ESTIMATE in scale.unit else "ours")
@@ -94,7 +102,7 @@ def execute(arguments: Namespace) -> int:
     return FAILED_STATUS if failures else 0
 
 
-def row_of(network: str, kept: Path, scale: Scale) -> dict[str, Any]:
+def row_of(network: str, kept: epath.Path, scale: Scale) -> dict[str, Any]:
     """What was timed, None where nothing was."""
     found = json.loads(kept.read_text()) if kept.exists() else None
     ours = None

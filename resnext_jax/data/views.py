@@ -1,7 +1,7 @@
 """Several views of one image, for evaluation: where each is cut, and batches of them.
 
 Views of one size stand together: a batch's `image` is a tuple with an array (batch, views, height, width, channel) for
-each size. Mirrored views are made on the device.
+each size. The mirrors of `multi_scale` are made on the device.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ from resnext_jax.types import Batch
 Pixels = UInt8[np.ndarray, "height width channel"]
 Sort = tuple[int, int]
 SIZE_THREADS = 32
-# Multi-scale testing, as multiples of the training size: short sides of 224, 256, 384, 480 and 640 px for 224 px
+# Multi-scale testing, as multiples of `data.image_size_px`: short sides of 224, 256, 384, 480 and 640 px for 224 px
 # (He et al. 2016, "Deep Residual Learning for Image Recognition", section 3.4).
 SCALES = (7, 8, 12, 15, 20)
 SCALE_UNIT = 7
@@ -45,8 +45,9 @@ class Views:
 
 
 def ten_crop(size_px: int, resize_px: int, interpolation: str) -> Views:
-    """The centre and the four corners of the whole resized rectangle; their mirrors make it ten.
+    """The centre and the four corners of the whole resized rectangle, and those of its mirror.
 
+    The centre of the mirror is not the mirror of the centre where an odd number of pixels is left beside it.
     Source: datasets/transforms.lua of fb.resnet.torch, TenCrop.
 
     Args:
@@ -59,10 +60,13 @@ def ten_crop(size_px: int, resize_px: int, interpolation: str) -> Views:
         image = decode.scale_short_side(image, resize_px, interpolation)
         bottom, right = image.shape[0] - size_px, image.shape[1] - size_px
         corners = ((0, 0), (0, right), (bottom, 0), (bottom, right))
-        crops = [image[top : top + size_px, left : left + size_px] for top, left in corners]
-        return (np.stack([decode.central(image, size_px, size_px), *crops]),)
+        crops = []
+        for side in (image, image[:, ::-1]):
+            crops += [decode.central(side, size_px, size_px)]
+            crops += [side[top : top + size_px, left : left + size_px] for top, left in corners]
+        return (np.stack(crops),)
 
-    return Views(shapes=lambda _: ((5, size_px, size_px),), cut=cut)
+    return Views(shapes=lambda _: ((10, size_px, size_px),), cut=cut)
 
 
 def multi_scale(size_px: int, resize_px: int, interpolation: str) -> Views:
@@ -72,7 +76,7 @@ def multi_scale(size_px: int, resize_px: int, interpolation: str) -> Views:
     whole number of sevenths of the short side, `LONGEST` at most.
 
     Args:
-      size_px: of the training crops.
+      size_px: of the smallest short side, that of the centre crop.
       resize_px: unused.
       interpolation: a row of `resize.FILTERS`.
     """

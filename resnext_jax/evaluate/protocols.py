@@ -44,7 +44,7 @@ class Protocol:
 PROTOCOLS = {
     "center": Protocol(),
     "center_320": Protocol(image_size_px=320, resize_px=365),  # 320 * 256 / 224: the share of the image that 224 is
-    "ten_crop": Protocol(views=ten_crop, mirrored=True),
+    "ten_crop": Protocol(views=ten_crop),
     # Simonyan & Zisserman 2015 (section 3.2) mirror; He et al. 2016 (section 3.4) leave it open.
     "multi_scale": Protocol(views=multi_scale, mirrored=True, dense=True),
 }
@@ -62,7 +62,7 @@ class Member:
         """The same network, for images of any size, its classifier applied at every position.
 
         Args:
-          image_size_px: of the images that it was trained with; their last activations are one window.
+          image_size_px: of the centre crop; its last activations are one window.
 
         Raises:
           UserError: it does not end in an average over positions.

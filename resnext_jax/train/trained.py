@@ -116,5 +116,10 @@ def _other(
     with own.unlocked(), own.ignore_type():
         own.model.update(theirs["config"]["model"])
         own.data.update({name: tuple(theirs["config"]["data"][name]) for name in ("mean", "std")})
+    if len(own.data.mean) != len(config.data.mean):
+        raise UserError(
+            f"{checkpoint} takes images of {len(own.data.mean)} channels, and {first} of {len(config.data.mean)}: an "
+            "ensemble (evaluate.ensemble) is tested on the images of the first. Leave it out."
+        )
     model, variables = _network(checkpoint, theirs, own, place, raw)
     return Member(model, own.data.mean, own.data.std), variables

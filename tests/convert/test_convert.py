@@ -431,9 +431,9 @@ def test_protocols_of_converted_weights(tmp_path, tiny_torchvision, capsys, monk
             return np.asarray(Image.fromarray(photo).resize((width, height), Image.Resampling.BILINEAR))
 
         whole = scaled(109, 73)  # 9 and 45 beside a crop, 5 and 23 before
-        crops = [whole[top : top + 64, left : left + 64] for top, left in ((5, 23), (0, 0), (0, 45), (9, 0), (9, 45))]
-        views = np.stack([view for crop in crops for view in (crop, crop[:, ::-1])])
-        expected["ten_crop"].append(torch_logits(network, views).mean(0))
+        places = ((5, 23), (0, 0), (0, 45), (9, 0), (9, 45))
+        crops = [side[top : top + 64, left : left + 64] for side in (whole, whole[:, ::-1]) for top, left in places]
+        expected["ten_crop"].append(torch_logits(network, np.stack(crops)).mean(0))
         expected["center"].append(torch_logits(network, crops[0][None])[0])
         # 320 of 365 and 547 px: margins of 22.5 and 113.5, of which the larger half comes before.
         expected["center_320"].append(torch_logits(network, scaled(547, 365)[None, 23:343, 114:434])[0])

@@ -19,19 +19,20 @@ def resized(image: np.ndarray, width: int, height: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("image", [CHINA, CHINA.transpose(1, 0, 2).copy(), FLOWER])
-def test_five_crops_are_the_centre_and_the_corners_of_the_whole_rectangle(image):
+def test_ten_crops_are_centre_and_corners_of_the_whole_rectangle_and_of_its_mirror(image):
     """224 of 256: the long side becomes floor(640 / 427 * 256) = 383, so that 159 are left beside a crop, 80 before."""
     (crops,) = ten_crop(224, 256, "bicubic").cut(image, (0, 0))
     if image.shape[0] < image.shape[1]:
         whole, bottom, right, top, left = resized(image, 383, 256), 32, 159, 16, 80
     else:
         whole, bottom, right, top, left = resized(image, 256, 383), 159, 32, 80, 16
-    assert crops.shape == (5, 224, 224, 3)
-    np.testing.assert_array_equal(crops[0], whole[top : top + 224, left : left + 224])
-    np.testing.assert_array_equal(crops[1], whole[:224, :224])
-    np.testing.assert_array_equal(crops[2], whole[:224, right:])
-    np.testing.assert_array_equal(crops[3], whole[bottom:, :224])
-    np.testing.assert_array_equal(crops[4], whole[bottom:, right:])
+    assert crops.shape == (10, 224, 224, 3)
+    for five, side in ((crops[:5], whole), (crops[5:], whole[:, ::-1])):
+        np.testing.assert_array_equal(five[0], side[top : top + 224, left : left + 224])
+        np.testing.assert_array_equal(five[1], side[:224, :224])
+        np.testing.assert_array_equal(five[2], side[:224, right:])
+        np.testing.assert_array_equal(five[3], side[bottom:, :224])
+        np.testing.assert_array_equal(five[4], side[bottom:, right:])
 
 
 def test_five_scales_of_the_resnet_paper():
@@ -130,6 +131,6 @@ def test_images_in_memory():
     images = np.random.default_rng(0).integers(0, 256, (3, 40, 40, 1), np.uint8)
     source = ArraySource("grey", images, np.array([2, 0, 1]), ["a", "b", "c"], "memory")
     (batch,) = view_batches(source, ten_crop(32, 40, "bicubic"), batch_size=4)
-    assert batch.image[0].shape == (4, 5, 32, 32, 1)
+    assert batch.image[0].shape == (4, 10, 32, 32, 1)
     assert batch.label.tolist() == [2, 0, 1, 0]
     np.testing.assert_array_equal(batch.image[0][1, 4], images[1, 8:, 8:])

@@ -61,13 +61,13 @@ def resized(photo: np.ndarray, short: int) -> np.ndarray:
 def test_ten_crop_logits():
     ours, variables, theirs = networks()
     views = [np.stack(cuts) for cuts in zip(*(ten_crop(32, 40, "bicubic").cut(p, (0, 0)) for p in PHOTOS), strict=True)]
-    got = view_scores(variables, views, member=Member(ours, MEAN, STD), mirrored=True)
+    got = view_scores(variables, views, member=Member(ours, MEAN, STD), mirrored=False)
     for photo, logits in zip(PHOTOS, got, strict=True):
         whole = resized(photo, 40)  # 59 wide: 27 beside a crop
         assert whole.shape == (40, 59, 3)
-        crops = [whole[top : top + 32, left : left + 32] for top, left in ((4, 14), (0, 0), (0, 27), (8, 0), (8, 27))]
+        places = [(side, at) for side in (whole, whole[:, ::-1]) for at in ((4, 14), (0, 0), (0, 27), (8, 0), (8, 27))]
         with torch.no_grad():
-            both = [theirs(torch_images(view)) for crop in crops for view in (crop, crop[:, ::-1])]
+            both = [theirs(torch_images(side[top : top + 32, left : left + 32])) for side, (top, left) in places]
         close(logits, torch.cat(both).mean(0).numpy())
 
 

@@ -80,8 +80,8 @@ def frozen(start):
     """The parts and the first state of a run whose backbone is frozen, what it said, and that state on the host."""
     config = config_from(
         start[0],
-        *("--config.freeze_backbone=true", "--config.schedule.name=step", "--config.weight_decay=0.1"),
-        *("--config.augment.flip=false", "--config.learning_rate=0.5"),
+        *("--config.freeze_backbone=true", "--config.schedule.name=step", "--config.schedule.warmup_epochs=0"),
+        *("--config.weight_decay=0.1", "--config.augment.flip=false", "--config.learning_rate=0.5"),
     )
     run, state, lines = first(config, DATASET)
     return run, state, lines, jax.device_get(state)

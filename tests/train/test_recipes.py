@@ -45,6 +45,7 @@ class Setup:
         self.config.batch_size, self.config.bn_group_images, self.config.num_steps = BATCH, 16, STEPS
         self.config.learning_rate = 3e-4  # see test_step: rounding grows where a ReLU flips
         self.config.schedule.name = "step"
+        self.config.schedule.warmup_epochs = 0.0
         self.config.update_from_flattened_dict(EVERYTHING)
         self.source = open_source("builtin", "train", image_size_px=28)
         place = Place(make_mesh(jax.devices()[:1]), "cpu")

@@ -32,6 +32,7 @@ class Setup:
         # differ from the first step on.
         self.config.learning_rate = 3e-4
         self.config.schedule.name = "step"
+        self.config.schedule.warmup_epochs = 0.0
         self.source = open_source("builtin", "train", image_size_px=28)
         self.batches: list[Batch] = list(
             train_batches(
