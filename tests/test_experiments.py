@@ -425,7 +425,7 @@ def test_step_times_of_two_machines_are_not_set_beside_each_other(tmp_path, monk
 
 
 def test_fine_tuning_from_start_to_end(tmp_path, monkeypatch, capsys):
-    """Accuracies by hand; one that fails ends it, with what to read. The runs themselves: tests/train/test_finetune.py."""
+    """Accuracies by hand; one that fails ends it, with what to read. The training itself: train/test_finetune.py."""
     finetune = importlib.import_module("experiments.finetune.run")
     top1s, started = {"first": 0.9, "run0_seed0": 0.5, "run1_seed0": 0.25, "run2_seed0": 0.75, "run3_seed0": 0.8}, []
     broken = ["run1_seed0"]

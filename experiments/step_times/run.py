@@ -92,7 +92,7 @@ def execute(arguments: Namespace) -> int:
     if len(devices) > 1:
         raise UserError(
             f"{out} has times of different devices: {'; '.join(f'{name} on {at}' for at, name in devices.items())}. "
-            "Their ratios say nothing of the networks: take another folder (--out=DIR), or remove the .json files of one."
+            "Their ratios say nothing of the networks: take another folder (--out=DIR), or remove the files of one."
         )
     text = table(rows, arguments.scale, scale)
     result = {"experiment": EXPERIMENT, "scale": arguments.scale, "complete": not failures, "rows": rows}

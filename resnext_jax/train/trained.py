@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from resnext_jax import sharding
 from resnext_jax.checkpoint import locate, read_description, read_variables, require_same_arrays
 from resnext_jax.data.sources import Source
-from resnext_jax.errors import raise_all
+from resnext_jax.errors import UserError, raise_all
 from resnext_jax.evaluate.protocols import Member
 from resnext_jax.models.zoo import Network
 from resnext_jax.train.assemble import model_of
