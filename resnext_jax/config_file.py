@@ -3,6 +3,7 @@
 import functools
 import importlib.util
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -57,6 +58,9 @@ def parse(argv: list[str], flag_values: flags.FlagValues) -> list[str]:
         raise UserError(f"--config.{overrides[0][0]} changes a field of a config: give --config=FILE as well.")
     try:
         return flag_values(argv)[1:]
+    except SystemExit:  # after --help, which absl ends with 1
+        sys.stdout.flush()
+        sys.exit(0)
     except (flags.Error, ValueError, TypeError) as error:
         raise UserError(f"{error}") from error
 

@@ -49,13 +49,9 @@ class PresentSums(Sums):
     top5_present: Leaf
 
 
-def cross_entropy(
-    logits: Float[Array, "batch classes"], labels: Int[Array, " batch"], label_smoothing: float = 0.0
-) -> Float[Array, " batch"]:
-    """Softmax cross-entropy per image, in nats, against `(1 - s) * one_hot + s / classes`."""
-    num_classes = logits.shape[-1]
-    targets = optax.smooth_labels(jax.nn.one_hot(labels, num_classes, dtype=logits.dtype), label_smoothing)
-    return optax.softmax_cross_entropy(logits, targets)
+def cross_entropy(logits: Float[Array, "batch classes"], labels: Int[Array, " batch"]) -> Float[Array, " batch"]:
+    """Softmax cross-entropy per image, in nats."""
+    return optax.softmax_cross_entropy(logits, jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype))
 
 
 def count(logits: Float[Array, "batch classes"], labels: Int[Array, " batch"], mask: Float[Array, " batch"]) -> Sums:

@@ -53,7 +53,8 @@ def test_the_failed_writes_of_a_save_are_not_told_one_by_one(what, told):
 @pytest.mark.parametrize(
     ("unbuffered", "command"),
     [
-        ("1", ("main.py", "--help")),  # with a buffer absl has ended the process before it is written
+        ("1", ("main.py", "--help")),
+        ("", ("main.py", "--help")),
         ("1", ("experiments/table3_cardinality/run.py", "--scale=full")),
         ("", ("experiments/table3_cardinality/run.py", "--scale=full")),
         ("1", ("-m", "resnext_jax.analysis.complexity")),

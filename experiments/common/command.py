@@ -26,7 +26,7 @@ def main(study: Study, description: str | None) -> None:
     can mend, 130 after Ctrl-C or SIGTERM, 141 where nobody reads the table (`| head`).
     """
     parser = parser_of(study.name, {name: scale.takes for name, scale in study.scales.items()}, description)
-    add_flags(parser)
+    add_flags(parser, study)
     end(partial(execute, study, parser.parse_args()))
 
 
@@ -66,19 +66,23 @@ def parser_of(experiment: str, takes: Mapping[str, str], description: str | None
     return parser
 
 
-def add_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags of experiments that train."""
+def add_flags(parser: argparse.ArgumentParser, study: Study) -> None:
+    """The flags of experiments that train; the rows of an example are of the first scale."""
+    rows = ",".join(row.slug for row in next(iter(study.scales.values())).rows[:2])
     parser.add_argument("--data_dir", help="where the images lie; by default the data set's usual places")
     parser.add_argument("--seeds", help="of the runs of each row: 0,1,2")
-    parser.add_argument("--rows", default="", help="only these are made: resnet_50,resnext_50_32x4d; the table has all")
+    parser.add_argument("--rows", help=f"only these are made: {rows}; the table has all")
     parser.add_argument("--run", action="store_true", help="full scale: make the runs here, print no commands")
     parser.add_argument("--collect", action="store_true", help="make nothing, collect what is there")
 
 
 def execute(study: Study, arguments: argparse.Namespace) -> int:
     """What the flags ask for; returns the exit status."""
-    wanted = chosen(study, arguments.scale, [name for name in arguments.rows.split(",") if name])
-    scale, seeds = study.scales[arguments.scale], seeds_of(arguments.seeds) or list(study.scales[arguments.scale].seeds)
+    if arguments.rows is not None and not arguments.rows.strip(", "):
+        raise UserError(f"--rows={arguments.rows} names no row: leave it out for all, or --rows=NAME,NAME.")
+    wanted = chosen(study, arguments.scale, [name for name in (arguments.rows or "").split(",") if name])
+    scale = study.scales[arguments.scale]
+    seeds = list(scale.seeds) if arguments.seeds is None else seeds_of(arguments.seeds)
     out = files.folder_of(arguments.out, study.name, arguments.scale)
     data_dir = files.absolute(arguments.data_dir) if arguments.data_dir else None
     all_runs = runs_of(scale, out, seeds)
@@ -91,6 +95,8 @@ def execute(study: Study, arguments: argparse.Namespace) -> int:
     elif not arguments.collect:
         say(f"{study.title}, --scale={arguments.scale}: {len(made_here)} of {len(all_runs)} runs, {scale.takes}")
         say(f"results in {out}, the output of every run beside it in *.log")
+    elif arguments.out and not files.epath.Path(out).exists():
+        raise UserError(f"there is no results folder {out} to collect: give --out=DIR of one that was made.")
     files.claim_folder(out, study.name, arguments.scale)
     logs = files.logs_of(out, study.name, arguments.scale)
     failures = {} if prints or arguments.collect else runs.make(made_here, data_dir, logs, say)
@@ -119,10 +125,10 @@ def execute(study: Study, arguments: argparse.Namespace) -> int:
     return FAILED_STATUS if failures else 0
 
 
-def seeds_of(text: str | None) -> list[int]:
-    """`0,1,2`; none where nothing is given."""
+def seeds_of(text: str) -> list[int]:
+    """`0,1,2`."""
     try:
-        seeds = [int(part) for part in text.split(",")] if text else []
+        seeds = [int(part) for part in text.split(",")]
     except ValueError:
         seeds = [-1]
     if any(seed < 0 for seed in seeds) or len(set(seeds)) < len(seeds):
@@ -153,7 +159,8 @@ def print_commands(made: Sequence[Run], arguments: argparse.Namespace, out: str)
     """For every row the command that trains its seeds on a pod, one after the other."""
     shared = arguments.out or f"/shared/runs/{Path(out).name}"
     data = flags_of({"data.dir": arguments.data_dir or "/shared/DATA"})
-    print("# On all hosts of a slice, with run.sh of docs/pod.md. NAME, ZONE and /shared are yours.")
+    print("# On all hosts of a slice, with run.sh of docs/pod.md, which also says how tmux keeps a command when the")
+    print("# connection is lost. NAME, ZONE and /shared are yours.")
     for row in dict.fromkeys(run.row for run in made):
         mine = [run for run in made if run.row is row]
         published = ", ".join(f"{column} {collect.digits(value)} %" for column, value in row.published.items())
@@ -161,7 +168,7 @@ def print_commands(made: Sequence[Run], arguments: argparse.Namespace, out: str)
         command = (
             "cd resnext_jax &&\n"
             f"  for seed in {' '.join(str(run.seed) for run in mine)}; do\n"
-            f"    ./run.sh {flags} \\\n"
+            f"    bash run.sh {flags} \\\n"
             f"      --config.seed=$seed --workdir={shlex.quote(f'{shared}/{row.slug}')}_seed$seed || exit\n"
             "  done"
         )

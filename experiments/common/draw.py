@@ -1,5 +1,6 @@
 """The pictures: errors against epochs as in Figure 5, against a row's size as in Figure 7, and one beside the other."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,7 +20,7 @@ def groups_of(results: Sequence[Result]) -> dict[str, list[Result]]:
 
 def training_curves(axes: Any, results: Sequence[Result], title: str) -> None:
     """Figure 5: training (dashed) and validation error (solid) of every epoch, means over the seeds."""
-    shown = []
+    shown, begin = [], 0
     epochs: list[float] = []
     for result, color in zip(results, COLORS, strict=False):
         epochs = result.made[0].curves[0]
@@ -36,7 +37,7 @@ def training_curves(axes: Any, results: Sequence[Result], title: str) -> None:
     axes.set_ylim(0.9 * min(shown), min(100.0, 1.08 * max(shown)))
     if len(epochs) < 10:
         axes.set_xticks(epochs, [f"{epoch:.2g}" for epoch in epochs])
-    _label(axes, "epoch", title)
+    _label(axes, "epoch (the first are above the picture)" if begin else "epoch", title or "means of the runs")
     axes.legend(frameon=False, fontsize=8)
 
 
@@ -116,10 +117,11 @@ def sizes(figure: Any, results: Sequence[Result]) -> None:
     columns = list(dict.fromkeys(names))
     title = "mean ± standard error"
     for result, color in zip(made, COLORS, strict=False):
-        values = {at: result.values(column) for at, column in enumerate(columns) if result.values(column)}
-        pairs = [mean_and_error(errors) for errors in values.values()]
+        values = [result.values(column) for column in columns]
+        # A gap in the line where an evaluation is missing.
+        pairs = [mean_and_error(errors) if errors else (math.nan, None) for errors in values]
         axes.errorbar(
-            list(values),
+            range(len(columns)),
             [mean for mean, _ in pairs],
             yerr=[error or 0.0 for _, error in pairs],
             marker="o",
@@ -149,7 +151,8 @@ def by_parameters(figure: Any, results: Sequence[Result]) -> None:
     figure.set_size_inches(5.6 * len(sets), 4.4)
     for axes, (data, directions) in zip(figure.subplots(1, len(sets), squeeze=False)[0], sets.items(), strict=True):
         begin = directions.pop("", [])
-        for (direction, rows), color in zip((directions or {"": begin}).items(), COLORS, strict=False):
+        for number, (direction, rows) in enumerate((directions or {"": begin}).items()):
+            color = COLORS[number % len(COLORS)]
             rows = sorted(rows if len(rows) == 1 else [*begin, *rows], key=lambda result: result.params)
             pairs = [mean_and_error(result.values("top-1")) for result in rows]
             axes.errorbar(
@@ -161,9 +164,17 @@ def by_parameters(figure: Any, results: Sequence[Result]) -> None:
                 color=color,
                 label=direction,
             )
+            # The names of one direction below their points, of the others above; where all begin, once.
             for result, (mean, _) in zip(rows, pairs, strict=True):
-                name = result.row.name.partition(",")[0]
-                axes.annotate(name, (result.params / 1e6, mean), xytext=(4, 5), textcoords="offset points", fontsize=8)
+                if number == 0 or result not in begin:
+                    place = dict(xytext=(4, 5) if number else (-5, -11), ha="left" if number else "right")
+                    axes.annotate(
+                        result.row.name.partition(",")[0],
+                        (result.params / 1e6, mean),
+                        textcoords="offset points",
+                        fontsize=8,
+                        **place,
+                    )
         axes.margins(x=0.12)
         _label(axes, "parameters (M)", data)
         axes.legend(frameon=False, fontsize=8)

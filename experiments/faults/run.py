@@ -25,7 +25,9 @@ import compare  # noqa: E402
 import preparation  # noqa: E402
 from restarts import TINY, Devices, Run  # noqa: E402
 
+from experiments.common.command import end  # noqa: E402
 from resnext_jax.errors import PREEMPTED_STATUS  # noqa: E402
+from resnext_jax.progress import say  # noqa: E402
 from resnext_jax.train.report import RECOMPUTED  # noqa: E402
 
 PREPARE, RECOMPUTATION = "prepare", "recomputation"
@@ -69,9 +71,13 @@ def main() -> int:
     arguments, overrides = parser.parse_known_args()
     if unknown := [flag for flag in overrides if not flag.startswith("--config.")]:
         parser.error(f"unknown arguments: {' '.join(unknown)}; fields of the run are set with --config.FIELD=VALUE")
+    if min(arguments.kills or 0, arguments.terms or 0, arguments.devices) < 0 or arguments.steps < 1:
+        parser.error("--kills, --terms and --devices must be 0 or more, and --steps 1 or more")
     only_devices = arguments.devices > 0
     kills = arguments.kills if arguments.kills is not None else (0 if only_devices else 50)
     terms = arguments.terms if arguments.terms is not None else (0 if only_devices else 20)
+    if not (kills or terms or only_devices):
+        parser.error("nothing would be killed: give --kills, --terms or --devices more than 0")
     root = Path(arguments.workdir or tempfile.mkdtemp(prefix="faults_")).resolve()
     start_s, result, differences = time.monotonic(), {}, []
     try:
@@ -198,6 +204,8 @@ def print_table(tally: Tally, steps: int) -> None:
     """Signals by phase, and what they cost."""
     say(f"\n{'phase':14}{'SIGKILL':>9}{'SIGTERM':>9}")
     for phase in (*PHASES, PREPARE):
+        if phase == RECOMPUTATION and not (tally.kills.get(phase) or tally.terms.get(phase)):
+            continue  # runs that do not ask for it have none
         say(f"{phase:14}{tally.kills.get(phase, 0):>9}{tally.terms.get(phase, 0):>9}")
     say(f"{'together':14}{sum(tally.kills.values()):>9}{sum(tally.terms.values()):>9}")
     say(f"{tally.runs} runs of {steps} steps in {tally.starts} starts")
@@ -246,10 +254,5 @@ def change_devices(root: Path, steps: int, restarts: int, rng: random.Random, ov
     return {"layouts": used, "device_runs": runs, "largest_loss_difference": worst, "device_differences": lines}
 
 
-def say(line: str) -> None:
-    """One line for people; the standard output stays free for the result."""
-    print(line, file=sys.stderr, flush=True)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    end(main)

@@ -24,7 +24,7 @@ from resnext_jax.errors import raise_all, unknown
 from resnext_jax.models.by_depth import by_depth
 
 EXPERIMENT = "table2_complexity"
-TAKES = {"tiny": "the small networks of the other experiments, seconds", "full": "the paper's networks, a minute"}
+TAKES = {"tiny": "the small networks of the other experiments, seconds", "full": "the paper's networks, below a minute"}
 
 
 @dataclasses.dataclass(frozen=True)

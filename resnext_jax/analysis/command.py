@@ -69,6 +69,9 @@ def parse_arguments(argv: Sequence[str], flag_values: flags.FlagValues) -> list[
         return config_file.parse(list(argv), flag_values)
     try:
         return flag_values(list(argv))[1:]
+    except SystemExit:  # after --help, which absl ends with 1
+        sys.stdout.flush()
+        sys.exit(0)
     except flags.Error as error:
         raise UserError(f"{str(error).rstrip('.')}; --help shows what the command takes.") from error
 

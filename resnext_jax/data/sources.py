@@ -162,6 +162,11 @@ def open_source(
     problems = [unknown("data set", name, SOURCES)] if name not in SOURCES else []
     problems += [unknown("split", split, SPLITS)] if split not in SPLITS else []
     problems += [unknown("on_bad_image", on_bad_image, ON_BAD_IMAGE)] if on_bad_image not in ON_BAD_IMAGE else []
+    if data_dir and name in ("builtin", "synthetic"):
+        problems.append(
+            f"data.dir={data_dir} is not looked at: the images of data.name={name!r} come with the package. Leave it "
+            "out, or name what lies there: --config.data.name=folder, say."
+        )
     raise_all(problems + bucket_problems(data_dir, class_list))
     data_dir = os.path.expanduser(data_dir) if data_dir else None
     sizes = {"num_images": num_images, "num_classes": num_classes, "image_size_px": image_size_px}

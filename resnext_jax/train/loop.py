@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from resnext_jax import cluster
 from resnext_jax.curves import draw_curves
 from resnext_jax.errors import UserError
+from resnext_jax.progress import say as tell
 from resnext_jax.sharding import Place, agree, from_first_process, to_global
 from resnext_jax.train import report
 from resnext_jax.train.assemble import assemble, jit_statistics
@@ -58,7 +59,7 @@ def train(config: ConfigDict, workdir: str, place: Place, environment: dict[str,
 def _train(
     config: ConfigDict, workdir: str, place: Place, environment: dict[str, Any], stack: contextlib.ExitStack
 ) -> None:
-    say = report.say if place.speaks else lambda line: None
+    say = tell if place.speaks else lambda line: None
     preemption = stack.enter_context(Preemption(place))
 
     # ------------------------------------------------------------------------------------------- What is trained

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import sys
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -22,11 +21,6 @@ from resnext_jax.writer import read_metrics
 
 # Where weights with recomputed batch-norm statistics lie in a workdir, and the phase of their row in its metrics.
 RECOMPUTED = "recomputed_bn"
-
-
-def say(line: str) -> None:
-    """One line for people; the standard output stays free for results."""
-    print(line, file=sys.stderr, flush=True)
 
 
 def prepare_workdir(workdir: str) -> None:

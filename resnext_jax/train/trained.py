@@ -82,7 +82,13 @@ def open_trained(
     classes_of(config, source, description["dataset"], str(checkpoint))
     same_on_all_hosts(place, validation=source)
     model, variables = _network(checkpoint, description, config, place, raw)
-    paths = [path.strip() for path in (config.evaluate.ensemble or "").split(",") if path.strip()]
+    given = config.evaluate.ensemble
+    paths = [path.strip() for path in (given or "").split(",") if path.strip()]
+    if given is not None and not paths:
+        raise UserError(
+            f"evaluate.ensemble={given!r} names no other checkpoint: leave it out, or give directories with commas "
+            "between them."
+        )
     others = tuple(_other(path, checkpoint, description, config, place, raw) for path in paths)
     return Trained(checkpoint, description, config, place, source, model, variables, others)
 

@@ -189,7 +189,14 @@ def test_an_ensemble_of_two_networks(root, tmp_path):
         row(root / "run", f"evaluate.ensemble={other},{tmp_path / 'run'}")
     with pytest.raises(UserError, match="no checkpoint in /nowhere"):
         row(root / "run", "evaluate.ensemble=/nowhere")
-    grey = save(root / "grey", KNOWN, "--config.data.mean=100.0,", "--config.data.std=50.0,")
+    with pytest.raises(UserError, match=r"evaluate\.ensemble=',' names no other checkpoint"):
+        row(root / "run", "evaluate.ensemble=,")
+    grey = save(
+        root / "grey",
+        KNOWN,
+        *("--config.data.mean=100.0,", "--config.data.std=50.0,"),
+        *("--config.augment.color_jitter=0", "--config.augment.lighting_std=0"),
+    )
     with pytest.raises(UserError, match=r"grey/checkpoints/0 takes images of 1 channels, and .*/run/.* of 3"):
         row(root / "run", f"evaluate.ensemble={grey}")
 
