@@ -106,6 +106,18 @@ def test_no_shortcuts_at_all():
     np.testing.assert_array_equal(features["stage2"], 0)
 
 
+def test_every_batch_norm_of_a_network_starts_at_one():
+    """The last of a block too, which newer recipes start at 0. Of the stem, of two blocks and of their shortcuts."""
+    model = native(Arch("bottleneck", (1, 1), 2, 2, SMALL_STEM, width=4))
+    images = jnp.zeros((1, 8, 8, 3))
+    params = jax.jit(partial(model.init, train=False))(jax.random.key(0), images)["params"]
+    leaves = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree.leaves_with_path(params)}
+    scales = {name: leaf for name, leaf in leaves.items() if name.endswith("['scale']")}
+    assert len(scales) == 1 + 2 * 3 + 2
+    assert "['stage3']['block1']['bn3']['scale']" in scales
+    assert all((leaf == 1).all() for leaf in scales.values())
+
+
 def test_every_convolution_of_a_small_network():
     seen = []
 
