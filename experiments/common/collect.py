@@ -198,7 +198,10 @@ def as_json(study: Study, name: str, results: Sequence[Result]) -> dict[str, Any
                 "standard_error": {column: error for column, (_, error) in means.items()},
                 "missing": list(result.missing),
                 "runs": [
-                    {key: value for key, value in dataclasses.asdict(made).items() if "curves" not in key}
+                    {
+                        **{key: value for key, value in dataclasses.asdict(made).items() if "curves" not in key},
+                        "training": made.curves[1][-1],  # top-1 error of the last epoch, running, of augmented images
+                    }
                     for made in result.made
                 ],
             }

@@ -46,6 +46,7 @@ def test_table_of_made_up_runs(tmp_path):
     assert result["rows"][0]["mean"] == {"top-1": pytest.approx(19.0), "top-5": pytest.approx(1.0)}
     assert result["rows"][0]["standard_error"]["top-1"] == pytest.approx(1.0)
     assert result["rows"][1]["missing"] == ["seed 0", "seed 1"]
+    assert [run["training"] for run in result["rows"][0]["runs"]] == [50.0, 50.0]
 
 
 def test_a_table_with_an_evaluation_missing_is_not_complete(tmp_path):
