@@ -2,9 +2,12 @@
 
 import json
 import math
+import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -30,6 +33,35 @@ def test_four_kills_and_a_change_of_devices():
     assert result["starts"] >= 5
     assert result["layouts"][:2] == ["2x1", "1x4"]
     assert result["largest_loss_difference"] <= 1e-5
+
+
+@pytest.mark.parametrize(
+    ("flags", "problem"),
+    [
+        (["--kills=-1"], "must be 0 or more"),
+        (["--steps=0"], "--steps 1 or more"),
+        (["--kills=0", "--terms=0"], "nothing would be killed"),
+        (["--kill=3", "kills"], "unknown arguments: kills"),
+    ],
+)
+def test_a_bench_that_would_show_nothing_is_refused(flags, problem):
+    process = subprocess.run([sys.executable, BENCH, *flags], capture_output=True, text=True, check=False)
+    assert process.returncode == 2
+    assert problem in process.stderr
+    assert "nothing was lost" not in process.stderr
+
+
+def test_ctrl_c_ends_the_bench_and_its_runs(tmp_path):
+    command = [sys.executable, "-c", tiny.WITH_CTRL_C, BENCH, f"--workdir={tmp_path / 'bench'}"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    while not (tmp_path / "bench" / "killed").exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert said.endswith("interrupted; the next start begins anew\n")
+    assert "Traceback" not in said
 
 
 @pytest.fixture(scope="module")

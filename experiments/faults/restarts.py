@@ -7,7 +7,7 @@ import re
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -26,6 +26,15 @@ TINY = (
     "--config.checkpoint.every_steps=5",
     "--config.checkpoint.keep_newest=3",
 )
+
+
+def end(main: Callable[[], int | None]) -> None:
+    """Exits with the status of `main`; without a traceback after Ctrl-C, which its runs have got too."""
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        print("\ninterrupted; the next start begins anew", file=sys.stderr)
+        sys.exit(130)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -23,9 +23,8 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).res
 
 import compare  # noqa: E402
 import preparation  # noqa: E402
-from restarts import TINY, Devices, Run  # noqa: E402
+from restarts import TINY, Devices, Run, end  # noqa: E402
 
-from experiments.common.command import end  # noqa: E402
 from resnext_jax.errors import PREEMPTED_STATUS  # noqa: E402
 from resnext_jax.progress import say  # noqa: E402
 from resnext_jax.train.report import RECOMPUTED  # noqa: E402

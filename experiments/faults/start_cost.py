@@ -17,7 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from restarts import Run
+from restarts import Run, end
 
 # What marks the end of a part of a start, in their order.
 MARKS = ("compiling the step", "compiled in")
@@ -90,4 +90,4 @@ def _until(run: Run, reached) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    end(main)
