@@ -125,6 +125,13 @@ def test_fashion_mnist_files(tmp_path, suffix):
     np.testing.assert_array_equal(labels, [9, 3])
 
 
+@pytest.mark.parametrize("name", ["builtin", "synthetic"])
+def test_a_directory_is_not_passed_over_for_images_of_the_package(name):
+    text = message(name, data_dir="/my/photographs")
+    assert f"data.dir=/my/photographs is not looked at: the images of data.name='{name}' come with the package" in text
+    assert "--config.data.name=folder" in text
+
+
 def test_fashion_mnist_of_the_system(tmp_path):
     write_idx(tmp_path / "debian", "train", np.zeros((2, 28, 28)), [1, 2])
     assert len(open_source("fashion_mnist", "train")) == 2
