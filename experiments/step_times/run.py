@@ -52,7 +52,7 @@ ESTIMATE = "estimate of the TPU compiler"
 BENCH = ("--peer=none", "--json")
 SMALL = ("--config.batch_size=8", "--config.data.image_size_px=64", "--config.compute_dtype=float32", "--repeats=3")
 SCALES = {
-    "tiny": Scale("8 images of 64 px on this machine, about 10 minutes on two cores", "bench", (*BENCH, *SMALL), "s"),
+    "tiny": Scale("8 images of 64 px on this machine, three minutes on two cores", "bench", (*BENCH, *SMALL), "s"),
     "compiler": Scale(
         "the TPU compiler's estimate for 8 chips of v5e, half an hour on two cores; needs libtpu",
         "aot",
