@@ -1,5 +1,6 @@
 """policies.py and image_ops.py: the drawn operations against torchvision and timm pixel for pixel, and their odds."""
 
+import dataclasses
 import random
 from unittest import mock
 
@@ -119,6 +120,54 @@ def test_odds_of_rand_augment():
     moved = {name: np.mean([abs(a) for op, a in flat if op == name]) for name in ("translate_x", "translate_y")}
     assert moved["translate_x"] == pytest.approx(31.5, rel=0.02)
     assert moved["translate_y"] == pytest.approx(63.0, rel=0.02)
+
+
+def altered_by(policy: str, magnitude: float, draw) -> np.ndarray:
+    """The photograph, which is no square, by a row of the table that draws `draw`(height, width, magnitude)."""
+    row = dataclasses.replace(
+        policies.POLICIES[policy], draw=lambda _, height, width, magnitude: [draw(height, width, magnitude)]
+    )
+    with mock.patch.dict(policies.POLICIES, {policy: row}):
+        alter = policies.make_alter(policy, magnitude=magnitude, flip=False, mean=MEAN)
+    return alter(PHOTO, np.random.default_rng(0))
+
+
+@pytest.mark.parametrize("name", policies.WIDE)
+def test_the_row_of_trivial_augment_is_torchvisions_default(torchvision, name):
+    """What moves pixels, and what comes in from outside, as torchvision has them where nothing is asked for."""
+    from torchvision.transforms import InterpolationMode
+    from torchvision.transforms.v2 import TrivialAugmentWide
+
+    theirs = TrivialAugmentWide(interpolation=InterpolationMode.BILINEAR)  # as its recipe sets it
+    magnitudes, _ = theirs._AUGMENTATION_SPACE[camel(name)]
+    values = magnitudes(31, *PHOTO.shape[:2])
+    want = theirs._apply_image_or_video_transform(
+        Image.fromarray(PHOTO),
+        camel(name),
+        0.0 if values is None else float(values[11]),
+        theirs.interpolation,
+        theirs._fill,
+    )
+    drawn = (name, policies.wide_argument(name, 11, negative=False))
+    np.testing.assert_array_equal(altered_by("trivial_augment", 0, lambda *_: drawn), np.asarray(want))
+
+
+@pytest.mark.parametrize("name", policies.INCREASING)
+def test_the_row_of_rand_augment_is_what_timm_makes_of_its_words(torchvision, name):
+    """`rand-m6-inc1` with timm's own defaults of training: bicubic where it is asked for, the mean colour."""
+    from timm.data.auto_augment import rand_augment_transform
+
+    hparams = {"img_mean": tuple(round(channel) for channel in MEAN), "interpolation": Image.Resampling.BICUBIC}
+    (op,) = [
+        op
+        for op in rand_augment_transform("rand-m6-inc1", hparams).ops
+        if camel(name) == op.name.removesuffix("Increasing").removesuffix("Rel")
+    ]
+    op.prob = 1.0
+    with mock.patch.object(random, "random", return_value=0.2):  # of the sign: positive
+        want = op(Image.fromarray(PHOTO))
+    draw = lambda height, width, magnitude: (name, policies.INCREASING[name](magnitude / 10, 1, height, width))  # noqa: E731
+    np.testing.assert_array_equal(altered_by("rand_augment", 6, draw), np.asarray(want))
 
 
 @pytest.mark.parametrize("name", ["trivial_augment", "rand_augment"])

@@ -85,6 +85,32 @@ def test_weights_of_mixup_are_of_the_beta_distribution(alpha):
     assert weight.var() == pytest.approx(1 / (4 * (2 * alpha + 1)), rel=0.08)
 
 
+def shares_of_torchvisions_cutmix(count: int, alpha: float, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """By numpy: what is left of an image in `count` draws, and how often each pixel is cut."""
+    rng = np.random.default_rng(4)
+    boxes = np.stack(
+        [torchvision_box(rng.beta(alpha, alpha), *rng.integers(0, size, 2), size, size) for _ in range(count)]
+    )
+    return 1 - boxes.mean(axis=(1, 2)), boxes.mean(axis=0)
+
+
+@pytest.mark.parametrize("alpha", [1.0, 3.0])
+def test_boxes_of_cutmix_lie_as_often_where_they_should(alpha):
+    count, size = 4000, 8
+    images = np.tile(np.array([1.0, 0.0], np.float32), count)[:, None, None, None] * np.ones((1, 8, 8, 1), np.float32)
+    found, labels = mixed(
+        2, image_keys(2, jnp.int32(0), 2 * count), images, np.zeros(2 * count, int), cutmix_alpha=alpha
+    )
+    cut = 1 - found[::2, :, :, 0]
+    want, covered = shares_of_torchvisions_cutmix(count, alpha, size)
+    values = np.unique(np.concatenate([want, labels.weight[::2].round(6)]))
+    ours, theirs = (np.searchsorted(np.sort(of), values + 1e-5) / count for of in (labels.weight[::2], want))
+    # Two samples of 4000: a difference of 1.95 * sqrt(2 / n) comes once in a thousand times (Kolmogorov, Smirnov).
+    assert np.abs(ours - theirs).max() < 1.95 * np.sqrt(2 / count)
+    assert np.abs(cut.mean(axis=0) - covered).max() < 5 * 0.5 * np.sqrt(2 / count)
+    assert covered.min() < 0.6 * covered.max()  # the corners are cut less often than the middle
+
+
 def test_one_of_the_two_for_each_group():
     _, blended = draws(2000, mixup_alpha=1.0, cutmix_alpha=1.0)
     assert abs(blended.mean() - 0.5) < 5 * 0.5 / np.sqrt(2000)
