@@ -164,10 +164,10 @@ MODES: dict[str, Callable[[flags.FlagValues, Sequence[str]], None]] = {
 def report_row(flag_values: flags.FlagValues, trained: Trained, checkpoint: epath.Path, row: dict[str, float]) -> None:
     """What the evaluation of a checkpoint gave."""
     if trained.place.speaks:
-        print(f"{checkpoint} on {row['images']:,} images of {trained.source.info.name}:")
+        print(f"{checkpoint} on {row['images']:,} images of {trained.in_words()}:")
         print(f"loss {row['loss']:.4f}  " + "  ".join(map(functools.partial(accuracy, row), ("top1", "top5"))))
         if flag_values.json:
-            print(json.dumps({"checkpoint": str(checkpoint), "protocol": trained.config.protocol, **row}))
+            print(json.dumps({"checkpoint": str(checkpoint), **trained.conditions(), **row}))
 
 
 def accuracy(row: dict[str, float], name: str) -> str:

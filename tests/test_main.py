@@ -241,8 +241,11 @@ def test_evaluate_and_predict_print_json_last(run_main, untrained, tmp_path):
     status, output, error = run_main("--mode=evaluate", f"--workdir={untrained}", "--json")
     assert status == 0, error
     row = json.loads(output.splitlines()[-1])
-    assert row.keys() == {"checkpoint", "protocol", "loss", *INTERVALS, "images"}
-    assert (row["images"], row["checkpoint"]) == (3000, str(untrained / "checkpoints" / "0"))
+    conditions = {"protocol": "center", "image_size_px": 28, "resize_px": None, "classes": "all", "num_classes": 10}
+    conditions |= {"checkpoint": str(untrained / "checkpoints" / "0"), "data": "builtin"}
+    assert {name: row[name] for name in conditions} == conditions
+    assert row.keys() == {*conditions, "loss", *INTERVALS, "images"}
+    assert row["images"] == 3000
     assert 0 <= row["top1"] <= row["top5"] <= 1
 
     rng = np.random.default_rng(0)

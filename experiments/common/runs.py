@@ -19,10 +19,12 @@ from resnext_jax.progress import duration
 from resnext_jax.train.resume import flat
 from resnext_jax.writer import read_metrics
 
-# Fields that may differ between the runs of one table: none of them changes a number in it.
+# Fields that may differ between the runs of one table: none of them changes a number in it, except where images cannot
+# be read. `evaluate.every_steps` is not among them: the best of more evaluations is a better one.
 FREE = (
-    *("log.", "checkpoint.", "watch.", "evaluate.", "data.dir", "data.num_threads", "data.on_bad_image"),
-    *("conv_impl", "accumulation_steps", "debug_nans", "resume_changed"),
+    *("log.", "checkpoint.", "watch.", "data.dir", "data.num_threads", "data.on_bad_image"),
+    *("protocol", "evaluate.batch_size", "evaluate.ensemble", "evaluate.classes", "evaluate.class_map"),
+    *("evaluate.real_labels", "conv_impl", "accumulation_steps", "debug_nans", "resume_changed"),
 )
 LAST_LINES, MOST_LINES = 6, 30  # of the log of a run that failed
 SAVE_S = 60.0  # for a run to save its step, when it is told to end

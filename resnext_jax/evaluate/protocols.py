@@ -50,6 +50,10 @@ PROTOCOLS = {
 }
 
 
+# Which classes an answer may be: all that the network knows, or those that the images have.
+CANDIDATES = ("all", "present")
+
+
 @dataclasses.dataclass(frozen=True)
 class Member:
     """One network of an ensemble, with the normalisation that belongs to its weights."""
@@ -115,16 +119,17 @@ def score_step(
         view_scores(own, views, member=member, mirrored=mirrored)
         for own, member in zip(variables, members, strict=True)
     ]
+    labels = batch.label if classes.accepted is not None else jnp.asarray(classes.label_of)[batch.label]
+    if classes.candidates is not None:
+        place = np.zeros(scores[0].shape[-1], np.int32)
+        place[classes.candidates] = np.arange(len(classes.candidates))
+        # Before the members are averaged: of each the softmax over the candidates alone.
+        scores, labels = [one[:, classes.candidates] for one in scores], jnp.asarray(place)[labels]
     logits = scores[0]
     if len(scores) > 1:
         logits = jax.nn.logsumexp(jnp.stack([jax.nn.log_softmax(one) for one in scores]), axis=0) - np.log(len(scores))
     if classes.accepted is not None:
-        return metrics.count_any(logits, jnp.asarray(classes.accepted)[batch.label], batch.mask)
-    labels = jnp.asarray(classes.label_of)[batch.label]
-    if classes.candidates is not None:
-        place = np.zeros(logits.shape[-1], np.int32)
-        place[classes.candidates] = np.arange(len(classes.candidates))
-        logits, labels = logits[:, classes.candidates], jnp.asarray(place)[labels]
+        return metrics.count_any(logits, jnp.asarray(classes.accepted)[labels], batch.mask)
     return metrics.count(logits, labels, batch.mask)
 
 

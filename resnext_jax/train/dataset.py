@@ -2,7 +2,7 @@
 
 import os
 import zlib
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from typing import Any
 
 import numpy as np
@@ -125,11 +125,18 @@ def flips_on_device(config: ConfigDict) -> bool:
 
 def same_classes(ours: dict[str, Any], saved: dict[str, Any], where: str) -> None:
     """Raises UserError where a checkpoint was trained on other classes than those of the data set at hand."""
-    if ours["class_names"] != saved["class_names"]:
-        pairs = zip(ours["class_names"], saved["class_names"], strict=False)
-        differ = next((f"; the first that differs: {new!r}, there {old!r}" for new, old in pairs if new != old), "")
+    differ = difference(ours["class_names"], saved["class_names"])
+    if differ is not None:
         raise UserError(
             f"the checkpoint in {where} knows the {len(saved['class_names'])} classes of {saved['name']!r}, but "
             f"{ours['name']!r} has {len(ours['class_names'])}{differ}. Use data of the same classes, or another "
             "--workdir."
         )
+
+
+def difference(ours: Sequence[str], theirs: Sequence[str]) -> str | None:
+    """Of names of classes the first that differs, as the end of a sentence; None where all are the same."""
+    if list(ours) == list(theirs):
+        return None
+    pairs = zip(ours, theirs, strict=False)
+    return next((f"; the first that differs: {new!r}, there {old!r}" for new, old in pairs if new != old), "")

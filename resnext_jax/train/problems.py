@@ -7,6 +7,7 @@ from resnext_jax.data.pipeline import CROPS
 from resnext_jax.data.policies import MAX_MAGNITUDE, POLICIES
 from resnext_jax.data.resize import FILTERS
 from resnext_jax.errors import unknown
+from resnext_jax.evaluate.protocols import CANDIDATES, PROTOCOLS
 from resnext_jax.ops.loss import LOSSES
 
 NONFINITE_POLICIES = ("stop", "skip")
@@ -19,6 +20,13 @@ def evaluation_problems(config: ConfigDict, num_devices: int) -> list[str]:
     interpolation = data.get("interpolation", "bicubic")
     if interpolation not in FILTERS:
         lines.append(unknown("data.interpolation", interpolation, FILTERS))
+    # Training, too, would write them into its checkpoints; those of before do not have them.
+    for name, value, allowed in (
+        ("protocol", config.get("protocol", "center"), PROTOCOLS),
+        ("evaluate.classes", config.evaluate.get("classes", "all"), CANDIDATES),
+    ):
+        if value not in allowed:
+            lines.append(unknown(name, value, allowed))
     if data.crop not in CROPS:
         lines.append(unknown("data.crop", data.crop, CROPS))
     elif data.crop != "none" and data.resize_px < data.image_size_px:

@@ -11,15 +11,15 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from resnext_jax import metrics, sharding
+from resnext_jax.data.imagenet_classes import imagenet_classes
 from resnext_jax.data.real_labels import NumberedSource, read_real_labels
 from resnext_jax.data.sources import Source
 from resnext_jax.data.views import view_batches
-from resnext_jax.errors import UserError, unknown
+from resnext_jax.errors import UserError
 from resnext_jax.evaluate.protocols import PROTOCOLS, Classes, Member, Protocol, score_step
 from resnext_jax.train.validation import add_up, center_batches
 from resnext_jax.types import Batch, PyTree
 
-CANDIDATES = ("all", "present")
 # The fields of an evaluation, for configs of checkpoints that were written before there were any.
 DEFAULTS: dict[str, Any] = {"ensemble": None, "classes": "all", "class_map": None, "real_labels": None}
 
@@ -34,13 +34,9 @@ def fill(config: ConfigDict) -> None:
 
 
 def protocol_problems(config: ConfigDict) -> list[str]:
-    """What of these fields cannot work, one sentence each."""
+    """What of these fields cannot work together, one sentence each; their names are in `evaluation_problems`."""
     problems, data, crop = [], config.data, config.data.crop
-    if config.protocol not in PROTOCOLS:
-        return [unknown("protocol", config.protocol, PROTOCOLS)]
-    if config.evaluate.classes not in CANDIDATES:
-        problems.append(unknown("evaluate.classes", config.evaluate.classes, CANDIDATES))
-    if config.protocol != "center" and crop == "none":
+    if config.protocol in PROTOCOLS and config.protocol != "center" and crop == "none":
         problems.append(
             f"protocol={config.protocol!r} cuts its views from larger images, and those of {data.name!r} are taken as "
             f"they are (data.crop='none'): add --config.data.crop=resize, and --config.data.resize_px={data.resize_px} "
@@ -77,10 +73,14 @@ def classes_of(config: ConfigDict, source: Source, known: dict[str, Any], checkp
     if config.evaluate.classes == "present":
         candidates = np.unique(label_of[np.unique(source.all_labels())])
     if config.evaluate.real_labels:
-        if len(own) != 1000 or not np.array_equal(label_of, np.arange(len(names))):
+        # The labels are those of the sorted WordNet ids. A network that calls its classes otherwise may have another
+        # order, unless the data's ids say which is which.
+        usual, in_order = tuple(imagenet_classes()), np.array_equal(label_of, np.arange(len(names)))
+        if tuple(names) != usual and not (tuple(own) == usual and in_order):
             raise UserError(
-                f"evaluate.real_labels are labels of ImageNet's 1000 classes; {checkpoint} knows {len(names):,}, and "
-                f"the data have {len(own):,}. Leave them out."
+                f"evaluate.real_labels are labels of ImageNet's 1000 classes in the order of their WordNet ids, "
+                f"{usual[0]} first; {checkpoint} knows {len(names):,} classes, {names[0]} first, and the data have "
+                f"{len(own):,}, {own[0]} first. Leave them out, or take data whose classes are named by these ids."
             )
         accepted = read_real_labels(config.evaluate.real_labels)
     return Classes(label_of, candidates, accepted)
@@ -96,7 +96,7 @@ def read_class_map(path: str, num_data_classes: int, num_classes: int) -> np.nda
     try:
         text = epath.Path(path).expanduser().read_text()
         labels = json.loads(text)["notes"]["imagenet1k_labels"] if text.startswith("{") else text.split()
-        labels = [int(label) for label in labels]
+        labels = [int(str(label)) for label in labels]
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = getattr(error, "strerror", None) or repr(error)
         raise UserError(f"evaluate.class_map={path} cannot be read: {reason}. {advice}") from None
@@ -118,8 +118,7 @@ def evaluate_by_protocol(
     members: Sequence[Member],
     variables: Sequence[PyTree],
     source: Source,
-    known: dict[str, Any],
-    checkpoint: str,
+    classes: Classes,
     place: sharding.Place,
 ) -> dict[str, float]:
     """Loss, top-1, top-5 with their intervals, and the number of images.
@@ -129,14 +128,12 @@ def evaluate_by_protocol(
       members: the networks, each with its normalisation.
       variables: of each, replicated.
       source: the images.
-      known: `dataset` of their checkpoints: `name` and `class_names`.
-      checkpoint: of the first, for messages.
+      classes: what their labels mean to the networks.
       place: the devices and this process.
     """
     protocol = PROTOCOLS[config.protocol]
     if protocol.dense:
         members = [member.dense(config.data.image_size_px) for member in members]
-    classes = classes_of(config, source, known, checkpoint)
     if classes.accepted is not None:
         source = NumberedSource(source)
     everywhere, split = sharding.replicated(place.mesh), sharding.batch_sharding(place.mesh)
@@ -165,6 +162,39 @@ def batches_of(config: ConfigDict, protocol: Protocol, source: Source, place: sh
         process_count=place.process_count,
         num_threads=data.num_threads,
     )
+
+
+def conditions(config: ConfigDict, classes: Classes, num_known: int) -> dict[str, Any]:
+    """What a row of results is of, for those who read it: protocol, sizes, classes, labels, and the other networks.
+
+    Args:
+      config: which protocol, on what.
+      classes: what the labels mean.
+      num_known: classes that the networks know.
+    """
+    protocol, data, given = PROTOCOLS[config.protocol], config.data, config.evaluate
+    resized = None if protocol.dense or data.crop == "none" else protocol.resize_px or data.resize_px
+    return {
+        "protocol": config.protocol,
+        "image_size_px": protocol.image_size_px or data.image_size_px,
+        "resize_px": resized,
+        "classes": given.classes,
+        "num_classes": num_known if classes.candidates is None else len(classes.candidates),
+        **{name: given[name] for name in ("ensemble", "class_map", "real_labels") if given[name]},
+    }
+
+
+def in_words(of: dict[str, Any], num_known: int) -> str:
+    """`conditions` in half a line: `center, 224 px of 256; 1,000 classes`."""
+    size = f"{of['image_size_px']} px" + (f" of {of['resize_px']}" if of["resize_px"] else "")
+    parts = [f"{of['protocol']}, {size}", f"{of['num_classes']:,} classes"]
+    if of["classes"] == "present":
+        parts[1] = f"the {of['num_classes']:,} of {num_known:,} classes that they have"
+    if "real_labels" in of:
+        parts.append("ReaL labels")
+    if "ensemble" in of:
+        parts.append(f"an ensemble with {of['ensemble']}")
+    return "; ".join(parts)
 
 
 def intervals(sums: metrics.Sums) -> dict[str, float]:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -14,12 +14,12 @@ from resnext_jax import sharding
 from resnext_jax.checkpoint import locate, read_description, read_variables, require_same_arrays
 from resnext_jax.data.sources import Source
 from resnext_jax.errors import UserError, raise_all
-from resnext_jax.evaluate.protocols import Member
+from resnext_jax.evaluate.protocols import Classes, Member
 from resnext_jax.models.zoo import Network
 from resnext_jax.train.assemble import model_of
-from resnext_jax.train.dataset import open_data, same_classes, same_on_all_hosts
+from resnext_jax.train.dataset import difference, open_data, same_on_all_hosts
 from resnext_jax.train.problems import evaluation_problems
-from resnext_jax.train.protocol import classes_of, evaluate_by_protocol, fill, protocol_problems
+from resnext_jax.train.protocol import classes_of, conditions, evaluate_by_protocol, fill, in_words, protocol_problems
 from resnext_jax.types import PyTree
 
 
@@ -33,6 +33,7 @@ class Trained:
       config: its own or the one that was given, with what the command line changes.
       place: where it runs.
       source: the validation images.
+      classes: what their labels mean to the network.
       model: its network.
       variables: `params` and `batch_stats`, replicated.
       others: the networks and the variables of the other members of an ensemble.
@@ -43,6 +44,7 @@ class Trained:
     config: ConfigDict
     place: sharding.Place
     source: Source
+    classes: Classes
     model: Network
     variables: PyTree
     others: tuple[tuple[Member, PyTree], ...] = ()
@@ -51,9 +53,21 @@ class Trained:
         """The results of the config's protocol, by name, with these variables for the checkpoint's own."""
         own = Member(self.model, self.config.data.mean, self.config.data.std)
         members = [(own, variables), *self.others]
-        known = self.description["dataset"]
         args = [member for member, _ in members], [arrays for _, arrays in members]
-        return evaluate_by_protocol(self.config, *args, self.source, known, str(self.checkpoint), self.place)
+        return evaluate_by_protocol(self.config, *args, self.source, self.classes, self.place)
+
+    @property
+    def num_known(self) -> int:
+        """Classes that the network knows."""
+        return len(self.description["dataset"]["class_names"])
+
+    def conditions(self) -> dict[str, Any]:
+        """What the results are of (`protocol.conditions`)."""
+        return {"data": self.source.info.name, **conditions(self.config, self.classes, self.num_known)}
+
+    def in_words(self) -> str:
+        """The same in words: `builtin (center, 28 px; 10 classes)`."""
+        return f"{self.source.info.name} ({in_words(self.conditions(), self.num_known)})"
 
 
 def open_trained(
@@ -79,7 +93,7 @@ def open_trained(
     change(config)
     raise_all(evaluation_problems(config, place.mesh.size) + protocol_problems(config))
     source = open_data(config, "validation")
-    classes_of(config, source, description["dataset"], str(checkpoint))
+    classes = classes_of(config, source, description["dataset"], str(checkpoint))
     same_on_all_hosts(place, validation=source)
     model, variables = _network(checkpoint, description, config, place, raw)
     given = config.evaluate.ensemble
@@ -89,8 +103,25 @@ def open_trained(
             f"evaluate.ensemble={given!r} names no other checkpoint: leave it out, or give directories with commas "
             "between them."
         )
-    others = tuple(_other(path, checkpoint, description, config, place, raw) for path in paths)
-    return Trained(checkpoint, description, config, place, source, model, variables, others)
+    others = tuple(
+        _other(path, other, checkpoint, description, config, place, raw)
+        for path, other in _located(paths, checkpoint).items()
+    )
+    return Trained(checkpoint, description, config, place, source, classes, model, variables, others)
+
+
+def _located(paths: Sequence[str], first: epath.Path) -> dict[str, epath.Path]:
+    """The checkpoints of the other members of the ensemble of `first`; one that is there already is refused."""
+    found: dict[str, epath.Path] = {}
+    for path in paths:
+        checkpoint = locate(os.path.expanduser(path))
+        if any(os.path.realpath(checkpoint) == os.path.realpath(other) for other in (first, *found.values())):
+            raise UserError(
+                f"evaluate.ensemble names {checkpoint} although it is a member already: the checkpoint that is "
+                f"evaluated, {first}, is one by itself, and each other one is named once. Leave {path} out."
+            )
+        found[path] = checkpoint
+    return found
 
 
 def _network(
@@ -112,12 +143,23 @@ def _network(
 
 
 def _other(
-    path: str, first: epath.Path, description: dict[str, Any], config: ConfigDict, place: sharding.Place, raw: bool
+    path: str,
+    checkpoint: epath.Path,
+    first: epath.Path,
+    description: dict[str, Any],
+    config: ConfigDict,
+    place: sharding.Place,
+    raw: bool,
 ) -> tuple[Member, PyTree]:
     """Another member of the ensemble of `first`, on whose images, and in whose sizes, it is tested."""
-    checkpoint = locate(os.path.expanduser(path))
     theirs = read_description(checkpoint)
-    same_classes(description["dataset"], theirs["dataset"], str(checkpoint))
+    differ = difference(description["dataset"]["class_names"], theirs["dataset"]["class_names"])
+    if differ is not None:
+        raise UserError(
+            f"the members of an ensemble must know the same classes in the same order: {checkpoint} knows "
+            f"{len(theirs['dataset']['class_names']):,}, and {first} {len(description['dataset']['class_names']):,}"
+            f"{differ}. Leave {path} out of evaluate.ensemble, or take checkpoints of one data set."
+        )
     own = config.copy_and_resolve_references()
     with own.unlocked(), own.ignore_type():
         own.model.update(theirs["config"]["model"])

@@ -1,5 +1,6 @@
 """Testing by a protocol, from a checkpoint and the fields of a config to the row, and what is refused."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -14,6 +15,7 @@ from resnext_jax import config_file
 from resnext_jax.checkpoint import Checkpoints
 from resnext_jax.data import folder
 from resnext_jax.data.decode import decode
+from resnext_jax.data.imagenet_classes import imagenet_classes
 from resnext_jax.data.readers import Record
 from resnext_jax.data.real_labels import NumberedSource, read_real_labels
 from resnext_jax.data.sources import open_source
@@ -21,6 +23,7 @@ from resnext_jax.errors import UserError
 from resnext_jax.sharding import Place, make_mesh
 from resnext_jax.train import protocol
 from resnext_jax.train.assemble import assemble
+from resnext_jax.train.dataset import difference
 from resnext_jax.train.loop import train
 from resnext_jax.train.trained import open_trained
 from resnext_jax.types import DatasetInfo
@@ -165,6 +168,7 @@ def test_imagenet5k_is_evaluated_both_ways_while_it_trains(tmp_path, monkeypatch
         ("7 1 1", "has the label 1: .* stand there once"),
         ("a b c", "cannot be read: ValueError"),
         ("{}", "cannot be read: KeyError"),
+        (json.dumps({"notes": {"imagenet1k_labels": [0.5, 1.2, 2.7]}}), "cannot be read: ValueError.*'0.5'"),
         (None, "cannot be read: No such file"),
     ],
 )
@@ -184,9 +188,24 @@ def test_an_ensemble_of_two_networks(root, tmp_path):
     softmax = [np.exp(x - x.max(1, keepdims=True)) for x in (first, second)]
     mean = sum(x / x.sum(1, keepdims=True) for x in softmax) / 2
     same(row(root / "run", f"evaluate.ensemble={other}"), row_of(np.log(mean), np.array([0, 2, 4])[labels]))
-    save(tmp_path / "run", KNOWN[:7], f"--config.data.dir={root / 'data'}")
-    with pytest.raises(UserError, match=r"knows the 7 classes of 'folder', but 'folder' has 8"):
-        row(root / "run", f"evaluate.ensemble={other},{tmp_path / 'run'}")
+    # Among the classes of the images each network has probabilities that sum to 1.
+    of_three = [x[:, [0, 2, 4]] for x in softmax]
+    mean = sum(x / x.sum(1, keepdims=True) for x in of_three) / 2
+    same(row(root / "run", f"evaluate.ensemble={other}", "evaluate.classes=present"), row_of(np.log(mean), labels))
+
+
+def test_ensembles_that_cannot_be(root, tmp_path):
+    strange = save(tmp_path / "strange", KNOWN[:7], f"--config.data.dir={root / 'data'}")
+    order = (
+        r"the same classes in the same order: .*/strange/.* knows 7, and .*/run/.* 8\. Leave .*strange out of evaluate"
+    )
+    with pytest.raises(UserError, match=order):
+        row(root / "run", f"evaluate.ensemble={strange}")
+    assert difference(KNOWN, list(KNOWN)) is None
+    assert difference(KNOWN, KNOWN[::-1]) == "; the first that differs: 'n01', there 'x5'"
+    for twice in (root / "run", f"{strange},{strange / 'checkpoints'}"):
+        with pytest.raises(UserError, match=r"names .* although it is a member already.*Leave .* out"):
+            row(root / "run", f"evaluate.ensemble={twice}")
     with pytest.raises(UserError, match="no checkpoint in /nowhere"):
         row(root / "run", "evaluate.ensemble=/nowhere")
     with pytest.raises(UserError, match=r"evaluate\.ensemble=',' names no other checkpoint"):
@@ -220,8 +239,41 @@ def test_refused(root, tmp_path):
     with pytest.raises(UserError, match=r"real.json cannot be read: No such file"):
         read_real_labels(str(tmp_path / "real.json"))
     (tmp_path / "real.json").write_text(json.dumps([[1]] * 50_000))
-    with pytest.raises(UserError, match=r"labels of ImageNet's 1000 classes; .* knows 8, and the data have 3"):
+    wants = (
+        r"labels of ImageNet's 1000 classes in .* n01440764 first; .* knows 8 classes, n01 first, and the data have 3"
+    )
+    with pytest.raises(UserError, match=wants):
         row(root / "run", f"evaluate.real_labels={tmp_path / 'real.json'}")
+
+
+def test_training_refuses_them_too():
+    """They would go into its checkpoints, and be found out at the end."""
+    both = r"(?s)unknown protocol 'ten_crops'.*unknown evaluate.classes '1k'. Known: all, present"
+    with pytest.raises(UserError, match=both):
+        tiny.assembled("--config.protocol=ten_crops", "--config.evaluate.classes=1k")
+
+
+def test_the_row_says_what_it_is_of(root):
+    """In JSON and in words: who answers, which classes an answer may be, the sizes."""
+
+    def said(*overrides):
+        change = lambda config: config_file.override(config, overrides)  # noqa: E731
+        trained = open_trained(str(root / "run"), None, PLACE, change=change, raw=False)
+        return trained.conditions(), trained.in_words()
+
+    usual = {"data": "folder", "protocol": "center", "image_size_px": 28, "resize_px": 32}
+    usual |= {"classes": "all", "num_classes": 8}
+    assert said() == (usual, "folder (center, 28 px of 32; 8 classes)")
+    other = save(root / "another", KNOWN, seed=4)
+    row, words = said("protocol=ten_crop", "evaluate.classes=present", f"evaluate.ensemble={other}")
+    changed = {"protocol": "ten_crop", "classes": "present", "num_classes": 3, "ensemble": str(other)}
+    assert row == usual | changed
+    of = f"folder (ten_crop, 28 px of 32; the 3 of 8 classes that they have; an ensemble with {other})"
+    assert words == of
+    row, words = said("protocol=center_320")
+    assert row == usual | {"protocol": "center_320", "image_size_px": 320, "resize_px": 365}
+    assert said("protocol=multi_scale")[1] == "folder (multi_scale, 28 px; 8 classes)"
+    assert said("data.crop=none")[0]["resize_px"] is None
 
 
 def test_a_config_without_these_fields(root):
@@ -239,7 +291,7 @@ class Validation:
     """Five of the 50,000 images, under their names."""
 
     numbers = (3, 1, 50_000, 2, 7)
-    info = DatasetInfo("imagenet2012", 5, tuple(f"n{i:03}" for i in range(1000)), None)
+    info = DatasetInfo("imagenet2012", 5, tuple(imagenet_classes()), None)
 
     def __len__(self):
         return len(self.numbers)
@@ -276,8 +328,8 @@ def test_real_labels_of_files(tmp_path):
     )
     net = resnext_jax.load(str(tmp_path / "run"))
     member = protocol.Member(net.model, config.data.mean, config.data.std)
-    args = config, [member], [net.variables], Validation(), {"name": "imagenet2012", "class_names": names}, "run", PLACE
-    found = protocol.evaluate_by_protocol(*args)
+    classes = protocol.classes_of(config, Validation(), {"name": "imagenet2012", "class_names": names}, "run")
+    found = protocol.evaluate_by_protocol(config, [member], [net.variables], Validation(), classes, PLACE)
     assert found["images"] == 4
     logits = [np.asarray(net(net.preprocess(decode(jpeg(index), ""))), np.float64)[0] for index in range(4)]
     probability = [np.exp(one - one.max()) / np.exp(one - one.max()).sum() for one in logits]
@@ -286,6 +338,32 @@ def test_real_labels_of_files(tmp_path):
     assert found["loss"] == pytest.approx(np.mean(losses), rel=1e-4)
     hits = sum(int(p.argmax()) in answer for p, answer in zip(probability, answers, strict=True))
     assert found["top1"] == hits / 4
+
+
+def test_real_labels_want_the_order_of_imagenet(tmp_path):
+    """Its English names, sorted, are the same 1000 in another order: tench is 890 there, and 0 in the labels."""
+    (tmp_path / "real.json").write_text(json.dumps([[1]] * 50_000))
+    config = tiny.config(f"--config.evaluate.real_labels={tmp_path / 'real.json'}")
+    ids, english = list(imagenet_classes()), sorted(set(imagenet_classes().values()))
+    english += [f"{name} again" for name in english[: 1000 - len(english)]]  # two of them are called alike
+
+    def classes(known, names):
+        source = Validation()
+        source.info = dataclasses.replace(source.info, class_names=tuple(names))
+        return protocol.classes_of(config, source, {"name": "x", "class_names": list(known)}, "run")
+
+    assert classes(ids, ids).accepted.shape == (50_000, 1)
+    with pytest.raises(UserError, match=rf"n01440764 first; run knows 1,000 classes, {english[0]} first"):
+        classes(english, english)
+    # A map that says which English name is which id is an answer, where the network knows the ids ...
+    (tmp_path / "map").write_text("\n".join(map(str, range(1000))))
+    config.evaluate.class_map = str(tmp_path / "map")
+    assert classes(ids, english).accepted is not None
+    # ... or where the data do, and the network's labels are theirs.
+    assert classes(english, ids).accepted is not None
+    (tmp_path / "map").write_text("\n".join(map(str, range(999, -1, -1))))
+    with pytest.raises(UserError, match="in the order of their WordNet ids"):
+        classes(english, ids)
 
 
 def test_real_labels_want_names(tmp_path):
