@@ -94,6 +94,29 @@ def test_killed_resumed_skipped_and_refused(tmp_path, one_device, monkeypatch, c
     assert "**Not complete**: 1 missing: broken seed 0." in said.out
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "same"),
+    [
+        ("evaluate.batch_size", 7, True),
+        ("conv_impl", "dense", True),
+        ("checkpoint.every_steps", 7, True),
+        ("evaluate.every_steps", 7, False),  # the best of more evaluations is a better one
+        ("weight_decay", 0.5, False),
+        ("seed", 7, False),
+    ],
+)
+def test_what_may_differ_between_the_runs_of_a_table(tmp_path, field, value, same):
+    run = Run(Row("one", "quickstart"), 0, str(tmp_path), {"seed": 0})
+    config = run.config()
+    config.update_from_flattened_dict({field: value})
+    (tmp_path / "config.json").write_text(config.to_json_best_effort())
+    if same:
+        runs.same_recipe(run)
+    else:
+        with pytest.raises(UserError, match=f"another recipe(?s:.*){field} was {value}, is"):
+            runs.same_recipe(run)
+
+
 def test_a_run_whose_last_checkpoint_is_missing_is_resumed(tmp_path, monkeypatch, capsys):
     """Killed between its last evaluation and the end of its last save: its weights are of step 10, its errors of 20."""
     started = []
