@@ -19,6 +19,8 @@ FEWER = (
     (r"^EPOCHS = \d+", "EPOCHS = 0.4"),
 )
 START = 'f"--config=configs/{config}.py", '
+FIGURES = {"figure5": 2, "finetune": 1, "look_inside": 3, "predict": 1}
+DIFFERENCES = {"look_inside": 4, "predict": 1}  # that they print, of what should be the same
 
 
 def code_of(notebook: pathlib.Path) -> str:
@@ -37,7 +39,8 @@ def test_notebook_runs_from_top_to_bottom(notebook, tmp_path, cache):
     """In a copy of the repository: what it writes goes to `runs/` there."""
     shutil.copytree(ROOT / "configs", tmp_path / "configs")
     shutil.copy(ROOT / "main.py", tmp_path)
-    (tmp_path / "resnext_jax").symlink_to(ROOT / "resnext_jax")
+    for folder in ("resnext_jax", "experiments"):
+        (tmp_path / folder).symlink_to(ROOT / folder)
     code, changes = code_of(notebook), 0
     for pattern, fewer in FEWER:
         code, count = re.subn(pattern, fewer, code, flags=re.MULTILINE)
@@ -56,7 +59,18 @@ def test_notebook_runs_from_top_to_bottom(notebook, tmp_path, cache):
         timeout=400,
     )
     assert result.returncode == 0, result.stderr[-3000:]
-    assert re.search(r"figures: [1-9]", result.stdout)
+    assert f"figures: {FIGURES[notebook.stem]}\n" in result.stdout
+    differences = re.findall(r"largest difference.* (\d\S*)$", result.stdout, re.MULTILINE)
+    assert len(differences) == DIFFERENCES.get(notebook.stem, 0)
+    assert max(map(float, differences), default=0.0) < 2e-5
+    if notebook.stem == "figure5":
+        # The runs that are kept: the errors are those of the table beside them.
+        results = ROOT / "experiments" / "table3_cardinality" / "results" / "small" / "results.json"
+        means = {row["name"]: row["mean"]["top-1"] for row in json.loads(results.read_text())["rows"]}
+        printed = dict(re.findall(r"^(\d+ layers, \w+): ([\d.]+) % in validation", result.stdout, re.MULTILINE))
+        assert len(printed) == 4
+        for name, error in printed.items():
+            assert float(error) == pytest.approx(means[name], abs=0.006)
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
