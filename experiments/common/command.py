@@ -97,7 +97,7 @@ def execute(study: Study, arguments: argparse.Namespace) -> int:
         say(f"results in {out}, the output of every run beside it in *.log")
     elif arguments.out and not files.epath.Path(out).exists():
         raise UserError(f"there is no results folder {out} to collect: give --out=DIR of one that was made.")
-    files.claim_folder(out, study.name, arguments.scale)
+    files.claim_folder(out, study.name, arguments.scale, {row.slug for row in scale.rows})
     logs = files.logs_of(out, study.name, arguments.scale)
     failures = {} if prints or arguments.collect else runs.make(made_here, data_dir, logs, say)
 

@@ -2,7 +2,8 @@
 
 import io
 import json
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,14 @@ def absolute(path: str) -> str:
     return path if in_bucket(path) else str(Path(path).expanduser().absolute())
 
 
-def claim_folder(out: str, experiment: str, scale: str) -> None:
+def claim_folder(out: str, experiment: str, scale: str, runs: Collection[str] = ()) -> None:
     """Makes the results folder, or finds that it is one of this experiment and scale.
+
+    Args:
+      out: the folder.
+      experiment, scale: whose it is to be.
+      runs: names of the workdirs of its rows, without `_seed<k>`. A folder of nothing else is claimed, too: commands that
+        are printed for a pod make the workdirs alone.
 
     Raises:
       UserError: it belongs to another, holds something else, or cannot be written.
@@ -44,7 +51,8 @@ def claim_folder(out: str, experiment: str, scale: str) -> None:
                     f"{out} has the results of {described}, not of {experiment} --scale={scale}. {elsewhere}"
                 )
             return
-        if epath.Path(out).exists() and any(epath.Path(out).iterdir()):
+        inside = [child.name for child in epath.Path(out).iterdir()] if epath.Path(out).exists() else []
+        if not all(_run_of(name) in runs for name in inside):
             raise UserError(f"{out} has files in it, and is no results folder ({MARK} is missing). {elsewhere}")
         epath.Path(out).mkdir(parents=True, exist_ok=True)
     except ImportError as error:
@@ -56,6 +64,11 @@ def claim_folder(out: str, experiment: str, scale: str) -> None:
     except OSError as error:
         raise cannot_write(mark, error) from error
     write_whole(mark, json.dumps(ours) + "\n")
+
+
+def _run_of(name: str) -> str:
+    """The row of a workdir, or of a log beside one: `1x64d_seed3.log` is of `1x64d`."""
+    return re.sub(r"_seed\d+(\.log)?$", "", name)
 
 
 def logs_of(out: str, experiment: str, scale: str) -> Path:

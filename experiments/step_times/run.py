@@ -7,6 +7,7 @@ Every network is timed (analysis.bench) or compiled (analysis.aot) by a command 
 
 import dataclasses
 import json
+import shlex
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
@@ -71,7 +72,9 @@ def execute(arguments: Namespace) -> int:
     if scale.on_device and not arguments.run:
         for network in PUBLISHED_S:
             print("python " + " ".join(scale.command(network)))
-        print(f"# or all of them, and the table: python {sys.argv[0]} --scale={arguments.scale} --run")
+        asked = [f"--scale={arguments.scale}", *([f"--out={arguments.out}"] if arguments.out else [])]
+        again = shlex.join(["python", sys.argv[0], *asked])
+        print(f"# or all of them, and the table: {again} --run")
         return 0
     files.claim_folder(out, EXPERIMENT, arguments.scale)
     logs, failures = files.logs_of(out, EXPERIMENT, arguments.scale), []

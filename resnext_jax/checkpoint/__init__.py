@@ -16,4 +16,5 @@ from resnext_jax.checkpoint.read import read_variables as read_variables
 from resnext_jax.checkpoint.run import Checkpoints as Checkpoints
 from resnext_jax.checkpoint.run import newest_sound as newest_sound
 from resnext_jax.checkpoint.store import DIRECTORY as DIRECTORY
+from resnext_jax.checkpoint.store import absolute as absolute
 from resnext_jax.checkpoint.store import finished_steps as finished_steps

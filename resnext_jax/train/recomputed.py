@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from etils import epath
 from ml_collections import ConfigDict
 
-from resnext_jax.checkpoint import DIRECTORY, Checkpoints, finished_steps, read_variables
+from resnext_jax.checkpoint import DIRECTORY, Checkpoints, absolute, finished_steps, read_variables
 from resnext_jax.data.sources import Source
 from resnext_jax.errors import UserError, raise_all
 from resnext_jax.evaluate.recompute import average_statistics
@@ -26,7 +26,7 @@ DEFAULT_IMAGES = 8192  # pycls's
 
 def place_of(workdir: str, step: int) -> epath.Path:
     """Where the checkpoint of `step` lies, with recomputed statistics."""
-    return epath.Path(workdir) / RECOMPUTED / DIRECTORY / str(step)
+    return absolute(workdir) / RECOMPUTED / DIRECTORY / str(step)
 
 
 def is_there(path: epath.Path, place: Place) -> bool:

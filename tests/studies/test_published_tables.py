@@ -3,6 +3,7 @@
 import argparse
 import importlib
 import json
+import re
 import shlex
 import subprocess
 from pathlib import Path
@@ -14,10 +15,11 @@ from configs import common
 from experiments.common import collect, small
 from experiments.common.study import Run, runs_of
 from resnext_jax import config_file
+from resnext_jax.errors import UserError
 from resnext_jax.train.problems import evaluation_problems
 from resnext_jax.train.protocol import protocol_problems
 from resnext_jax.train.resume import flat
-from tests.studies.made_up import STUDIES, execute_full
+from tests.studies.made_up import STUDIES, execute_full, metrics
 
 # By hand from the paper: config, top-1 error in %, and top-5 where the table has it.
 PAPER = {
@@ -125,6 +127,26 @@ def test_the_commands_that_go_on_ask_for_the_same(tmp_path, capsys):
     assert [words[-1] for words in again] == ["--collect", "--run"]
     for words in again:
         assert words[2:-1] == ["--scale=full", *flags]
+
+
+def test_what_the_pod_commands_made_is_collected(tmp_path, capsys):
+    """Their workdirs lie alone in the folder that the commands name; one of another experiment is still refused."""
+    out = tmp_path / "full"
+    assert execute_full("table3_cardinality", f"--out={out}") == 0
+    printed = capsys.readouterr().out
+    (workdir,) = set(re.findall(r"--workdir=(\S+resnet_50_1x64d)_seed", printed))
+    metrics(Path(f"{workdir}_seed0"), [0.5] * 99 + [0.76])
+    (again,) = [shlex.split(line)[2:] for line in printed.splitlines() if line.endswith("--collect")]
+    assert execute_full("table3_cardinality", *again[1:]) == 0
+    collected = capsys.readouterr().out
+    assert re.search(r"ResNet-50 1x64d +\|.* 24\.00 +\|.* 1 of 1", collected)
+    assert "**Not complete**: 9 missing" in collected
+    # Printed once more, the table of what is there comes with it.
+    assert execute_full("table3_cardinality", f"--out={out}") == 0
+    assert "1 of 1" in capsys.readouterr().out
+    metrics(tmp_path / "other" / "resnet_50_1x64d_seed0", [0.5])
+    with pytest.raises(UserError, match="has files in it, and is no results folder"):
+        execute_full("table7_cifar", f"--out={tmp_path / 'other'}", "--collect")
 
 
 def recipe_of(name, config):

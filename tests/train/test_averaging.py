@@ -1,6 +1,7 @@
 """Averaged weights and recomputed statistics: by hand, through checkpoints, and to the end of a run."""
 
 import json
+import os
 
 import jax
 import jax.numpy as jnp
@@ -97,7 +98,8 @@ def run_main(capsys, monkeypatch):
 def test_from_the_last_step_to_recomputed_statistics(run_main, tmp_path):
     workdir = tmp_path / "run"
     overrides = ("--config.num_steps=4", "--config.ema_decay=0.5", "--config.recompute_bn_images=70")
-    command = tiny.arguments(f"--workdir={workdir}", *overrides)
+    # A relative path, as the default one is.
+    command = tiny.arguments(f"--workdir={os.path.relpath(workdir)}", *overrides)
     assert "recomputed  " in run_main(*command).err
     rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     assert [(row["step"], row["phase"]) for row in rows] == [(4, "train"), (4, "evaluate"), (4, "recomputed_bn")]
