@@ -67,8 +67,10 @@ def report_error(error: UserError, argv: Sequence[str] = ()) -> int:
     """Prints the problems without a traceback, with the command that was typed, and returns the exit status."""
     text = "\n".join(error.problems)
     if argv:
-        # Without what it is about to change: the data, and where the run lies.
-        kept = [arg for arg in argv if not re.match(r"--(config\.data\.(name|dir)|workdir)=", arg)]
+        # Without what it is about to change: the data, and where a run that trains lies. Other modes read what is there.
+        trains = all(arg == "--mode=train" for arg in argv if arg.startswith("--mode="))
+        changed = r"--(config\.data\.(name|dir)|workdir)=" if trains else r"--config\.data\.(name|dir)="
+        kept = [arg for arg in argv if not re.match(changed, arg)]
         text = text.replace(THIS_COMMAND, f"python {shlex.join(kept)}")
     print_error(text)
     return USER_ERROR_STATUS

@@ -14,6 +14,7 @@ import tiny
 from PIL import Image
 
 from resnext_jax import cli
+from resnext_jax.errors import THIS_COMMAND, UserError, report_error
 from resnext_jax.models.layers import Conv
 from resnext_jax.sharding import Place, make_mesh
 from resnext_jax.train.assemble import assemble
@@ -230,6 +231,14 @@ def test_imagenet_absent_says_what_where_how_and_the_command_without_it(refused,
     assert len(open_data(config, "validation")) > 0
     state, _ = jax.eval_shape(run.train_step, run.state_shapes(place.mesh), run.batch_shapes(place.mesh, 256))
     assert state.params["stem_conv"]["kernel"].shape == (7, 7, 3, 64)
+
+
+@pytest.mark.parametrize(("mode", "keeps"), [("evaluate", True), ("train", False)])
+def test_the_command_on_synthetic_images_names_what_it_reads(mode, keeps, capsys):
+    argv = ["main.py", f"--mode={mode}", "--workdir=runs/x", "--config.data.dir=/none"]
+    assert report_error(UserError(f"      {THIS_COMMAND} --config.data.name=synthetic"), argv) == 2
+    kept = "--workdir=runs/x " if keeps else ""
+    assert f"python main.py --mode={mode} {kept}--config.data.name=synthetic" in capsys.readouterr().err
 
 
 def test_missing_coordinates_of_a_process(refused, monkeypatch):

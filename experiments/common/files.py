@@ -32,8 +32,8 @@ def claim_folder(out: str, experiment: str, scale: str, runs: Collection[str] = 
     Args:
       out: the folder.
       experiment, scale: whose it is to be.
-      runs: names of the workdirs of its rows, without `_seed<k>`. A folder of nothing else is claimed, too: commands that
-        are printed for a pod make the workdirs alone.
+      runs: names of the workdirs of its rows, without `_seed<k>`. A folder of nothing else is claimed, too: the printed
+        commands for a pod make the workdirs alone.
 
     Raises:
       UserError: it belongs to another, holds something else, or cannot be written.

@@ -60,7 +60,19 @@ def is_saved(run: Run) -> bool:
 
 def evaluations(run: Run) -> list[dict[str, Any]]:
     """The rows of its evaluations so far."""
-    return [row for row in read_metrics(run.workdir) if row["phase"] == "evaluate"]
+    rows = [row for row in read_metrics(run.workdir) if row["phase"] == "evaluate"]
+    wrong = next((row for row in rows for name in ("top1", "top5") if not _is_accuracy(row.get(name))), None)
+    if wrong is not None:
+        raise UserError(
+            f"{run.workdir}/metrics.jsonl has an evaluation at step {wrong['step']} with top1={wrong.get('top1')!r} "
+            f"and top5={wrong.get('top5')!r}: both must be accuracies in [0, 1]. Mend that line, or remove the run to "
+            "make it again."
+        )
+    return rows
+
+
+def _is_accuracy(value: Any) -> bool:
+    return isinstance(value, float | int) and 0 <= value <= 1
 
 
 def same_recipe(run: Run) -> None:

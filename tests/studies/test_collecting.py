@@ -11,6 +11,7 @@ from PIL import Image
 
 from experiments.common import collect, draw, files
 from experiments.common.study import Evaluation, Row, Scale, Study, runs_of
+from resnext_jax.errors import UserError
 from tests.studies.made_up import STUDIES, execute, metrics, study_of
 
 
@@ -75,6 +76,27 @@ def test_a_table_with_an_evaluation_missing_is_not_complete(tmp_path):
     assert [label.get_text() for label in axes.get_xticklabels()] == ["as trained", "32 px", "40 px"]
     for bars, errors in zip(axes.containers, ([20, np.nan, 40], [20, 32, 40]), strict=True):
         np.testing.assert_allclose(np.asarray(bars.lines[0].get_ydata(), float), errors)
+
+
+@pytest.mark.parametrize("top1", ["1.7", '"bad"', "NaN", "null"])
+def test_what_is_no_accuracy_is_named_and_nothing_written(tmp_path, top1):
+    study = study_of(Row("one", "quickstart", {"num_epochs": 1.0}))
+    metrics(tmp_path / "one_seed0", [0.25])
+    path = tmp_path / "one_seed0" / "metrics.jsonl"
+    path.write_text(path.read_text().replace("0.25", top1))
+    with pytest.raises(UserError, match=r"an evaluation at step 10 with top1=.*both must be accuracies in \[0, 1\]"):
+        execute(study, tmp_path, "--collect")
+    assert not (tmp_path / "table.md").exists()
+
+
+def test_collecting_seeds_that_are_not_there_keeps_the_table(tmp_path):
+    study = study_of(Row("one", "quickstart", {"num_epochs": 1.0}))
+    metrics(tmp_path / "one_seed0", [0.25])
+    assert execute(study, tmp_path, "--collect") == 0
+    before = (tmp_path / "table.md").read_text()
+    with pytest.raises(UserError, match=r"no run of --seeds=5,6 is done.*nothing was written"):
+        execute(study, tmp_path, "--collect", "--seeds=5,6")
+    assert (tmp_path / "table.md").read_text() == before
 
 
 @pytest.mark.parametrize("name", STUDIES)
