@@ -67,7 +67,7 @@ def report_error(error: UserError, argv: Sequence[str] = ()) -> int:
     """Prints the problems without a traceback, with the command that was typed, and returns the exit status."""
     text = "\n".join(error.problems)
     if argv:
-        # Without what it is about to change: the data, and where a run that trains lies. Other modes read what is there.
+        # Without what it is about to change: the data, and where a run that trains lies; other modes read that.
         trains = all(arg == "--mode=train" for arg in argv if arg.startswith("--mode="))
         changed = r"--(config\.data\.(name|dir)|workdir)=" if trains else r"--config\.data\.(name|dir)="
         kept = [arg for arg in argv if not re.match(changed, arg)]
