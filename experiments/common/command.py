@@ -108,7 +108,8 @@ def execute(study: Study, arguments: argparse.Namespace) -> int:
         asked = "" if arguments.seeds is None else f" of --seeds={arguments.seeds}"
         raise UserError(
             f"no run{asked} is done in {out}: there is nothing to collect, and nothing was written. Runs lie in "
-            f"{all_runs[0].row.slug}_seed{all_runs[0].seed} and so on: give the seeds that are there with --seeds."
+            f"{all_runs[0].row.slug}_seed{all_runs[0].seed} and so on: let one come to its end, or "
+            "give the seeds that are there with --seeds."
         )
     others, wrong = other_evaluations(scale.evaluations, done, data_dir, logs, makes=not (prints or arguments.collect))
     failures |= wrong
