@@ -4,12 +4,13 @@ import sys
 
 from absl import app, flags
 
-from resnext_jax import cli, config_file
+from resnext_jax import cli
+from resnext_jax.config import command_line
 
 
 def define_flags(to: flags.FlagValues) -> flags.FlagValues:
     """Adds the command's flags to `to` and returns it."""
-    config_file.define_config(to)
+    command_line.define_config(to)
     flags.declare_key_flag("config", to)  # --help shows the flags of this file
     flags.DEFINE_string(
         "workdir", None, "Where the run lies; default runs/<config name>. Run again, it resumes.", flag_values=to

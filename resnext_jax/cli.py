@@ -14,7 +14,9 @@ import numpy as np
 from absl import flags
 from etils import epath
 
-from resnext_jax import cluster, config_file, sharding
+from resnext_jax import cluster, sharding
+from resnext_jax.api import load
+from resnext_jax.config import command_line
 from resnext_jax.data.decode import read_image
 from resnext_jax.errors import (
     INTERRUPTED_STATUS,
@@ -30,15 +32,14 @@ from resnext_jax.errors import (
     report_error,
     unknown,
 )
-from resnext_jax.net import load
+from resnext_jax.evaluate.opened import Trained, open_trained
+from resnext_jax.evaluate.recomputed import recompute_checkpoint
 from resnext_jax.ops.conv_choice import chip_of
 from resnext_jax.progress import end_line
-from resnext_jax.startup import keep_compiled, quiet_logging, versions
+from resnext_jax.runtime.startup import keep_compiled, quiet_logging, versions
 from resnext_jax.train.finetune import fill_from_checkpoint
 from resnext_jax.train.loop import train
-from resnext_jax.train.recomputed import recompute_checkpoint
 from resnext_jax.train.resume import flat
-from resnext_jax.train.trained import Trained, open_trained
 
 TOP_CLASSES = 5
 
@@ -50,7 +51,7 @@ def main(flag_values: flags.FlagValues, argv: Sequence[str]) -> None:
     run again, 76 where another process of the run is gone or never came and all want to be run again, 130 after Ctrl-C.
     """
     try:
-        arguments = config_file.parse(list(argv), flag_values)
+        arguments = command_line.parse(list(argv), flag_values)
         mode = flag_values.mode
         raise_all([unknown("mode", mode, MODES)] if mode not in MODES else [])
         quiet_logging()
@@ -122,7 +123,7 @@ def run_recomputation(flag_values: flags.FlagValues, arguments: Sequence[str]) -
 
 def opened(flag_values: flags.FlagValues) -> Trained:
     """The checkpoint of the workdir, with what the flags say of it."""
-    change = functools.partial(config_file.override, overrides=flag_values.override)
+    change = functools.partial(command_line.override, overrides=flag_values.override)
     return open_trained(workdir_of(flag_values), flag_values.config, here(), change=change, raw=flag_values.raw)
 
 

@@ -8,7 +8,7 @@ import jax
 import pytest
 
 from configs import common
-from resnext_jax.config_file import field_names
+from resnext_jax.config.command_line import field_names
 from resnext_jax.sharding import Place, make_mesh
 from resnext_jax.train import resume
 from resnext_jax.train.assemble import assemble

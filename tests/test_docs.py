@@ -9,12 +9,12 @@ import pytest
 import tiny
 
 import resnext_jax
-from resnext_jax import config_file
+from resnext_jax.config import command_line
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")], key=str)
 PAGES += sorted((ROOT / "experiments").glob("*/README.md"))
-FIELDS = set(config_file.field_names(tiny.config()))
+FIELDS = set(command_line.field_names(tiny.config()))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

@@ -16,7 +16,7 @@ from resnext_jax.checkpoint import locate
 from resnext_jax.data.decode import read_image
 from resnext_jax.data.sources import open_source
 from resnext_jax.errors import UserError
-from resnext_jax.writer import read_metrics
+from resnext_jax.runtime.writer import read_metrics
 
 
 class Hostile:

@@ -16,9 +16,9 @@ from PIL import Image
 from resnext_jax import cli
 from resnext_jax.errors import THIS_COMMAND, UserError, report_error
 from resnext_jax.models.layers import Conv
+from resnext_jax.runtime.lock import Lock
 from resnext_jax.sharding import Place, make_mesh
 from resnext_jax.train.assemble import assemble
-from resnext_jax.train.lock import Lock
 from resnext_jax.train.loop import open_data
 
 INTERVALS = {f"{name}{end}" for name in ("top1", "top5") for end in ("", "_low", "_high")}

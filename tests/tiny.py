@@ -19,8 +19,8 @@ from absl import flags
 from ml_collections import ConfigDict
 
 import main
-from resnext_jax import config_file
 from resnext_jax.checkpoint import Checkpoints
+from resnext_jax.config.command_line import parse
 from resnext_jax.data.sources import FASHION_MNIST_CLASSES
 from resnext_jax.sharding import Place, make_mesh
 from resnext_jax.train.assemble import Run, assemble
@@ -64,7 +64,7 @@ def command_line(*arguments: str) -> Iterator[tuple[list[str], flags.FlagValues]
 def config(*overrides: str) -> ConfigDict:
     """The config of the tiny run; an override may repeat a field."""
     with command_line(*_once((*ARGUMENTS, *overrides))) as (argv, values):
-        config_file.parse(argv, values)
+        parse(argv, values)
     return values.config
 
 

@@ -12,11 +12,11 @@ import jax
 from experiments.common import files
 from experiments.common.study import Evaluation, Row, Run, Scale, Study
 from resnext_jax.analysis.compiling import dataset_info
-from resnext_jax.curves import errors_by_epoch
 from resnext_jax.models import zoo
 from resnext_jax.models.complexity import multiply_adds
 from resnext_jax.progress import duration
-from resnext_jax.writer import read_metrics
+from resnext_jax.runtime.curves import errors_by_epoch
+from resnext_jax.runtime.writer import read_metrics
 
 Curves = tuple[list[float], list[float], list[float]]
 

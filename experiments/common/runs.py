@@ -16,8 +16,8 @@ from resnext_jax.checkpoint import DIRECTORY, finished_steps
 from resnext_jax.errors import PREEMPTED_STATUS, UserError
 from resnext_jax.files import write_whole
 from resnext_jax.progress import duration
+from resnext_jax.runtime.writer import read_metrics
 from resnext_jax.train.resume import flat
-from resnext_jax.writer import read_metrics
 
 # Fields that may differ between the runs of one table: none of them changes a number in it, except where images cannot
 # be read. `evaluate.every_steps` is not among them: the best of more evaluations is a better one.

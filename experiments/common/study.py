@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from resnext_jax import config_file
+from resnext_jax.config import command_line
 from resnext_jax.errors import raise_all, unknown
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -120,7 +120,7 @@ class Run:
 
     def config(self) -> Any:
         """The config that these flags make."""
-        config = config_file.load(str(ROOT / "configs" / f"{self.row.config}.py"))
+        config = command_line.load(str(ROOT / "configs" / f"{self.row.config}.py"))
         config.update_from_flattened_dict(dict(self.fields))
         return config
 

@@ -19,10 +19,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import jax
 
-from resnext_jax import config_file, sharding, startup
+from resnext_jax import sharding
 from resnext_jax.analysis.compiling import dataset_info
 from resnext_jax.analysis.timing import synthetic_batch
 from resnext_jax.checkpoint import Checkpoints
+from resnext_jax.config import command_line
+from resnext_jax.runtime import startup
 from resnext_jax.train.assemble import assemble
 
 SHARE = 0.03  # of the step time that saving may cost
@@ -39,7 +41,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     arguments = parser.parse_args()
     startup.quiet_logging()
-    config = config_file.load(arguments.config)
+    config = command_line.load(arguments.config)
     config.batch_size = config.bn_group_images = config.evaluate.batch_size = arguments.batch_size
     device = jax.devices()[0]
     if device.platform == "cpu":

@@ -23,7 +23,7 @@ from resnext_jax.data.sources import FASHION_MNIST_CLASSES, open_source
 from resnext_jax.errors import UserError, raise_all, unknown
 from resnext_jax.files import in_bucket
 from resnext_jax.progress import say
-from resnext_jax.writer import read_metrics
+from resnext_jax.runtime.writer import read_metrics
 
 EXPERIMENT = "finetune"
 FIRST, THEN = FASHION_MNIST_CLASSES[:5], FASHION_MNIST_CLASSES[5:]

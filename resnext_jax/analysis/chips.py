@@ -9,8 +9,8 @@ from typing import Any
 import jax
 from jax.experimental import topologies
 
-from resnext_jax.chips import PEAK_BF16_FLOPS_PER_S
 from resnext_jax.errors import UserError, unknown
+from resnext_jax.runtime.chips import PEAK_BF16_FLOPS_PER_S
 
 GIB = 2**30
 

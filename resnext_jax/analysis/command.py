@@ -8,8 +8,8 @@ from typing import Any
 
 from absl import flags
 
-from resnext_jax import config_file
 from resnext_jax.analysis.chips import KNOWN
+from resnext_jax.config import command_line
 from resnext_jax.errors import READER_GONE_STATUS, UserError, raise_all, reader_is_gone, report_error
 from resnext_jax.ops import conv_choice
 from resnext_jax.ops.grouped_conv import ALL_IMPLS
@@ -21,7 +21,7 @@ flags.disclaim_key_flags()  # --help shows them as flags of the command
 
 def define_config(to: flags.FlagValues) -> None:
     """Adds `--config` with its overrides."""
-    config_file.define_config(to)
+    command_line.define_config(to)
     flags.declare_key_flag("config", flag_values=to)
 
 
@@ -63,10 +63,10 @@ def parse_arguments(argv: Sequence[str], flag_values: flags.FlagValues) -> list[
     """Parses a command line into `flag_values` and returns the arguments that are no flags.
 
     Raises:
-      UserError: an unknown flag, a value that it cannot have, or what `config_file.parse` refuses.
+      UserError: an unknown flag, a value that it cannot have, or what `command_line.parse` refuses.
     """
     if "config" in flag_values:
-        return config_file.parse(list(argv), flag_values)
+        return command_line.parse(list(argv), flag_values)
     try:
         return flag_values(list(argv))[1:]
     except SystemExit:  # after --help, which absl ends with 1

@@ -16,10 +16,10 @@ from typing import Any
 import jax
 from absl import app, flags
 
-from resnext_jax import config_file
 from resnext_jax.analysis import command, report
 from resnext_jax.analysis.chips import GIB, Chip, open_topology
 from resnext_jax.analysis.compiling import Program, assemble_for, compile_for, lower
+from resnext_jax.config import command_line
 from resnext_jax.errors import UserError, raise_all
 
 IMAGENET = ("imagenet2012", "imagenet5k")
@@ -34,7 +34,7 @@ def imagenet_configs() -> list[str]:
     Raises:
       UserError: there are none.
     """
-    paths = [path for path in config_file.config_paths("configs") if config_file.load(path).data.name in IMAGENET]
+    paths = [path for path in command_line.config_paths("configs") if command_line.load(path).data.name in IMAGENET]
     if not paths:
         raise UserError(
             "there are no ImageNet configs in configs/: run the command from the folder of the repository, or name "
@@ -52,7 +52,7 @@ def open_configs(paths: Sequence[str]) -> dict[str, Any]:
     configs, problems = {}, []
     for path in paths:
         try:
-            configs[path] = config_file.load(path)
+            configs[path] = command_line.load(path)
         except UserError as error:
             problems += error.problems
     raise_all(problems)

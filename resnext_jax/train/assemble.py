@@ -13,6 +13,8 @@ from jaxtyping import Bool
 from ml_collections import ConfigDict
 
 from resnext_jax import optim, sharding
+from resnext_jax.builders import flips_on_device, training_size_px
+from resnext_jax.config.checks import evaluation_problems, training_problems
 from resnext_jax.errors import UserError, raise_all
 from resnext_jax.evaluate.classify import evaluation_step
 from resnext_jax.evaluate.recompute import statistics_step
@@ -20,8 +22,6 @@ from resnext_jax.models import zoo
 from resnext_jax.ops.augment import make_augment
 from resnext_jax.ops.loss import LOSSES
 from resnext_jax.ops.mix import mix
-from resnext_jax.train.dataset import flips_on_device, training_size_px
-from resnext_jax.train.problems import evaluation_problems, training_problems
 from resnext_jax.train.state import create_state
 from resnext_jax.train.step import train_step
 from resnext_jax.types import Batch, DatasetInfo, TrainState

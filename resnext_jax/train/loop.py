@@ -10,13 +10,7 @@ import jax
 from ml_collections import ConfigDict
 
 from resnext_jax import cluster
-from resnext_jax.curves import draw_curves
-from resnext_jax.errors import UserError
-from resnext_jax.progress import say as tell
-from resnext_jax.sharding import Place, agree, from_first_process, to_global
-from resnext_jax.train import report
-from resnext_jax.train.assemble import assemble, jit_statistics
-from resnext_jax.train.dataset import (
+from resnext_jax.builders import (
     facts,
     open_data,
     present_classes,
@@ -24,19 +18,25 @@ from resnext_jax.train.dataset import (
     same_on_all_hosts,
     training_batches,
 )
+from resnext_jax.errors import UserError
+from resnext_jax.evaluate.recomputed import recompute_bn
+from resnext_jax.evaluate.validation import evaluate_all, show_progress
+from resnext_jax.progress import say as tell
+from resnext_jax.runtime.curves import draw_curves
+from resnext_jax.runtime.preemption import Preemption
+from resnext_jax.runtime.profiling import Profiler
+from resnext_jax.runtime.writer import MetricsWriter, read_metrics
+from resnext_jax.sharding import Place, agree, from_first_process, to_global
+from resnext_jax.train import report
+from resnext_jax.train.assemble import assemble, jit_statistics
 from resnext_jax.train.faults import not_finite
 from resnext_jax.train.finetune import first_state
 from resnext_jax.train.hunt import Hunter
-from resnext_jax.train.preemption import Preemption
-from resnext_jax.train.profiling import Profiler
-from resnext_jax.train.recomputed import recompute_bn
 from resnext_jax.train.report import RECOMPUTED
 from resnext_jax.train.resume import check_resumable, check_whole, claim, open_checkpoints
 from resnext_jax.train.step import all_finite
-from resnext_jax.train.validation import evaluate_all, show_progress
 from resnext_jax.train.window import open_window
 from resnext_jax.types import PyTree, TrainState
-from resnext_jax.writer import MetricsWriter, read_metrics
 
 
 def train(config: ConfigDict, workdir: str, place: Place, environment: dict[str, Any]) -> None:

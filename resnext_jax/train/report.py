@@ -12,12 +12,12 @@ from ml_collections import ConfigDict
 
 from resnext_jax import metrics
 from resnext_jax.checkpoint import DIRECTORY
-from resnext_jax.curves import CURVES_FILE
 from resnext_jax.errors import UserError
 from resnext_jax.files import write_whole
+from resnext_jax.runtime.curves import CURVES_FILE
+from resnext_jax.runtime.writer import read_metrics
 from resnext_jax.sharding import Place, agree, from_first_process
 from resnext_jax.types import PyTree
-from resnext_jax.writer import read_metrics
 
 # Where weights with recomputed batch-norm statistics lie in a workdir, and the phase of their row in its metrics.
 RECOMPUTED = "recomputed_bn"

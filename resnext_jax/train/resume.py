@@ -8,9 +8,9 @@ from ml_collections import ConfigDict
 
 from resnext_jax.checkpoint import Checkpoints, newest_sound
 from resnext_jax.errors import UserError
+from resnext_jax.runtime.lock import Lock
 from resnext_jax.sharding import Place, agree, from_first_process
 from resnext_jax.train.assemble import Run
-from resnext_jax.train.lock import Lock
 
 NO_CHECKPOINT = -1
 

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
-from resnext_jax.chips import PEAK_BF16_FLOPS_PER_S
 from resnext_jax.models.complexity import multiply_adds
 from resnext_jax.models.zoo import Network
+from resnext_jax.runtime.chips import PEAK_BF16_FLOPS_PER_S
 from resnext_jax.sharding import Place
 
 

@@ -14,10 +14,10 @@ import tiny
 from configs import common
 from experiments.common import collect, small
 from experiments.common.study import Run, runs_of
-from resnext_jax import config_file
+from resnext_jax.config import command_line
+from resnext_jax.config.checks import evaluation_problems
 from resnext_jax.errors import UserError
-from resnext_jax.train.problems import evaluation_problems
-from resnext_jax.train.protocol import protocol_problems
+from resnext_jax.evaluate.results import protocol_problems
 from resnext_jax.train.resume import flat
 from tests.studies.made_up import STUDIES, execute_full, metrics
 
@@ -83,7 +83,7 @@ def test_every_command_makes_the_config_that_its_run_expects(name):
     for scale in STUDIES[name].scales.values():
         for run in runs_of(scale, "/out", scale.seeds[-1:]):
             with tiny.command_line(*run.flags, "--workdir=/out/x") as (argv, values):
-                config_file.parse(argv, values)
+                command_line.parse(argv, values)
             assert values.config.to_json_best_effort() == run.config().to_json_best_effort(), run.name
             assert run.config().seed == scale.seeds[-1]
 
@@ -93,7 +93,7 @@ def test_every_other_evaluation_is_one_that_there_is(name):
     for scale in STUDIES[name].scales.values():
         for evaluation in scale.evaluations:
             config = runs_of(scale, "/out", [0])[0].config()
-            config_file.override(config, [f"{field}={value}" for field, value in evaluation.fields.items()])
+            command_line.override(config, [f"{field}={value}" for field, value in evaluation.fields.items()])
             assert evaluation_problems(config, 1) + protocol_problems(config) == [], evaluation.column
 
 

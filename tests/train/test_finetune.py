@@ -45,7 +45,7 @@ def folder(tmp_path_factory):
 
 def config_from(workdir, *overrides):
     with tiny.command_line(*FINETUNE, f"--config.init_from={workdir}", *overrides) as (argv, values):
-        tiny.config_file.parse(argv, values)
+        tiny.parse(argv, values)
     return fill_from_checkpoint(values.config)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tiny
 
-from resnext_jax.net import load
+from resnext_jax.api import load
 
 EQUAL_FIELDS = ("step", "epoch", "phase", "loss", "top1", "top5", "images", "learning_rate")  # whatever the speed
 FIRST_PART_STEPS = 10

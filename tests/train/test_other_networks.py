@@ -5,14 +5,14 @@ import numpy as np
 import pytest
 import tiny
 
-from resnext_jax import net
+from resnext_jax import api as net
 from resnext_jax.models import zoo
 from resnext_jax.models.densenet import DenseNetArch
 from resnext_jax.models.template import SMALL_STEM
 from resnext_jax.models.vgg import VggArch
+from resnext_jax.runtime.writer import read_metrics
 from resnext_jax.sharding import Place, make_mesh
 from resnext_jax.train.loop import train
-from resnext_jax.writer import read_metrics
 
 ROWS = {
     "vgg": VggArch((1, 1), widths=(2, 4), hidden=8),  # no batch norm: no running statistics to keep

@@ -9,10 +9,11 @@ import pytest
 import tiny
 from jax.experimental.compilation_cache import compilation_cache
 
+from resnext_jax import builders as dataset
 from resnext_jax.data.prepare import imagenet
 from resnext_jax.data.prepare.__main__ import main as prepare
 from resnext_jax.sharding import Place, make_mesh
-from resnext_jax.train import dataset, loop, report
+from resnext_jax.train import loop, report
 from tests.data.archives import class_files, class_tar_of_tars, jpeg, tar_of, validation_tar, write_folders
 from tests.data.test_sources import write_tfds
 

@@ -10,14 +10,14 @@ import tiny
 import torch
 from sklearn.datasets import load_sample_image
 
-from resnext_jax import config_file
+from resnext_jax import builders as dataset
+from resnext_jax.config import command_line
 from resnext_jax.data.pipeline import train_batches
 from resnext_jax.data.policies import make_alter
 from resnext_jax.data.readers import ArraySource
 from resnext_jax.ops.augment import image_keys
 from resnext_jax.ops.mix import Labels, mix
 from resnext_jax.sharding import Place, make_mesh
-from resnext_jax.train import dataset
 from resnext_jax.train.assemble import assemble, augment_of, mix_of
 from resnext_jax.types import DatasetInfo
 
@@ -52,7 +52,7 @@ each_recipe = pytest.mark.parametrize("name", RECIPES)
 
 def config_of(name: str):
     """The recipe with small batches of small images."""
-    config = config_file.load(str(tiny.ROOT / "configs" / f"resnext50_32x4d_{name}.py"))
+    config = command_line.load(str(tiny.ROOT / "configs" / f"resnext50_32x4d_{name}.py"))
     config.batch_size, config.bn_group_images, config.seed = BATCH, GROUP, 5
     config.data.train_size_px, config.data.num_threads = 24, 0
     return config

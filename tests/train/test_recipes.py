@@ -11,12 +11,12 @@ import pytest
 import tiny
 
 from configs import common
+from resnext_jax import builders as dataset
 from resnext_jax.data.pipeline import train_batches
 from resnext_jax.data.sources import open_source
 from resnext_jax.errors import UserError
 from resnext_jax.ops.augment import image_keys
 from resnext_jax.sharding import Place, make_mesh, put_replicated, to_global
-from resnext_jax.train import dataset
 from resnext_jax.train.assemble import Run, assemble, augment_of
 from resnext_jax.types import Batch, TrainState
 

@@ -15,8 +15,8 @@ import tiny
 
 from resnext_jax.errors import UserError
 from resnext_jax.files import write_whole
-from resnext_jax.train import lock as lock_module
-from resnext_jax.train.lock import Lock
+from resnext_jax.runtime import lock as lock_module
+from resnext_jax.runtime.lock import Lock
 from resnext_jax.train.resume import check_resumable
 
 # ------------------------------------------------------------------------------------------------- Changed configs
@@ -112,7 +112,7 @@ def test_on_purpose_all_is_reported_and_nothing_refused():
 
 HOLDER = """
 import sys, time
-from resnext_jax.train.lock import Lock
+from resnext_jax.runtime.lock import Lock
 with Lock(sys.argv[1], print):
     print("held", flush=True)
     time.sleep(60)

@@ -12,10 +12,10 @@ import tiny
 from resnext_jax import cli, metrics
 from resnext_jax.errors import UserError
 from resnext_jax.models.complexity import multiply_adds
+from resnext_jax.runtime.profiling import Profiler
 from resnext_jax.sharding import Place, make_mesh
 from resnext_jax.train import speed, window
 from resnext_jax.train.faults import Faults
-from resnext_jax.train.profiling import Profiler
 from resnext_jax.train.speed import Machine, machine
 
 

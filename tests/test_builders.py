@@ -9,11 +9,11 @@ import pytest
 from PIL import Image
 
 from configs import common
+from resnext_jax import builders as dataset
+from resnext_jax.builders import open_data, same_on_all_hosts
 from resnext_jax.data.subset import ReplacingSource
 from resnext_jax.errors import UserError
 from resnext_jax.sharding import Place, make_mesh
-from resnext_jax.train import dataset
-from resnext_jax.train.dataset import open_data, same_on_all_hosts
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tiny
 
-from resnext_jax import net as net_module
+from resnext_jax import api as net_module
 from resnext_jax.data.one_image import USUAL, prepare
 from resnext_jax.errors import UserError
 from resnext_jax.models import zoo

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from resnext_jax.curves import draw_curves, errors_by_epoch
+from resnext_jax.runtime.curves import draw_curves, errors_by_epoch
 
 
 def train(epoch, images, top1):

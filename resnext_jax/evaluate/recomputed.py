@@ -8,18 +8,18 @@ import jax.numpy as jnp
 from etils import epath
 from ml_collections import ConfigDict
 
+from resnext_jax.builders import facts, open_data, same_classes, same_on_all_hosts, training_batches
 from resnext_jax.checkpoint import DIRECTORY, Checkpoints, absolute, finished_steps, read_variables
 from resnext_jax.data.sources import Source
 from resnext_jax.errors import UserError, raise_all
+from resnext_jax.evaluate.opened import Trained
 from resnext_jax.evaluate.recompute import average_statistics
+from resnext_jax.evaluate.validation import show_progress
+from resnext_jax.runtime.writer import MetricsWriter
 from resnext_jax.sharding import Place, check_batch_size, from_first_process, put_replicated, replicated
 from resnext_jax.train.assemble import jit_statistics
-from resnext_jax.train.dataset import facts, open_data, same_classes, same_on_all_hosts, training_batches
 from resnext_jax.train.report import RECOMPUTED
-from resnext_jax.train.trained import Trained
-from resnext_jax.train.validation import show_progress
 from resnext_jax.types import PyTree, TrainState
-from resnext_jax.writer import MetricsWriter
 
 DEFAULT_IMAGES = 8192  # pycls's
 

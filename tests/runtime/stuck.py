@@ -14,7 +14,8 @@ import jax
 import main
 from resnext_jax import cli
 from resnext_jax.data import pipeline
-from resnext_jax.train import preemption, validation
+from resnext_jax.evaluate import validation
+from resnext_jax.runtime import preemption
 
 NAME = os.environ["STUCK"]
 INPUT_STEP = 8

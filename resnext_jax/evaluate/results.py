@@ -17,7 +17,7 @@ from resnext_jax.data.sources import Source
 from resnext_jax.data.views import view_batches
 from resnext_jax.errors import UserError
 from resnext_jax.evaluate.protocols import PROTOCOLS, Classes, Member, Protocol, score_step
-from resnext_jax.train.validation import add_up, center_batches
+from resnext_jax.evaluate.validation import add_up, center_batches
 from resnext_jax.types import Batch, PyTree
 
 # The fields of an evaluation, for configs of checkpoints that were written before there were any.

@@ -17,8 +17,8 @@ import tiny
 
 from resnext_jax import errors, metrics
 from resnext_jax.checkpoint import read_description
+from resnext_jax.runtime import preemption
 from resnext_jax.sharding import Place, make_mesh
-from resnext_jax.train import preemption
 
 PREEMPTED = 75
 GRACE_S = 30
@@ -82,7 +82,7 @@ def saved_step(output):
 
 def start_stuck(name, workdir, environment):
     """A run that will hang in one place."""
-    command = [sys.executable, "tests/train/stuck.py", *tiny.arguments(f"--workdir={workdir}")]
+    command = [sys.executable, "tests/runtime/stuck.py", *tiny.arguments(f"--workdir={workdir}")]
     return subprocess.Popen(
         command,
         cwd=tiny.ROOT,

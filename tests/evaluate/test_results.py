@@ -11,8 +11,9 @@ import pytest
 import tiny
 
 import resnext_jax
-from resnext_jax import config_file
+from resnext_jax.builders import difference
 from resnext_jax.checkpoint import Checkpoints
+from resnext_jax.config import command_line
 from resnext_jax.data import folder
 from resnext_jax.data.decode import decode
 from resnext_jax.data.imagenet_classes import imagenet_classes
@@ -20,14 +21,13 @@ from resnext_jax.data.readers import Record
 from resnext_jax.data.real_labels import NumberedSource, read_real_labels
 from resnext_jax.data.sources import open_source
 from resnext_jax.errors import UserError
+from resnext_jax.evaluate import results as protocol
+from resnext_jax.evaluate.opened import open_trained
+from resnext_jax.runtime.writer import read_metrics
 from resnext_jax.sharding import Place, make_mesh
-from resnext_jax.train import protocol
 from resnext_jax.train.assemble import assemble
-from resnext_jax.train.dataset import difference
 from resnext_jax.train.loop import train
-from resnext_jax.train.trained import open_trained
 from resnext_jax.types import DatasetInfo
-from resnext_jax.writer import read_metrics
 from tests.data.archives import jpeg, write_folders
 
 KNOWN = ("n01", "n02", "n03", "x1", "x2", "x3", "x4", "x5")
@@ -71,7 +71,7 @@ def root(tmp_path_factory):
 
 def row(workdir, *overrides):
     """`python main.py --mode=evaluate --workdir=DIR --config.FIELD=VALUE ...`"""
-    change = lambda config: config_file.override(config, overrides)  # noqa: E731
+    change = lambda config: command_line.override(config, overrides)  # noqa: E731
     trained = open_trained(str(workdir), None, PLACE, change=change, raw=False)
     return trained.evaluate(trained.variables)
 
@@ -257,7 +257,7 @@ def test_the_row_says_what_it_is_of(root):
     """In JSON and in words: who answers, which classes an answer may be, the sizes."""
 
     def said(*overrides):
-        change = lambda config: config_file.override(config, overrides)  # noqa: E731
+        change = lambda config: command_line.override(config, overrides)  # noqa: E731
         trained = open_trained(str(root / "run"), None, PLACE, change=change, raw=False)
         return trained.conditions(), trained.in_words()
 

@@ -11,15 +11,15 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from resnext_jax import sharding
+from resnext_jax.builders import difference, open_data, same_on_all_hosts
 from resnext_jax.checkpoint import locate, read_description, read_variables, require_same_arrays
+from resnext_jax.config.checks import evaluation_problems
 from resnext_jax.data.sources import Source
 from resnext_jax.errors import UserError, raise_all
 from resnext_jax.evaluate.protocols import Classes, Member
+from resnext_jax.evaluate.results import classes_of, conditions, evaluate_by_protocol, fill, in_words, protocol_problems
 from resnext_jax.models.zoo import Network
 from resnext_jax.train.assemble import model_of
-from resnext_jax.train.dataset import difference, open_data, same_on_all_hosts
-from resnext_jax.train.problems import evaluation_problems
-from resnext_jax.train.protocol import classes_of, conditions, evaluate_by_protocol, fill, in_words, protocol_problems
 from resnext_jax.types import PyTree
 
 

@@ -9,7 +9,7 @@ import tiny
 
 PROGRAM = """
 import asyncio, gc
-from resnext_jax import startup
+from resnext_jax.runtime import startup
 
 startup.quiet_logging()
 

@@ -2,7 +2,7 @@
 
 import json
 
-from resnext_jax.writer import MetricsWriter, read_metrics
+from resnext_jax.runtime.writer import MetricsWriter, read_metrics
 
 
 def test_rows_and_events(tmp_path):
