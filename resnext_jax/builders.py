@@ -1,8 +1,9 @@
-"""The data set of a config, checked against what the config and the checkpoint expect of it."""
+"""The parts that a config names: data, network, augmentation and batches. Training and evaluation share them."""
 
 import os
 import zlib
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,14 +14,35 @@ from resnext_jax.data.pipeline import train_batches
 from resnext_jax.data.policies import make_alter
 from resnext_jax.data.sources import Source, open_source
 from resnext_jax.errors import UserError
+from resnext_jax.models import zoo
+from resnext_jax.ops.augment import make_augment
+from resnext_jax.ops.mix import mix
 from resnext_jax.sharding import Place, from_all
 from resnext_jax.types import Batch, DatasetInfo
 
-NUM_COMPARED = 100  # images, whose places are compared between hosts
+NUM_COMPARED = 100  # images whose paths are compared between hosts
+
+# ----------------------------------------------------------------------------------------------------------- Network
+
+
+def build_model(config: ConfigDict, num_classes: int, place: Place) -> zoo.Network:
+    """Return the network that a config names, with the convolution algorithms for the devices of `place`."""
+    return zoo.build_model(
+        zoo.select(**config.model),
+        num_classes,
+        platform=place.platform,
+        chip=place.chip,
+        conv_impl=config.conv_impl,
+        compute_dtype=config.compute_dtype,
+        bn_group_images=config.bn_group_images,
+    )
+
+
+# -------------------------------------------------------------------------------------------------------------- Data
 
 
 def open_data(config: ConfigDict, split: str) -> Source:
-    """The split of the config's data set, checked against the channels that the config normalises."""
+    """Open a split of the config's data set, and check its channels against those that the config normalizes."""
     channels = len(config.data.mean)
     source = open_source(
         config.data.name,
@@ -41,23 +63,53 @@ def open_data(config: ConfigDict, split: str) -> Source:
     return source
 
 
+def facts(info: DatasetInfo) -> dict[str, Any]:
+    """Return what a checkpoint stores about the data set that it was trained on."""
+    return {"name": info.name, "class_names": list(info.class_names), "num_images": info.num_images}
+
+
 def present_classes(config: ConfigDict, validation: Source) -> Bool[np.ndarray, " classes"] | None:
-    """Which of ImageNet-5K's classes the validation images have, those of the 1K set; None of every other data set."""
+    """Return which classes of ImageNet-5K the validation images have (those of the 1K set); None for other data."""
     if config.data.name != "imagenet5k":
         return None
     return np.isin(np.arange(len(validation.info.class_names)), validation.all_labels())
 
 
-def same_on_all_hosts(place: Place, **sources: Source) -> None:
-    """Compares the numbers of images, the class names and the places of some images; none is read.
+def require_same_classes(ours: dict[str, Any], saved: dict[str, Any], where: str) -> None:
+    """Raise UserError if a checkpoint was trained on classes other than those of the current data set.
 
     Args:
-      place: of this process.
-      sources: by the names of their splits.
+      ours: `facts` of the current data set.
+      saved: `facts` stored in the checkpoint.
+      where: location of the checkpoint, for the message.
+    """
+    difference = first_difference(ours["class_names"], saved["class_names"])
+    if difference is not None:
+        raise UserError(
+            f"the checkpoint in {where} knows the {len(saved['class_names'])} classes of {saved['name']!r}, but "
+            f"{ours['name']!r} has {len(ours['class_names'])}{difference}. Use data of the same classes, or another "
+            "--workdir."
+        )
+
+
+def first_difference(ours: Sequence[str], theirs: Sequence[str]) -> str | None:
+    """Return the first pair of class names that differ, as the end of a sentence; None if all are equal."""
+    if list(ours) == list(theirs):
+        return None
+    pairs = zip(ours, theirs, strict=False)
+    return next((f"; the first that differs: {new!r}, there {old!r}" for new, old in pairs if new != old), "")
+
+
+def require_same_data(place: Place, **sources: Source) -> None:
+    """Compare the number of images, the class names and the paths of some images on all hosts. Read no image.
+
+    Args:
+      place: devices and process.
+      sources: data sets, by the names of their splits.
 
     Raises:
-      UserError: on every process, where one reads other data: the rows of its batches would be other images, and of an
-        evaluation it could have more batches than the others, which would wait for it.
+      UserError: on every process if one of them has other data. Its rows would be other images, and it could wait
+        forever for batches of an evaluation that the others do not have.
     """
     of_all = from_all(place, [value for source in sources.values() for value in (len(source), _fingerprint(source))])
     other = next((process for process, values in enumerate(of_all) if (values != of_all[0]).any()), None)
@@ -75,24 +127,22 @@ def same_on_all_hosts(place: Place, **sources: Source) -> None:
 
 
 def _fingerprint(source: Source) -> int:
-    places = np.linspace(0, len(source) - 1, NUM_COMPARED).astype(int).tolist()
-    names = [os.path.basename(source.locate(index)) for index in places]
+    indices = np.linspace(0, len(source) - 1, NUM_COMPARED).astype(int).tolist()
+    names = [os.path.basename(source.locate(index)) for index in indices]
     return zlib.crc32("\n".join([*source.info.class_names, *names]).encode("utf-8", "surrogateescape")) >> 1
 
 
-def facts(info: DatasetInfo) -> dict[str, Any]:
-    """What a checkpoint remembers of the data set that it was trained on."""
-    return {"name": info.name, "class_names": list(info.class_names), "num_images": info.num_images}
+# ----------------------------------------------------------------------------------- Training batches, augmentation
 
 
 def training_batches(
     config: ConfigDict, source: Source, place: Place, start_step: int, num_steps: int
 ) -> Generator[Batch]:
-    """This process's rows of the batches of steps `start_step` to `num_steps - 1`, as the config prepares them."""
+    """Yield this process's rows of the batches of steps `start_step` to `num_steps - 1`."""
     augment = config.augment
     alter = make_alter(
-        augment.get("policy", "none"),  # which checkpoints of before do not have, nor the others that are asked for so
-        magnitude=augment.get("magnitude", 0),
+        augment.policy,
+        magnitude=augment.magnitude,
         flip=augment.flip,
         mean=config.data.mean,
     )
@@ -105,7 +155,7 @@ def training_batches(
         image_size_px=training_size_px(config),
         crop=config.data.crop,
         alter=alter,
-        repeats=config.data.get("repeats", 1),
+        repeats=config.data.repeats,
         group_images=config.bn_group_images,
         num_threads=config.data.num_threads,
         process_index=place.process_index,
@@ -114,29 +164,32 @@ def training_batches(
 
 
 def training_size_px(config: ConfigDict) -> int:
-    """The height and width of training images: those of evaluation, unless the config says otherwise."""
-    return config.data.get("train_size_px") or config.data.image_size_px
+    """Return the height and width of training images; by default those of evaluation."""
+    return config.data.train_size_px or config.data.image_size_px
 
 
-def flips_on_device(config: ConfigDict) -> bool:
-    """Whether images are mirrored on the device: a policy wants it done before, on the host."""
-    return config.augment.get("policy", "none") == "none"
+def build_augment(config: ConfigDict) -> Callable:
+    """Return the augmentation on the device: (uint8 images, keys) -> normalized float32 images."""
+    augment = config.augment
+    return make_augment(
+        mean=config.data.mean,
+        std=config.data.std,
+        color_jitter_strength=augment.color_jitter,
+        lighting_std=augment.lighting_std,
+        flip_images=augment.flip and augment.policy == "none",  # a policy is applied after the flip, on the host
+        pad_px=augment.pad_px,
+        erase_probability=augment.erase_probability,
+    )
 
 
-def same_classes(ours: dict[str, Any], saved: dict[str, Any], where: str) -> None:
-    """Raises UserError where a checkpoint was trained on other classes than those of the data set at hand."""
-    differ = difference(ours["class_names"], saved["class_names"])
-    if differ is not None:
-        raise UserError(
-            f"the checkpoint in {where} knows the {len(saved['class_names'])} classes of {saved['name']!r}, but "
-            f"{ours['name']!r} has {len(ours['class_names'])}{differ}. Use data of the same classes, or another "
-            "--workdir."
-        )
-
-
-def difference(ours: Sequence[str], theirs: Sequence[str]) -> str | None:
-    """Of names of classes the first that differs, as the end of a sentence; None where all are the same."""
-    if list(ours) == list(theirs):
+def build_mix(config: ConfigDict) -> Callable | None:
+    """Return mixup and cutmix: (images, labels, keys) -> mixed images and labels; None if the config has neither."""
+    augment = config.augment
+    if not (augment.mixup_alpha or augment.cutmix_alpha):
         return None
-    pairs = zip(ours, theirs, strict=False)
-    return next((f"; the first that differs: {new!r}, there {old!r}" for new, old in pairs if new != old), "")
+    return partial(
+        mix,
+        mixup_alpha=augment.mixup_alpha,
+        cutmix_alpha=augment.cutmix_alpha,
+        group_images=config.bn_group_images,
+    )

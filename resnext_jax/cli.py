@@ -13,10 +13,12 @@ import jax
 import numpy as np
 from absl import flags
 from etils import epath
+from ml_collections import ConfigDict
 
 from resnext_jax import cluster, sharding
 from resnext_jax.api import load
 from resnext_jax.config import command_line
+from resnext_jax.config.checks import evaluation_problems, protocol_problems
 from resnext_jax.data.decode import read_image
 from resnext_jax.errors import (
     INTERRUPTED_STATUS,
@@ -32,11 +34,12 @@ from resnext_jax.errors import (
     report_error,
     unknown,
 )
-from resnext_jax.evaluate.opened import Trained, open_trained
-from resnext_jax.evaluate.recomputed import recompute_checkpoint
+from resnext_jax.evaluate.loaded import LoadedCheckpoint, load_checkpoint
+from resnext_jax.evaluate.recompute import recompute_checkpoint
 from resnext_jax.ops.conv_choice import chip_of
 from resnext_jax.progress import end_line
 from resnext_jax.runtime.startup import keep_compiled, quiet_logging, versions
+from resnext_jax.train.classification import open_classification
 from resnext_jax.train.finetune import fill_from_checkpoint
 from resnext_jax.train.loop import train
 from resnext_jax.train.resume import flat
@@ -100,15 +103,15 @@ def run_training(flag_values: flags.FlagValues, arguments: Sequence[str]) -> Non
     config = flag_values.config
     if config is None:
         raise UserError("training wants a config: python main.py --config=configs/quickstart.py")
-    config = fill_from_checkpoint(config)
-    train(config, workdir_of(flag_values), here(), environment())
+    place, config = here(), fill_from_checkpoint(config)
+    train(open_classification(config, place), config, workdir_of(flag_values), place, environment())
 
 
 def run_evaluation(flag_values: flags.FlagValues, arguments: Sequence[str]) -> None:
     """`--mode=evaluate`: exact loss, top-1 and top-5 of a checkpoint on the validation images of its config."""
     refuse_arguments(arguments, "evaluate")
-    trained = opened(flag_values)
-    report_row(flag_values, trained, trained.checkpoint, trained.evaluate(trained.variables))
+    loaded = opened(flag_values)
+    report_row(flag_values, loaded, loaded.checkpoint, loaded.evaluate(loaded.variables))
 
 
 def run_recomputation(flag_values: flags.FlagValues, arguments: Sequence[str]) -> None:
@@ -117,14 +120,19 @@ def run_recomputation(flag_values: flags.FlagValues, arguments: Sequence[str]) -
     Written to `recomputed_bn` in the workdir, itself a workdir for the other modes.
     """
     refuse_arguments(arguments, "recompute_bn")
-    trained = opened(flag_values)
-    report_row(flag_values, trained, *recompute_checkpoint(trained))
+    loaded = opened(flag_values)
+    report_row(flag_values, loaded, *recompute_checkpoint(loaded))
 
 
-def opened(flag_values: flags.FlagValues) -> Trained:
-    """The checkpoint of the workdir, with what the flags say of it."""
-    change = functools.partial(command_line.override, overrides=flag_values.override)
-    return open_trained(workdir_of(flag_values), flag_values.config, here(), change=change, raw=flag_values.raw)
+def opened(flag_values: flags.FlagValues) -> LoadedCheckpoint:
+    """Load the checkpoint of the workdir, with the config and the overrides of the command line."""
+    place = here()
+
+    def prepare(config: ConfigDict) -> None:
+        command_line.override(config, flag_values.override)
+        raise_all(evaluation_problems(config, place.mesh.size) + protocol_problems(config))
+
+    return load_checkpoint(workdir_of(flag_values), flag_values.config, place, prepare=prepare, raw=flag_values.raw)
 
 
 def run_prediction(flag_values: flags.FlagValues, arguments: Sequence[str]) -> None:
@@ -162,13 +170,15 @@ MODES: dict[str, Callable[[flags.FlagValues, Sequence[str]], None]] = {
 }
 
 
-def report_row(flag_values: flags.FlagValues, trained: Trained, checkpoint: epath.Path, row: dict[str, float]) -> None:
+def report_row(
+    flag_values: flags.FlagValues, loaded: LoadedCheckpoint, checkpoint: epath.Path, row: dict[str, float]
+) -> None:
     """What the evaluation of a checkpoint gave."""
-    if trained.place.speaks:
-        print(f"{checkpoint} on {row['images']:,} images of {trained.in_words()}:")
+    if loaded.place.is_primary:
+        print(f"{checkpoint} on {row['images']:,} images of {loaded.in_words()}:")
         print(f"loss {row['loss']:.4f}  " + "  ".join(map(functools.partial(accuracy, row), ("top1", "top5"))))
         if flag_values.json:
-            print(json.dumps({"checkpoint": str(checkpoint), **trained.conditions(), **row}))
+            print(json.dumps({"checkpoint": str(checkpoint), **loaded.conditions(), **row}))
 
 
 def accuracy(row: dict[str, float], name: str) -> str:

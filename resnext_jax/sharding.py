@@ -37,11 +37,11 @@ class Place:
     process_count: int = 1
 
     @property
-    def speaks(self) -> bool:
+    def is_primary(self) -> bool:
         return self.process_index == 0
 
 
-def agree(place: Place, own: UserError | None) -> None:
+def raise_together(place: Place, own: UserError | None) -> None:
     """Every process stops where one has found a mistake, each with a sentence, instead of waiting for the others.
 
     Args:

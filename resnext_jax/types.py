@@ -73,3 +73,23 @@ class DatasetInfo:
     @property
     def num_classes(self) -> int:
         return len(self.class_names)
+
+
+@dataclasses.dataclass(frozen=True)
+class Metric:
+    """A number that a task reports.
+
+    Attributes:
+      name: field of a row in metrics.jsonl, such as "top1".
+      label: name for people, such as "top-1".
+      format: format specification of its value, such as ".2%".
+      is_accuracy: True for a share of right answers, which curves show as an error.
+    """
+
+    name: str
+    label: str
+    format: str
+    is_accuracy: bool = False
+
+    def show(self, value: float) -> str:
+        return f"{self.label} {value:{self.format}}"

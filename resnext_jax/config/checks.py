@@ -1,4 +1,4 @@
-"""What of a config cannot work, found before anything is built: one sentence each, with what to change."""
+"""Every check of a config. They run before anything is built; each problem is one sentence that says what to change."""
 
 from ml_collections import ConfigDict
 
@@ -14,16 +14,14 @@ NONFINITE_POLICIES = ("stop", "skip")
 
 
 def evaluation_problems(config: ConfigDict, num_devices: int) -> list[str]:
-    """Everything about the fields of evaluation that cannot work on this many devices, one sentence each."""
+    """Return what is wrong with the fields of evaluation on this many devices, one sentence each."""
     data = config.data
     lines = sharding.check_batch_size("evaluate.batch_size", config.evaluate.batch_size, num_devices)
-    interpolation = data.get("interpolation", "bicubic")
-    if interpolation not in FILTERS:
-        lines.append(unknown("data.interpolation", interpolation, FILTERS))
-    # Training, too, would write them into its checkpoints; those of before do not have them.
+    # A training run checks them too: it would write wrong ones into its checkpoints.
     for name, value, allowed in (
-        ("protocol", config.get("protocol", "center"), PROTOCOLS),
-        ("evaluate.classes", config.evaluate.get("classes", "all"), CANDIDATES),
+        ("data.interpolation", data.interpolation, FILTERS),
+        ("protocol", config.protocol, PROTOCOLS),
+        ("evaluate.classes", config.evaluate.classes, CANDIDATES),
     ):
         if value not in allowed:
             lines.append(unknown(name, value, allowed))
@@ -46,8 +44,22 @@ def evaluation_problems(config: ConfigDict, num_devices: int) -> list[str]:
     return lines + _out_of_range(ranges)
 
 
-def training_problems(config: ConfigDict, num_devices: int) -> list[str]:
-    """Everything about the fields of training that cannot work on this many devices, one sentence each."""
+def protocol_problems(config: ConfigDict) -> list[str]:
+    """Return what is wrong with the fields of a protocol together, one sentence each."""
+    problems, data, crop = [], config.data, config.data.crop
+    if config.protocol in PROTOCOLS and config.protocol != "center" and crop == "none":
+        problems.append(
+            f"protocol={config.protocol!r} cuts its views from larger images, and those of {data.name!r} are taken as "
+            f"they are (data.crop='none'): add --config.data.crop=resize, and --config.data.resize_px={data.resize_px} "
+            "or more."
+        )
+    if config.evaluate.real_labels and config.evaluate.classes != "all":
+        problems.append("evaluate.real_labels are for evaluate.classes='all': leave one of the two out.")
+    return problems
+
+
+def training_problems(config: ConfigDict, num_devices: int, num_processes: int = 1) -> list[str]:
+    """Return what is wrong with the fields of training on this many devices, one sentence each."""
     lines = sharding.check_batch_size("batch_size", config.batch_size, num_devices)
     batch_size, group, parts = config.batch_size, config.bn_group_images, config.accumulation_steps
     if group < 0 or (group and batch_size % group):
@@ -71,6 +83,11 @@ def training_problems(config: ConfigDict, num_devices: int) -> list[str]:
         lines.append(
             f"augment.color_jitter={augment.color_jitter} and augment.lighting_std={augment.lighting_std} are for "
             f"three channels, and data.mean has {len(config.data.mean)}: set both to 0."
+        )
+    if config.debug_nans and num_processes > 1:
+        lines.append(
+            f"debug_nans=True looks at one process, and there are {num_processes}: start one alone, on a copy of the "
+            "workdir."
         )
     if config.on_nonfinite not in NONFINITE_POLICIES:
         lines.append(unknown("on_nonfinite", config.on_nonfinite, NONFINITE_POLICIES))
@@ -120,7 +137,7 @@ def training_problems(config: ConfigDict, num_devices: int) -> list[str]:
 
 
 def recipe_problems(config: ConfigDict) -> list[str]:
-    """Everything about the fields of recipes beyond the paper's that cannot work, one sentence each."""
+    """Return what is wrong with the fields of recipes newer than the paper, one sentence each."""
     augment, data, group = config.augment, config.data, config.bn_group_images or config.batch_size
     tables = {
         "optimizer": (config.optimizer, optim.OPTIMIZERS),

@@ -1,23 +1,46 @@
-"""Batch-norm statistics of trained weights: averages over many training batches instead of the last few.
+"""Batch-norm statistics of trained weights, averaged over many training batches instead of the last few.
 
-While training, the running statistics follow weights that change. Once these stand, the mean and the unbiased variance
-of every batch-norm group are averaged over many images, all with the same weight, as in the code of the published
-ResNets (He et al.: statistics "on a sufficiently large training batch after training") and in pycls ("precise BN").
+During training the running statistics follow weights that change. After training, the mean and the unbiased variance
+of every batch-norm group are averaged over many images with equal weights, as in the code of the published ResNets
+(He et al.: statistics "on a sufficiently large training batch after training") and in pycls ("precise BN").
 """
 
+import math
 from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 from jax.sharding import Mesh
 from jaxtyping import Array, Int
+from ml_collections import ConfigDict
 
 from resnext_jax import metrics, sharding
+from resnext_jax.builders import (
+    build_augment,
+    facts,
+    open_data,
+    require_same_classes,
+    require_same_data,
+    training_batches,
+)
+from resnext_jax.checkpoint import DIRECTORY, Checkpoints, absolute, finished_steps, read_variables
+from resnext_jax.data.sources import Source
+from resnext_jax.errors import UserError, raise_all
+from resnext_jax.evaluate.loaded import LoadedCheckpoint
+from resnext_jax.evaluate.validation import show_progress
 from resnext_jax.models.layers import BN_MOMENTUM
 from resnext_jax.models.zoo import Network
 from resnext_jax.ops.augment import image_keys
-from resnext_jax.types import Batch, PyTree
+from resnext_jax.runtime.writer import MetricsWriter
+from resnext_jax.types import Batch, PyTree, TrainState
+
+# Directory of the checkpoints with recomputed statistics in a workdir, and phase of their row in its metrics.
+RECOMPUTED = "recomputed_bn"
+DEFAULT_IMAGES = 8192  # as in pycls
 
 
 def statistics_step(
@@ -93,3 +116,102 @@ def average_statistics(
 def _added(total: PyTree | None, stats: PyTree) -> PyTree:
     stats = jax.tree.map(lambda stat: stat.astype(np.float64), jax.device_get(stats))
     return stats if total is None else metrics.add(total, stats)
+
+
+def jit_statistics(config: ConfigDict, model: Network, mesh: Mesh) -> Callable:
+    """Return (variables, batch, step) -> batch-norm statistics of that training batch, jitted for the devices."""
+    everywhere, split = sharding.replicated(mesh), sharding.batch_sharding(mesh)
+    return jax.jit(
+        partial(statistics_step, model=model, augment=build_augment(config), seed=config.seed, mesh=mesh),
+        in_shardings=(everywhere, split, everywhere),
+        out_shardings=everywhere,
+    )
+
+
+# ------------------------------------------------------------------------------------------------ Saved in a workdir
+
+
+def recompute_bn(
+    config: ConfigDict,
+    model: Network,
+    variables: PyTree,
+    step: int,
+    description: dict[str, Any],
+    source: Source,
+    workdir: str,
+    place: sharding.Place,
+) -> PyTree:
+    """Recompute statistics over the training batches that would come next, save them once, and return the variables.
+
+    Args:
+      config: resolved config. `recompute_bn_images` is the number of images, rounded up to whole batches (0: as many as
+        pycls takes).
+      model: network.
+      variables: `params` and `batch_stats`, replicated.
+      step: number of steps that they were trained for. The batches are those of the steps after it.
+      description: JSON item of their checkpoint.
+      source: training images.
+      workdir: workdir of the run. The checkpoint is written to `workdir/recomputed_bn`, without optimizer state.
+      place: devices and process.
+
+    Returns:
+      The variables as they were read back.
+    """
+    path = checkpoint_path(workdir, step)
+    if not is_saved(path, place):
+        num_batches = math.ceil((config.get("recompute_bn_images") or DEFAULT_IMAGES) / config.batch_size)
+        batches = training_batches(config, source, place, step, step + num_batches)
+        progress = show_progress(place, "batch norm", num_batches, "batch")
+        stats = average_statistics(
+            jit_statistics(config, model, place.mesh),
+            variables,
+            batches,
+            step,
+            place,
+            lambda done: progress.update(done, ""),
+        )
+        progress.close()
+        state = TrainState(
+            step=jnp.asarray(step, jnp.int32),
+            params=variables["params"],
+            batch_stats=sharding.put_replicated(place.mesh, stats),
+            opt_state={},
+        )
+        checkpoints = Checkpoints(str(epath.Path(workdir) / RECOMPUTED), keep_newest=1_000_000, keep_best=0)
+        checkpoints.save(state, description, {"recomputed_bn_images": num_batches * config.batch_size})
+        checkpoints.close()
+    return read_variables(path, sharding.replicated(place.mesh))
+
+
+def checkpoint_path(workdir: str, step: int) -> epath.Path:
+    """Return where the checkpoint of `step` with recomputed statistics belongs."""
+    return absolute(workdir) / RECOMPUTED / DIRECTORY / str(step)
+
+
+def is_saved(path: epath.Path, place: sharding.Place) -> bool:
+    """Return whether that checkpoint is complete. In a bucket, one that a kill cut short exists too."""
+    return bool(sharding.from_first_process(place, int(path.name) in finished_steps(path.parent)))
+
+
+def recompute_checkpoint(loaded: LoadedCheckpoint) -> tuple[epath.Path, dict[str, float]]:
+    """Recompute the statistics of a checkpoint outside a run, and return where they were saved and their evaluation.
+
+    Raises:
+      UserError: they exist already, or the training images are not those of the checkpoint.
+    """
+    config, place, step = loaded.config, loaded.place, int(loaded.checkpoint.name)
+    raise_all(sharding.check_batch_size("batch_size", config.batch_size, place.mesh.size))
+    workdir = str(loaded.checkpoint.parent.parent)
+    path = checkpoint_path(workdir, step)
+    if is_saved(path, place):
+        raise UserError(f"{path} is there already, and is never overwritten: move it away to make it anew.")
+    source = open_data(config, "train")
+    require_same_classes(facts(source.info), loaded.description["dataset"], str(loaded.checkpoint))
+    require_same_data(place, train=source)
+    args = config, loaded.model, loaded.variables, step, loaded.description, source, workdir, place
+    row = loaded.evaluate(recompute_bn(*args))
+    if place.is_primary:
+        writer = MetricsWriter(str(path.parent.parent), step)
+        writer.write(step, step * config.batch_size / len(source), RECOMPUTED, row)
+        writer.close()
+    return path, row

@@ -20,31 +20,17 @@ from resnext_jax.evaluate.protocols import PROTOCOLS, Classes, Member, Protocol,
 from resnext_jax.evaluate.validation import add_up, center_batches
 from resnext_jax.types import Batch, PyTree
 
-# The fields of an evaluation, for configs of checkpoints that were written before there were any.
+# The fields of an evaluation that the config of converted weights leaves out.
 DEFAULTS: dict[str, Any] = {"ensemble": None, "classes": "all", "class_map": None, "real_labels": None}
 
 
 def fill(config: ConfigDict) -> None:
-    """Adds the fields of an evaluation that an older config does not have."""
+    """Add the fields of an evaluation that the config of a checkpoint leaves out."""
     with config.unlocked(), config.ignore_type():
         config.protocol = config.get("protocol", "center")
         config.data.interpolation = config.data.get("interpolation", "bicubic")
         for name, value in DEFAULTS.items():
             config.evaluate[name] = config.evaluate.get(name, value)
-
-
-def protocol_problems(config: ConfigDict) -> list[str]:
-    """What of these fields cannot work together, one sentence each; their names are in `evaluation_problems`."""
-    problems, data, crop = [], config.data, config.data.crop
-    if config.protocol in PROTOCOLS and config.protocol != "center" and crop == "none":
-        problems.append(
-            f"protocol={config.protocol!r} cuts its views from larger images, and those of {data.name!r} are taken as "
-            f"they are (data.crop='none'): add --config.data.crop=resize, and --config.data.resize_px={data.resize_px} "
-            "or more."
-        )
-    if config.evaluate.real_labels and config.evaluate.classes != "all":
-        problems.append("evaluate.real_labels are for evaluate.classes='all': leave one of the two out.")
-    return problems
 
 
 def classes_of(config: ConfigDict, source: Source, known: dict[str, Any], checkpoint: str) -> Classes:

@@ -1,4 +1,4 @@
-"""The validation images, as a config prepares them."""
+"""Evaluation on the validation images, prepared as a config says."""
 
 from collections.abc import Callable, Generator
 
@@ -10,27 +10,26 @@ from resnext_jax.data.sources import Source
 from resnext_jax.evaluate.classify import evaluate
 from resnext_jax.progress import Progress, Silent
 from resnext_jax.sharding import Place
-from resnext_jax.train import report
 from resnext_jax.types import Batch, PyTree
 
 
 def evaluate_all(
     config: ConfigDict, step: Callable, variables: PyTree, source: Source, place: Place
 ) -> dict[str, float]:
-    """Loss, top-1, top-5 and the number of images of `source`, from their centres, as the config prepares them."""
+    """Return loss, top-1, top-5 and the number of images of `source`, from center crops."""
     batches = center_batches(config, source, place)
     return metrics.means(sums := add_up(step, variables, batches, source, place)) | {"images": int(sums.images)}
 
 
 def add_up(step: Callable, variables: PyTree, batches: Generator[Batch], source: Source, place: Place) -> metrics.Sums:
-    """`evaluate` on the batches of `source`, with a progress line."""
+    """Add up the sums of the batches of `source`, with a progress line."""
     progress = show_progress(place, "evaluate", len(source), "image")
     sums = evaluate(
         step,
         variables,
         batches,
         place,
-        progress=lambda sums: progress.update(int(sums.images), report.evaluation_line(sums)),
+        progress=lambda sums: progress.update(int(sums.images), evaluation_line(sums)),
     )
     progress.close()
     return sums
@@ -39,14 +38,14 @@ def add_up(step: Callable, variables: PyTree, batches: Generator[Batch], source:
 def center_batches(
     config: ConfigDict, source: Source, place: Place, *, image_size_px: int | None = None, resize_px: int | None = None
 ) -> Generator[Batch]:
-    """This process's rows of the batches of an evaluation, in sizes of their own or those of the config."""
+    """Yield this process's rows of the batches of an evaluation; by default in the sizes of the config."""
     return evaluation_batches(
         source,
         batch_size=config.evaluate.batch_size,
         image_size_px=image_size_px or config.data.image_size_px,
         resize_px=resize_px or config.data.resize_px,
         crop=config.data.crop,
-        interpolation=config.data.get("interpolation", "bicubic"),  # which checkpoints of before do not have
+        interpolation=config.data.interpolation,
         num_threads=config.data.num_threads,
         process_index=place.process_index,
         process_count=place.process_count,
@@ -54,5 +53,11 @@ def center_batches(
 
 
 def show_progress(place: Place, label: str, total: int, unit: str, start: int = 0) -> Progress | Silent:
-    """The progress line of one phase; only the first process has one."""
-    return Progress(label, total, unit, start) if place.speaks else Silent()
+    """Return the progress line of one phase; only the primary process shows one."""
+    return Progress(label, total, unit, start) if place.is_primary else Silent()
+
+
+def evaluation_line(sums: metrics.Sums) -> str:
+    """Return the end of the progress line of an evaluation."""
+    row = metrics.means(sums)
+    return f"loss {row['loss']:.4f}  top-1 {row['top1']:.2%}  top-5 {row['top5']:.2%}"

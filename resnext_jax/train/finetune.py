@@ -9,9 +9,9 @@ from ml_collections import ConfigDict
 from resnext_jax.checkpoint import locate, read_description, read_variables, require_same_arrays
 from resnext_jax.errors import UserError
 from resnext_jax.sharding import Place, replicated
-from resnext_jax.train.assemble import HEAD, Run
 from resnext_jax.types import PyTree, TrainState
 
+HEAD = "classifier"  # the module that depends on the classes
 PREPROCESSING = {"image_size_px": 224, "resize_px": 256, "interpolation": "bicubic", "mean": None, "std": None}
 
 
@@ -40,31 +40,28 @@ def fill_from_checkpoint(config: ConfigDict) -> ConfigDict:
     return filled
 
 
-def first_state(
-    config: ConfigDict, run: Run, dataset: dict[str, Any], place: Place, say: Callable[[str], None]
+def initial_weights(
+    state: TrainState, init_from: str, dataset: dict[str, Any], place: Place, log: Callable[[str], None]
 ) -> TrainState:
-    """The state at step 0: fresh, or with the weights of `config.init_from`.
+    """Replace the weights of a fresh state by those of a checkpoint, and log what stays fresh.
 
-    Every array is taken, but for the classifier where the checkpoint knows other classes; what is new is said.
+    Every array is taken, except the classifier if the checkpoint knows other classes.
 
     Args:
-      config: of the run.
-      run: its parts.
-      dataset: `name` and `class_names` of the data set at hand.
-      place: the devices.
-      say: takes a line for people.
+      state: fresh state.
+      init_from: location of the checkpoint.
+      dataset: `name` and `class_names` of the current data set.
+      place: devices and process.
+      log: prints a line.
 
     Raises:
-      UserError: arrays of the backbone are missing, extra or misshapen; they are named with both shapes.
+      UserError: arrays of the backbone are missing, extra or misshapen. The message names them with both shapes.
     """
-    if config.init_from is None:
-        return run.create_state()
-    checkpoint = locate(config.init_from)
+    checkpoint = locate(init_from)
     same_classes = read_description(checkpoint)["dataset"]["class_names"] == dataset["class_names"]
     left_out = () if same_classes else (HEAD,)
     theirs = read_variables(checkpoint, replicated(place.mesh))
-    wanted = run.state_shapes(place.mesh)
-    ours = {"params": _without(wanted.params, left_out), "batch_stats": wanted.batch_stats}
+    ours = {"params": _without(state.params, left_out), "batch_stats": state.batch_stats}
     require_same_arrays(
         checkpoint,
         ours,
@@ -72,10 +69,9 @@ def first_state(
         "Leave the network to the checkpoint (--config.model.name= of configs/finetune.py is open), or give another "
         "--config.init_from.",
     )
-    state = run.create_state()
     new = {name: state.params[name] for name in left_out}
     names = [f"params/{HEAD}/{name} {tuple(array.shape)}" for name, array in new.get(HEAD, {}).items()]
-    say(
+    log(
         f"starting from {checkpoint}: {len(jax.tree.leaves(ours)):,} arrays are taken; "
         f"new: {', '.join(names) or 'nothing'}"
     )

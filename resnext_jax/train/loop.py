@@ -1,211 +1,136 @@
-"""The story of a run, top to bottom: what is trained, where it was left, then step after step to the summary."""
+"""A run from top to bottom: where it starts, what surrounds the steps, the steps, and the summary.
+
+The loop knows no model and no data. A `Task` says what is trained; `Cadence` says what follows a step.
+"""
 
 import contextlib
 import json
 import time
-from functools import partial
+from collections.abc import Callable
 from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 
-from resnext_jax import cluster
-from resnext_jax.builders import (
-    facts,
-    open_data,
-    present_classes,
-    same_classes,
-    same_on_all_hosts,
-    training_batches,
-)
-from resnext_jax.errors import UserError
-from resnext_jax.evaluate.recomputed import recompute_bn
-from resnext_jax.evaluate.validation import evaluate_all, show_progress
-from resnext_jax.progress import say as tell
-from resnext_jax.runtime.curves import draw_curves
+from resnext_jax.errors import Preempted, UserError
+from resnext_jax.progress import say
 from resnext_jax.runtime.preemption import Preemption
-from resnext_jax.runtime.profiling import Profiler
-from resnext_jax.runtime.writer import MetricsWriter, read_metrics
-from resnext_jax.sharding import Place, agree, from_first_process, to_global
-from resnext_jax.train import report
-from resnext_jax.train.assemble import assemble, jit_statistics
-from resnext_jax.train.faults import not_finite
-from resnext_jax.train.finetune import first_state
-from resnext_jax.train.hunt import Hunter
-from resnext_jax.train.report import RECOMPUTED
-from resnext_jax.train.resume import check_resumable, check_whole, claim, open_checkpoints
-from resnext_jax.train.step import all_finite
-from resnext_jax.train.window import open_window
+from resnext_jax.sharding import Place, raise_together, to_global
+from resnext_jax.train import resume
+from resnext_jax.train.cadence import cadence_of
+from resnext_jax.train.monitor import Monitor, open_monitor
+from resnext_jax.train.nans import NanDebugger
+from resnext_jax.train.task import Task
+from resnext_jax.train.workdir import RunWriter, check_shared, prepare_workdir, summarize, write_facts
 from resnext_jax.types import PyTree, TrainState
 
 
-def train(config: ConfigDict, workdir: str, place: Place, environment: dict[str, Any]) -> None:
-    """Trains to the end, from the newest checkpoint of `workdir` if there is one.
+def train(task: Task, config: ConfigDict, workdir: str, place: Place, environment: dict[str, Any]) -> None:
+    """Train to the end, from the newest checkpoint of `workdir` if there is one.
 
     Args:
-      config: see configs/common.py.
-      workdir: created if need be; the README lists what it holds.
-      place: the devices and this process.
+      task: what is trained.
+      config: resolved config; the loop reads `log`, `evaluate`, `checkpoint`, `watch` and what stops a run.
+      workdir: directory of the run, created if need be. The README lists what it holds.
+      place: devices and process.
       environment: versions and devices, written beside the config.
 
     Raises:
-      UserError: anything that the user can mend, with every checkpoint untouched.
-      Preempted: after a SIGTERM, when all is saved.
+      UserError: a mistake that the user can fix. Every checkpoint is untouched.
+      Preempted: after a SIGTERM, once the state is saved.
     """
+    log = say if place.is_primary else lambda line: None
+    cadence = cadence_of(config, task.total_steps, task.steps_per_epoch)
+    description = {"config": json.loads(config.to_json_best_effort()), "dataset": task.dataset}
     with contextlib.ExitStack() as stack:
-        _train(config, workdir, place, environment, stack)
+        preemption = stack.enter_context(Preemption(place.process_count))
 
+        # ---------------------------------------------------------------------------------------- Where it starts
+        open_workdir(workdir, place)
+        lock, newest = resume.claim(workdir, place, stack, log)
+        checkpoints = resume.open_checkpoints(config, task, cadence, workdir)
+        stack.callback(checkpoints.close)
+        start = resume.find_start(
+            task, checkpoints, newest, description, workdir, place, allow_changes=config.resume_changed, log=log
+        )
+        state = start.state
+        if start.step >= task.total_steps and not (start.owes_evaluation or start.owes_final):
+            log(f"{workdir} is done: {start.step:,} of {task.total_steps:,} steps.")
+            summarize(workdir, task, log)
+            return
+        if start.step:
+            log(f"resuming {workdir} at step {start.step:,} of {task.total_steps:,}")
 
-def _train(
-    config: ConfigDict, workdir: str, place: Place, environment: dict[str, Any], stack: contextlib.ExitStack
-) -> None:
-    say = tell if place.speaks else lambda line: None
-    preemption = stack.enter_context(Preemption(place))
-
-    # ------------------------------------------------------------------------------------------- What is trained
-    mistake = None
-    try:
-        train_source, validation_source = open_data(config, "train"), open_data(config, "validation")
-        run = assemble(config, train_source.info, place, present=present_classes(config, validation_source))
-        run.state_shapes(place.mesh)  # a network that cannot be is known before anything is written
-        report.prepare_workdir(workdir)
-    except UserError as error:
-        mistake = error
-    agree(place, mistake)
-    same_on_all_hosts(place, train=train_source, validation=validation_source)
-    title = report.model_title(config)
-    description = {"config": json.loads(config.to_json_best_effort()), "dataset": facts(train_source.info)}
-
-    # ---------------------------------------------------------------------------------------- Where it was left
-    report.check_shared(workdir, place)
-    lock, newest = claim(workdir, place, stack, say)
-    rows = read_metrics(workdir)
-    checkpoints = open_checkpoints(config, run, workdir, rows)
-    stack.callback(checkpoints.close)
-    preemption.before_leaving += [checkpoints.wait, *([lock.release] if lock else [])]
-    if newest is None:
-        state, start_step, left = first_state(config, run, description["dataset"], place, say), 0, {}
-    else:
-        start_step, saved = newest, checkpoints.description(newest)
-        check_whole(saved, newest, workdir)
-        same_classes(description["dataset"], saved["dataset"], workdir)
-        state = checkpoints.restore(newest, run.state_shapes(place.mesh))
-        check_resumable(description, saved, f"of step {newest} in {workdir}", allow=config.resume_changed, say=say)
-        left = saved.get("progress", {})
-    # What a run may have been left without: the evaluation of the newest checkpoint, and what follows the last step.
-    made = {row["phase"] for row in rows if row["step"] == start_step}
-    evaluates = bool(from_first_process(place, not left.get("evaluated", True) and "evaluate" not in made))
-    recomputes = config.recompute_bn_images > 0
-    if start_step >= run.total_steps:
-        recomputes = bool(from_first_process(place, recomputes and RECOMPUTED not in made))
-    if start_step >= run.total_steps and not (evaluates or recomputes):
-        say(f"{workdir} is done: {start_step:,} of {run.total_steps:,} steps.")
-        report.summarize(workdir, title, say)
-        return
-    if start_step:
-        say(f"resuming {workdir} at step {start_step:,} of {run.total_steps:,}")
-
-    # ------------------------------------------------------------------------------------------------- The input
-    batches = training_batches(config, train_source, place, start_step, run.total_steps)
-    stack.callback(batches.close)
-
-    # From here on the workdir is this run's: everything about its config has been checked.
-    writer = None
-    if place.speaks:
-        report.write_facts(config, workdir, environment, state.params, say)
-        writer = MetricsWriter(workdir, start_step)
+        # ------------------------------------------------------------------------------ What surrounds the steps
+        batches = stack.enter_context(contextlib.closing(task.batches(start.step)))
+        if place.is_primary:
+            write_facts(config, workdir, environment, state.params, task.title, log)
+        writer = RunWriter(workdir, task, checkpoints, description, lock, start.step)
         stack.callback(writer.close)
+        monitor = open_monitor(task, config, start, workdir, place, log)
+        stack.callback(monitor.close)
+        step_fn = CompiledStep(task.train_step, place, monitor, log)
+        if config.debug_nans:
+            step_fn = NanDebugger(step_fn, task.plain_step)
+        if start.owes_evaluation:
+            with monitor.paused():
+                writer.evaluate(state.variables, start.step)
 
-    # -------------------------------------------------------------------------------------- What a step may bring
-    progress = show_progress(place, "train", run.total_steps, "step", start_step)
-    stack.callback(progress.close)
-    is_finite = jax.jit(all_finite)
-    hunter = Hunter(run.plain_step) if config.debug_nans else None
-    window = open_window(
-        config, run, workdir, place, rows, start_step, left, lambda line: (progress.close(), say(line))
-    )
-    profiler = Profiler(workdir, config.watch.profile_steps, place.speaks, say)
-    stack.callback(profiler.close)
+        # ------------------------------------------------------------------------------------------------- Steps
+        for step in range(start.step + 1, task.total_steps + 1):
+            batch = to_global(place.mesh, monitor.next_batch(batches, step))
+            with jax.profiler.StepTraceAnnotation("train", step_num=step):
+                state, sums = step_fn(state, batch)
+            monitor.after_step(step, sums)
+            stops = preemption.requested(step)
 
-    def save(state: TrainState, step: int, evaluated: bool) -> None:
-        if not is_finite(state):
-            raise not_finite("norm of parameters and statistics", step, workdir)
-        if writer and lock:
-            writer.flush()
-            lock.check()
-        with preemption.saving:
-            checkpoints.save(state, description, None, {"window": window.carried(), "evaluated": evaluated})
+            if cadence.logs(step):
+                writer.write_row(step, "train", monitor.row(step) | {"learning_rate": task.learning_rate(step - 1)})
+            if cadence.saves(step) or stops:
+                progress = {"window": monitor.carried(), "evaluated": not cadence.evaluates(step)}
+                writer.save(state, step, progress)
+            if stops:
+                checkpoints.wait()
+                raise Preempted(f"preempted (SIGTERM): saved at step {step:,}; run the same command again to go on")
+            if cadence.evaluates(step):
+                with monitor.paused():
+                    writer.evaluate(state.variables, step)
 
-    def validate(variables: PyTree, step: int, phase: str) -> None:
-        progress.close()
-        evaluation = evaluate_all(config, run.evaluation_step, variables, validation_source, place)
-        if phase == "evaluate":
-            checkpoints.top1[step] = evaluation["top1"]
-        if writer:
-            writer.write(step, step / run.steps_per_epoch, phase, evaluation)
-            writer.flush()
-            draw_curves(read_metrics(workdir), workdir, title)
+        # ----------------------------------------------------------------------------------------------- The end
+        checkpoints.wait()
+        if start.owes_final:
+            with monitor.paused():
+                writer.evaluate_finally(state.variables, task.total_steps)
+        summarize(workdir, task, log)
 
-    def recompute(variables: PyTree, step: int) -> None:
-        statistics_step = jit_statistics(config, run.model, place.mesh)
-        args = config, statistics_step, variables, step, description, train_source, workdir, place
-        validate(recompute_bn(*args), step, RECOMPUTED)
 
-    # ------------------------------------------------------------------------------------------------------ Steps
-    step_fn = run.compile(place, config.batch_size, say) if start_step < run.total_steps else run.train_step
-    saved_step, line = start_step, ""
-    if evaluates:
-        validate(state.variables, start_step, "evaluate")
-    preemption.start_steps(start_step)
-    window.restart_clock()
-    for step in range(start_step + 1, run.total_steps + 1):
-        wait_start_s = time.monotonic()
-        batch = preemption.take(batches, step)
-        if batch is None:
-            if saved_step != step - 1:
-                window.drain()
-                save(state, step - 1, evaluated=True)
-            break
-        batch = to_global(place.mesh, batch)
-        waited_s = time.monotonic() - wait_start_s
-        if profiler.switches(step):
-            window.wait()
-            profiler.switch()
-            window.restart_clock()
-        if hunter:
-            hunter.before(state, batch)
-        with jax.profiler.StepTraceAnnotation("train", step_num=step):
-            state, sums = step_fn(state, batch)
-        cluster.beat(step)
-        if hunter:
-            hunter.after(step, state, sums)
-        window.add(step, sums, waited_s)
+def open_workdir(workdir: str, place: Place) -> None:
+    """Create the workdir and test that all processes can write and see it."""
+    error = None
+    try:
+        prepare_workdir(workdir)
+    except UserError as caught:
+        error = caught
+    raise_together(place, error)
+    check_shared(workdir, place)
 
-        evaluates = run.evaluates_after(step)
-        saves = evaluates or step % config.checkpoint.every_steps == 0 or run.keeps_for_ever(step)
-        epoch = step / run.steps_per_epoch
-        if not (saves or step % config.log.every_steps == 0):
-            progress.update(step, f"epoch {epoch:.2f}  {line}")
-            continue
 
-        # --------------------------------------------------------------------- A row, a checkpoint, an evaluation
-        scalars = window.row() | {"learning_rate": float(run.schedule(step - 1))}
-        if writer:
-            writer.write(step, epoch, "train", scalars)
-        line = report.train_line(scalars)
-        progress.update(step, f"epoch {epoch:.2f}  {line}")
-        profiler.look(step)
-        if saves:
-            save(state, saved_step := step, evaluated=not evaluates)
-        if evaluates:
-            # What is saved already can be left at once; the evaluation is then made at the next start.
-            preemption.with_nothing_at_stake(partial(validate, state.variables, step, "evaluate"))
-        window.restart_clock()
+class CompiledStep:
+    """Compiles a step for each shape of batches when it first meets it, and says so."""
 
-    checkpoints.wait()
-    if recomputes:
-        preemption.with_nothing_at_stake(partial(recompute, state.variables, run.total_steps))
-    preemption.end()
+    def __init__(self, step: Any, place: Place, monitor: Monitor, log: Callable[[str], None]):
+        self._step, self._place, self._monitor, self._log = step, place, monitor, log
+        self._compiled: dict[Any, Callable] = {}
 
-    # ---------------------------------------------------------------------------------------------------- Summary
-    report.summarize(workdir, title, say)
+    def __call__(self, state: TrainState, batch: PyTree) -> tuple[TrainState, Any]:
+        key = tuple((leaf.shape, str(leaf.dtype)) for leaf in jax.tree.leaves(batch))
+        if key not in self._compiled:
+            with self._monitor.paused():
+                self._log(
+                    f"compiling the step for {self._place.mesh.size} {self._place.platform} device(s); "
+                    "this can take from seconds (small networks) to minutes (101 layers)"
+                )
+                start_s = time.monotonic()
+                self._compiled[key] = self._step.lower(state, batch).compile()
+                self._log(f"compiled in {time.monotonic() - start_s:.1f} s")
+        return self._compiled[key](state, batch)

@@ -1,7 +1,8 @@
-"""How a run goes on: one run per workdir, from the newest sound checkpoint, with a config that may go on from it."""
+"""Where a run starts: one run per workdir, from the newest intact checkpoint, with a config that may continue it."""
 
 import contextlib
-from collections.abc import Callable, Sequence
+import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -9,8 +10,11 @@ from ml_collections import ConfigDict
 from resnext_jax.checkpoint import Checkpoints, newest_sound
 from resnext_jax.errors import UserError
 from resnext_jax.runtime.lock import Lock
-from resnext_jax.sharding import Place, agree, from_first_process
-from resnext_jax.train.assemble import Run
+from resnext_jax.runtime.writer import read_metrics
+from resnext_jax.sharding import Place, from_first_process, raise_together
+from resnext_jax.train.cadence import Cadence
+from resnext_jax.train.task import Task
+from resnext_jax.types import TrainState
 
 NO_CHECKPOINT = -1
 
@@ -39,37 +43,108 @@ FREE = (
 LENGTH = ("num_epochs", "num_steps")
 
 
+@dataclasses.dataclass(frozen=True)
+class StartPoint:
+    """Where a run starts or goes on.
+
+    Attributes:
+      state: training state.
+      step: number of steps made.
+      progress: what the checkpoint stored beside the state: the sums of an unfinished row.
+      losses: mean losses of the rows of training so far.
+      owes_evaluation: the checkpoint of this step was saved, and its evaluation did not follow.
+      owes_final: the row of the task's final phase is missing.
+    """
+
+    state: TrainState
+    step: int
+    progress: dict[str, Any]
+    losses: list[float]
+    owes_evaluation: bool
+    owes_final: bool
+
+
 def claim(
-    workdir: str, place: Place, stack: contextlib.ExitStack, say: Callable[[str], None]
+    workdir: str, place: Place, stack: contextlib.ExitStack, log: Callable[[str], None]
 ) -> tuple[Lock | None, int | None]:
-    """Takes the workdir for this run, and finds where it was left; the first process does, and tells the others.
+    """Lock the workdir and find its newest intact checkpoint. The primary process does both and tells the others.
 
     Returns:
-      The lock (of the first process; it is held until `stack` closes), and the step of the newest sound checkpoint.
+      The lock (on the primary process; it is held until `stack` closes), and the step of the newest intact checkpoint.
 
     Raises:
-      UserError: another run is at work there, or it has checkpoints and none is sound.
+      UserError: another run uses the workdir, or it has checkpoints and none is intact.
     """
-    lock, newest, mistake = None, None, None
-    if place.speaks:
+    lock, newest, error = None, None, None
+    if place.is_primary:
         try:
-            lock = stack.enter_context(Lock(workdir, say))
-            newest = newest_sound(workdir, say)
-        except UserError as error:
-            mistake = error
-    agree(place, mistake)
+            lock = stack.enter_context(Lock(workdir, log))
+            newest = newest_sound(workdir, log)
+        except UserError as caught:
+            error = caught
+    raise_together(place, error)
     step = from_first_process(place, NO_CHECKPOINT if newest is None else newest)
     return lock, None if step == NO_CHECKPOINT else step
 
 
-def open_checkpoints(config: ConfigDict, run: Run, workdir: str, rows: Sequence[dict[str, Any]]) -> Checkpoints:
-    """The checkpoints of a run, kept as the config says; which were the best is known from the rows of its metrics."""
+def open_checkpoints(config: ConfigDict, task: Task, cadence: Cadence, workdir: str) -> Checkpoints:
+    """Open the checkpoints of a run. The rows of its metrics say which ones scored best."""
     return Checkpoints(
         workdir,
         keep_newest=config.checkpoint.keep_newest,
         keep_best=config.checkpoint.keep_best,
-        keep_for_ever=run.keeps_for_ever,
-        top1={row["step"]: row["top1"] for row in rows if row["phase"] == "evaluate"},
+        keep_permanently=cadence.keeps,
+        scores={row["step"]: row[task.score.name] for row in read_metrics(workdir) if row["phase"] == "evaluate"},
+    )
+
+
+def find_start(
+    task: Task,
+    checkpoints: Checkpoints,
+    newest: int | None,
+    description: dict[str, Any],
+    workdir: str,
+    place: Place,
+    *,
+    allow_changes: bool,
+    log: Callable[[str], None],
+) -> StartPoint:
+    """Restore the newest checkpoint, or make the first state.
+
+    Args:
+      task: what is trained.
+      checkpoints: checkpoints of the run.
+      newest: step of the newest intact checkpoint; None if there is none.
+      description: `config` and `dataset` of this start.
+      workdir: directory of the run.
+      place: devices and process.
+      allow_changes: continue even if fields changed that change the trajectory.
+      log: prints a line.
+
+    Raises:
+      UserError: the checkpoint cannot be continued by this task and config.
+    """
+    rows = read_metrics(workdir)
+    progress: dict[str, Any] = {}
+    if newest is None:
+        step, state = 0, task.initial_state(log)
+    else:
+        step, saved = newest, checkpoints.description(newest)
+        check_whole(saved, newest, workdir)
+        task.require_same_data(saved["dataset"], workdir)
+        state = checkpoints.restore(newest, task.state_shapes())
+        check_resumable(description, saved, f"of step {newest} in {workdir}", allow=allow_changes, log=log)
+        progress = saved.get("progress", {})
+    phases = {row["phase"] for row in rows if row["step"] == step}
+    evaluation = not progress.get("evaluated", True) and "evaluate" not in phases
+    final = task.final_phase is not None and not (step >= task.total_steps and task.final_phase in phases)
+    return StartPoint(
+        state=state,
+        step=step,
+        progress=progress,
+        losses=[row["loss"] for row in rows if row["phase"] == "train" and row["step"] <= step and "loss" in row],
+        owes_evaluation=bool(from_first_process(place, evaluation)),
+        owes_final=bool(from_first_process(place, final)),
     )
 
 
@@ -95,7 +170,7 @@ def check_whole(saved: dict[str, Any], step: int, workdir: str) -> None:
 
 
 def check_resumable(
-    now: dict[str, Any], before: dict[str, Any], checkpoint: str, *, allow: bool, say: Callable[[str], None]
+    now: dict[str, Any], before: dict[str, Any], checkpoint: str, *, allow: bool, log: Callable[[str], None]
 ) -> None:
     """Compares what a run is asked for with what its checkpoint was trained with.
 
@@ -104,7 +179,7 @@ def check_resumable(
       before: those of the checkpoint.
       checkpoint: for the message.
       allow: go on all the same (`--config.resume_changed=true`).
-      say: takes a line for every field that may change, or is allowed to.
+      log: takes a line for every field that may change, or is allowed to.
 
     Raises:
       UserError: with every field that would change the trajectory, both values, and what to do.
@@ -126,7 +201,7 @@ def check_resumable(
         )
     for name in changed:
         if name != "resume_changed":
-            say(f"note: {name} was {theirs.get(name)!r} at the last start, and is {ours.get(name)!r} from here on")
+            log(f"note: {name} was {theirs.get(name)!r} at the last start, and is {ours.get(name)!r} from here on")
 
 
 def _matters(name: str, fixed_rate: bool) -> bool:

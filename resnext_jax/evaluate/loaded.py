@@ -11,20 +11,18 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from resnext_jax import sharding
-from resnext_jax.builders import difference, open_data, same_on_all_hosts
+from resnext_jax.builders import build_model, first_difference, open_data, require_same_data
 from resnext_jax.checkpoint import locate, read_description, read_variables, require_same_arrays
-from resnext_jax.config.checks import evaluation_problems
 from resnext_jax.data.sources import Source
-from resnext_jax.errors import UserError, raise_all
+from resnext_jax.errors import UserError
 from resnext_jax.evaluate.protocols import Classes, Member
-from resnext_jax.evaluate.results import classes_of, conditions, evaluate_by_protocol, fill, in_words, protocol_problems
+from resnext_jax.evaluate.results import classes_of, conditions, evaluate_by_protocol, fill, in_words
 from resnext_jax.models.zoo import Network
-from resnext_jax.train.assemble import model_of
 from resnext_jax.types import PyTree
 
 
 @dataclasses.dataclass(frozen=True)
-class Trained:
+class LoadedCheckpoint:
     """A checkpoint that fits its data.
 
     Attributes:
@@ -70,17 +68,17 @@ class Trained:
         return f"{self.source.info.name} ({in_words(self.conditions(), self.num_known)})"
 
 
-def open_trained(
-    workdir: str, config: ConfigDict | None, place: sharding.Place, *, change: Callable[[ConfigDict], None], raw: bool
-) -> Trained:
+def load_checkpoint(
+    workdir: str, config: ConfigDict | None, place: sharding.Place, *, prepare: Callable[[ConfigDict], None], raw: bool
+) -> LoadedCheckpoint:
     """The newest checkpoint of `workdir`, or the one that it names.
 
     Args:
       workdir: see `checkpoint.locate`.
       config: None for the checkpoint's own.
-      place: the devices and this process.
-      change: makes of that config what the command line asks for.
-      raw: the last weights, where averages are kept too.
+      place: devices and process.
+      prepare: applies the overrides of the command line to that config and checks it.
+      raw: load the last weights even if the checkpoint has averages.
 
     Raises:
       UserError: there is none, or it does not fit the config or the data.
@@ -90,11 +88,10 @@ def open_trained(
     config = config or ConfigDict(description["config"])
     assert config is not None
     fill(config)
-    change(config)
-    raise_all(evaluation_problems(config, place.mesh.size) + protocol_problems(config))
+    prepare(config)
     source = open_data(config, "validation")
     classes = classes_of(config, source, description["dataset"], str(checkpoint))
-    same_on_all_hosts(place, validation=source)
+    require_same_data(place, validation=source)
     model, variables = _network(checkpoint, description, config, place, raw)
     given = config.evaluate.ensemble
     paths = [path.strip() for path in (given or "").split(",") if path.strip()]
@@ -107,7 +104,7 @@ def open_trained(
         _other(path, other, checkpoint, description, config, place, raw)
         for path, other in _located(paths, checkpoint).items()
     )
-    return Trained(checkpoint, description, config, place, source, classes, model, variables, others)
+    return LoadedCheckpoint(checkpoint, description, config, place, source, classes, model, variables, others)
 
 
 def _located(paths: Sequence[str], first: epath.Path) -> dict[str, epath.Path]:
@@ -128,7 +125,7 @@ def _network(
     checkpoint: epath.Path, description: dict[str, Any], config: ConfigDict, place: sharding.Place, raw: bool
 ) -> tuple[Network, PyTree]:
     """The network of a config with the variables of a checkpoint."""
-    model = model_of(config, len(description["dataset"]["class_names"]), place)
+    model = build_model(config, len(description["dataset"]["class_names"]), place)
     variables = read_variables(checkpoint, sharding.replicated(place.mesh), raw=raw)
     images = jax.ShapeDtypeStruct(
         (1, config.data.image_size_px, config.data.image_size_px, len(config.data.mean)), "float32"
@@ -153,7 +150,7 @@ def _other(
 ) -> tuple[Member, PyTree]:
     """Another member of the ensemble of `first`, on whose images, and in whose sizes, it is tested."""
     theirs = read_description(checkpoint)
-    differ = difference(description["dataset"]["class_names"], theirs["dataset"]["class_names"])
+    differ = first_difference(description["dataset"]["class_names"], theirs["dataset"]["class_names"])
     if differ is not None:
         raise UserError(
             f"the members of an ensemble must know the same classes in the same order: {checkpoint} knows "

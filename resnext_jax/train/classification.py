@@ -1,0 +1,305 @@
+"""Image classification: what is trained in every experiment of the paper except object detection.
+
+`Classification.__init__` reads as the recipe: model, schedule, optimizer, augmentation, loss, step. To change one of
+them, change it there or in the function that it names.
+"""
+
+from collections.abc import Callable, Generator
+from functools import partial
+from typing import Any
+
+import jax
+import optax
+from jax.sharding import Mesh
+from jaxtyping import Array
+from ml_collections import ConfigDict
+
+from resnext_jax import builders, metrics, optim, sharding
+from resnext_jax.config.checks import evaluation_problems, training_problems
+from resnext_jax.data.sources import Source
+from resnext_jax.errors import UserError, raise_all
+from resnext_jax.evaluate import recompute, validation
+from resnext_jax.evaluate.classify import evaluation_step
+from resnext_jax.models import zoo
+from resnext_jax.models.complexity import multiply_adds
+from resnext_jax.ops.loss import LOSSES
+from resnext_jax.ops.mix import Labels
+from resnext_jax.sharding import Place
+from resnext_jax.train.finetune import HEAD, initial_weights
+from resnext_jax.train.state import create_state
+from resnext_jax.train.step import Step, skipping_nonfinite, train_step, with_averages
+from resnext_jax.types import Batch, DatasetInfo, Metric, PyTree, TrainState
+
+LOSS = Metric("loss", "loss", ".4f")
+TOP1 = Metric("top1", "top-1", ".2%", is_accuracy=True)
+TOP5 = Metric("top5", "top-5", ".2%", is_accuracy=True)
+
+
+class Classification:
+    """A `train.task.Task`. Nothing is compiled, allocated or read before it is used.
+
+    Args:
+      config: resolved config; see configs/common.py.
+      place: devices and process. The devices need not exist: a compile-only topology will do.
+      info: facts of the training set.
+      training: training images; None if no batch will be read, as in a compile report.
+      validation: validation images; None if nothing will be evaluated.
+
+    Attributes:
+      model: network.
+      schedule: step -> learning rate.
+      train_step: (state, batch) -> (state, sums), jitted for the devices; donates the state.
+      plain_step: the same mathematics without jit, microbatches and devices, to look for a NaN in it.
+      create_state: () -> fresh state at step 0, replicated over the devices.
+      evaluation_step: (variables, batch) -> sums.
+    """
+
+    metrics = (LOSS, TOP1, TOP5)
+    score = TOP1
+
+    def __init__(
+        self,
+        config: ConfigDict,
+        place: Place,
+        info: DatasetInfo,
+        *,
+        training: Source | None = None,
+        validation: Source | None = None,
+    ):
+        num_devices = place.mesh.size
+        raise_all(
+            training_problems(config, num_devices, place.process_count) + evaluation_problems(config, num_devices)
+        )
+        self.config, self.place, self.info, self._training, self._validation = config, place, info, training, validation
+        self.title = title_of(config)
+        self.dataset = builders.facts(info)
+        self.batch_size = config.batch_size
+        size_px = builders.training_size_px(config)
+        self.image_shape = (size_px, size_px, len(config.data.mean))
+
+        self.model = builders.build_model(config, info.num_classes, place)
+        self.flops_per_image = 2 * 3 * multiply_adds(self.model, self.image_shape)  # the backward pass costs twice
+
+        self.steps_per_epoch = info.num_images / config.batch_size  # rarely whole
+        self.total_steps = total_steps_of(config, info)
+        self.schedule = schedule_of(config, self.steps_per_epoch, self.total_steps)
+        self.optimizer = optimizer_of(config, self.schedule)
+
+        frozen = config.freeze_backbone
+        loss_fn = partial(
+            classification_loss,
+            model=self.model,
+            augment=builders.build_augment(config),
+            mix=builders.build_mix(config),
+            loss=partial(LOSSES[config.loss], smoothing=config.label_smoothing, threshold=config.target_threshold),
+            trained_module=HEAD if frozen else None,
+        )
+        self.plain_step = partial(
+            train_step, loss_fn=loss_fn, optimizer=self.optimizer, model=self.model, seed=config.seed
+        )
+        step: Step = partial(self.plain_step, accumulation_steps=config.accumulation_steps, mesh=place.mesh)
+        if config.ema_decay:
+            step = with_averages(step, config.ema_decay)
+        if config.on_nonfinite == "skip":
+            step = skipping_nonfinite(step)
+
+        everywhere, split = sharding.replicated(place.mesh), sharding.batch_sharding(place.mesh)
+        self.train_step = jax.jit(step, in_shardings=(everywhere, split), out_shardings=everywhere, donate_argnums=0)
+        self.create_state = jax.jit(
+            partial(
+                create_state, self.model, self.optimizer, config.seed, self.image_shape, averages=config.ema_decay > 0
+            ),
+            out_shardings=everywhere,
+        )
+        present = builders.present_classes(config, validation) if validation is not None else None
+        self.evaluation_step = validation_step(config, self.model, place.mesh, present)
+
+    # ---------------------------------------------------------------------------------------------- For the loop
+
+    def batches(self, start_step: int) -> Generator[Batch]:
+        """Yield this process's rows of the global batches from `start_step` to the end of the run."""
+        assert self._training is not None
+        return builders.training_batches(self.config, self._training, self.place, start_step, self.total_steps)
+
+    def initial_state(self, log: Callable[[str], None]) -> TrainState:
+        """Return the state at step 0: fresh, or with the weights of `config.init_from`."""
+        state = self.create_state()
+        if self.config.init_from is None:
+            return state
+        return initial_weights(state, self.config.init_from, self.dataset, self.place, log)
+
+    def require_same_data(self, saved: dict[str, Any], workdir: str) -> None:
+        """Raise UserError if a checkpoint of `workdir` was trained on other classes."""
+        builders.require_same_classes(self.dataset, saved, workdir)
+
+    def learning_rate(self, step: int) -> float:
+        """Return the learning rate of the update that follows `step` updates."""
+        return float(self.schedule(step))
+
+    def evaluate(self, variables: PyTree) -> dict[str, float]:
+        """Return loss, top-1, top-5 and the number of images of the validation set."""
+        assert self._validation is not None
+        return validation.evaluate_all(self.config, self.evaluation_step, variables, self._validation, self.place)
+
+    @property
+    def final_phase(self) -> str | None:
+        """The phase of the row that follows the last step; None if there is none."""
+        return recompute.RECOMPUTED if self.config.recompute_bn_images > 0 else None
+
+    def final_evaluation(self, variables: PyTree, step: int, description: dict[str, Any], workdir: str) -> dict:
+        """Recompute the batch-norm statistics, save them in `workdir/recomputed_bn`, and return their evaluation."""
+        assert self._training is not None
+        args = self.config, self.model, variables, step, description, self._training, workdir, self.place
+        return self.evaluate(recompute.recompute_bn(*args))
+
+    # ---------------------------------------------------------------------------------- For the compile report too
+
+    def state_shapes(self) -> TrainState:
+        """Return the state as shapes with shardings."""
+        everywhere = sharding.replicated(self.place.mesh)
+        return jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere),
+            jax.eval_shape(self.create_state),
+        )
+
+    def batch_shapes(self) -> Batch:
+        """Return a global training batch as shapes with shardings."""
+        shape = partial(jax.ShapeDtypeStruct, sharding=sharding.batch_sharding(self.place.mesh))
+        return Batch(
+            image=shape((self.batch_size, *self.image_shape), "uint8"),
+            label=shape((self.batch_size,), "int32"),
+            mask=shape((self.batch_size,), "float32"),
+        )
+
+
+def open_classification(config: ConfigDict, place: Place) -> Classification:
+    """Open the data of a config and return the task of training on it.
+
+    Raises:
+      UserError: on every process, with every problem of the config or the data.
+    """
+    task, error = None, None
+    try:
+        training, validation = builders.open_data(config, "train"), builders.open_data(config, "validation")
+        task = Classification(config, place, training.info, training=training, validation=validation)
+        task.state_shapes()  # an impossible network is found before anything is written
+    except UserError as caught:
+        error = caught
+    sharding.raise_together(place, error)
+    assert task is not None
+    builders.require_same_data(place, train=training, validation=validation)
+    return task
+
+
+# ------------------------------------------------------------------------------------------------- The recipe's parts
+
+
+def classification_loss(
+    params: PyTree,
+    batch_stats: PyTree,
+    batch: Batch,
+    keys: Array,
+    *,
+    model: zoo.Network,
+    augment: Callable[[Array, Array], Array],
+    mix: Callable[[Array, Array, Array], tuple[Array, Labels]] | None,
+    loss: Callable[[Array, Labels], Array],
+    trained_module: str | None = None,
+) -> tuple[Array, tuple[PyTree, metrics.Sums]]:
+    """Augment the images, run the network and return (mean loss, (batch_stats, sums)).
+
+    Args:
+      params: parameters.
+      batch_stats: running statistics.
+      batch: uint8 images (batch, height, width, channel) and labels.
+      keys: one key per image, for augmentation and dropout.
+      model: network.
+      augment: (uint8 images, keys) -> normalized float32 images; see `ops.augment.make_augment`.
+      mix: (images, labels, keys) -> mixed images and labels, after the augmentation; see `ops.mix.mix`.
+      loss: (logits, labels) -> loss of each image; a row of `ops.loss.LOSSES`.
+      trained_module: the only module that gets a gradient. The network then runs in inference mode and returns no
+        statistics. The optimizer must leave the other parameters alone (`optim.only`).
+
+    Returns:
+      The loss that is minimized. The sums count each mixed image for its label with the larger weight, and their loss
+      is always the cross-entropy.
+    """
+    with jax.named_scope("augment"):
+        images, labels = augment(batch.image, keys), Labels(batch.label)
+        if mix is not None:
+            images, labels = mix(images, batch.label, keys)
+    if trained_module:
+        params = {
+            name: value if name == trained_module else jax.tree.map(jax.lax.stop_gradient, value)
+            for name, value in params.items()
+        }
+    logits, updated = model.apply(
+        {"params": params, "batch_stats": batch_stats},
+        images,
+        train=not trained_module,
+        keys=keys,
+        mutable=["batch_stats"],
+    )
+    with jax.named_scope("loss"):
+        minimized = loss(logits, labels).mean()
+        sums = metrics.count(logits, labels.largest(), batch.mask)
+    return minimized, ({} if trained_module else updated.get("batch_stats", {}), sums)
+
+
+def total_steps_of(config: ConfigDict, info: DatasetInfo) -> int:
+    """Return the number of steps of the run.
+
+    Raises:
+      UserError: there is not one.
+    """
+    steps = config.num_steps
+    if steps is None:
+        steps = round(config.num_epochs * (info.num_images / config.batch_size))
+    if steps < 1:
+        raise UserError(
+            f"num_epochs={config.num_epochs} of {info.num_images:,} images are not one step of batch_size="
+            f"{config.batch_size}: raise num_epochs, or set num_steps."
+        )
+    return steps
+
+
+def schedule_of(config: ConfigDict, steps_per_epoch: float, total_steps: int) -> optax.Schedule:
+    """Return the learning rate as a function of the step."""
+    return optim.make_schedule(
+        config.schedule.name,
+        learning_rate=config.learning_rate,
+        steps_per_epoch=steps_per_epoch,
+        total_steps=total_steps,
+        boundaries_steps=config.schedule.boundaries_steps
+        or [round(epoch * steps_per_epoch) for epoch in config.schedule.boundaries_epochs],
+        factor=config.schedule.factor,
+        warmup_epochs=config.schedule.warmup_epochs,
+    )
+
+
+def optimizer_of(config: ConfigDict, schedule: optax.Schedule) -> optax.GradientTransformation:
+    """Return the optimizer, restricted to the classifier if the backbone is frozen."""
+    optimizer = optim.OPTIMIZERS[config.optimizer](
+        schedule,
+        momentum=config.momentum,
+        weight_decay=config.weight_decay,
+        decayed=optim.DECAYED[config.weight_decay_of],
+    )
+    return optim.only(optimizer, HEAD) if config.freeze_backbone else optimizer
+
+
+def validation_step(config: ConfigDict, model: zoo.Network, mesh: Mesh, present: Any) -> Callable:
+    """Return the jitted evaluation step (variables, batch) -> sums."""
+    return jax.jit(
+        partial(evaluation_step, model=model, mean=config.data.mean, std=config.data.std, present=present),
+        in_shardings=(sharding.replicated(mesh), sharding.batch_sharding(mesh)),
+        out_shardings=sharding.replicated(mesh),
+    )
+
+
+def title_of(config: ConfigDict) -> str:
+    """Return the network, by its row or its numbers, and the data: `resnext101_64x4d on imagenet2012`."""
+    model = config.model
+    name = model.name or f"{model.family} {model.depth} ({model.cardinality}x{model.bottleneck_width}d)"
+    changes = f"{'' if model.shortcut else ' without shortcuts'}{' pre-activated' if model.preactivation else ''}"
+    return f"{name}{changes} on {config.data.name}"

@@ -1,0 +1,72 @@
+"""The interface between the loop and what it trains."""
+
+from collections.abc import Callable, Generator, Sequence
+from typing import Any, Protocol
+
+from resnext_jax.train.step import Step
+from resnext_jax.types import Metric, PyTree, TrainState
+
+
+class Task(Protocol):
+    """One thing that can be trained, such as `train.classification.Classification`.
+
+    The loop, checkpoints, resuming, metrics, curves and the summary know nothing else of it.
+
+    Attributes:
+      title: one line for people: network and data.
+      dataset: JSON facts of the data, stored in every checkpoint. If `num_images` is there, it must not change.
+      batch_size: images of one step.
+      total_steps: steps of the whole run.
+      steps_per_epoch: may be fractional.
+      flops_per_image: floating-point operations of training on one image.
+      metrics: what rows of evaluations hold, in the order in which people see them.
+      score: the metric that ranks checkpoints; larger is better.
+      train_step: (state, batch) -> (state, sums), jitted; donates the state. Batches may have several shapes. The sums
+        are a `metrics.Sums` or a dataclass like it, with `loss` and `images`.
+      plain_step: the same without jit and devices, to look for a NaN in it.
+      final_phase: phase of one more row after the last step; None if there is none.
+    """
+
+    title: str
+    dataset: dict[str, Any]
+    batch_size: int
+    total_steps: int
+    steps_per_epoch: float
+    flops_per_image: float
+    metrics: Sequence[Metric]
+    score: Metric
+    train_step: Any
+    plain_step: Step
+
+    @property
+    def final_phase(self) -> str | None: ...
+
+    def state_shapes(self) -> TrainState:
+        """Return the state as shapes with shardings, to restore a checkpoint into."""
+        ...
+
+    def initial_state(self, log: Callable[[str], None]) -> TrainState:
+        """Return the state at step 0."""
+        ...
+
+    def require_same_data(self, saved: dict[str, Any], workdir: str) -> None:
+        """Raise UserError if a checkpoint with these `dataset` facts cannot go on with the current data."""
+        ...
+
+    def batches(self, start_step: int) -> Generator[PyTree]:
+        """Yield this process's rows of the global batches from `start_step` to the end of the run."""
+        ...
+
+    def learning_rate(self, step: int) -> float:
+        """Return the learning rate of the update that follows `step` updates."""
+        ...
+
+    def evaluate(self, variables: PyTree) -> dict[str, float]:
+        """Return the metrics of an evaluation."""
+        ...
+
+    def final_evaluation(
+        self, variables: PyTree, step: int, description: dict[str, Any], workdir: str
+    ) -> dict[str, float]:
+        """Return the row of `final_phase`; called once, after the last step."""
+        ...
