@@ -76,7 +76,7 @@ def recompute_bn(
         )
         checkpoints = Checkpoints(str(epath.Path(workdir) / RECOMPUTED), keep_newest=1_000_000, keep_best=0)
         images = {"recomputed_bn_images": num_batches * config.batch_size}
-        checkpoints.save(state, description, None, images)
+        checkpoints.save(state, description, images)
         checkpoints.close()
     return read_variables(path, replicated(place.mesh))
 

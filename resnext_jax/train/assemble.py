@@ -68,7 +68,7 @@ class Run:
             due = self._ends_epochs(step, 1)
         return due or step == self.total_steps
 
-    def keeps_for_ever(self, step: int) -> bool:
+    def keeps_permanently(self, step: int) -> bool:
         """Whether the checkpoint of this step is saved and never removed."""
         by_steps = self.keep_every_steps is not None and step % self.keep_every_steps == 0
         return by_steps or (self.keep_every_epochs is not None and self._ends_epochs(step, self.keep_every_epochs))

@@ -134,13 +134,13 @@ def _train(
             writer.flush()
             lock.check()
         with preemption.saving:
-            checkpoints.save(state, description, None, {"window": window.carried(), "evaluated": evaluated})
+            checkpoints.save(state, description, {"window": window.carried(), "evaluated": evaluated})
 
     def validate(variables: PyTree, step: int, phase: str) -> None:
         progress.close()
         evaluation = evaluate_all(config, run.evaluation_step, variables, validation_source, place)
         if phase == "evaluate":
-            checkpoints.top1[step] = evaluation["top1"]
+            checkpoints.scores[step] = evaluation["top1"]
         if writer:
             writer.write(step, step / run.steps_per_epoch, phase, evaluation)
             writer.flush()
@@ -182,7 +182,7 @@ def _train(
         window.add(step, sums, waited_s)
 
         evaluates = run.evaluates_after(step)
-        saves = evaluates or step % config.checkpoint.every_steps == 0 or run.keeps_for_ever(step)
+        saves = evaluates or step % config.checkpoint.every_steps == 0 or run.keeps_permanently(step)
         epoch = step / run.steps_per_epoch
         if not (saves or step % config.log.every_steps == 0):
             progress.update(step, f"epoch {epoch:.2f}  {line}")

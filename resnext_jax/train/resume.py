@@ -68,8 +68,8 @@ def open_checkpoints(config: ConfigDict, run: Run, workdir: str, rows: Sequence[
         workdir,
         keep_newest=config.checkpoint.keep_newest,
         keep_best=config.checkpoint.keep_best,
-        keep_for_ever=run.keeps_for_ever,
-        top1={row["step"]: row["top1"] for row in rows if row["phase"] == "evaluate"},
+        keep_permanently=run.keeps_permanently,
+        scores={row["step"]: row["top1"] for row in rows if row["phase"] == "evaluate"},
     )
 
 
