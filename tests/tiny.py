@@ -79,7 +79,7 @@ def save_fresh(workdir: Path | str, *overrides: str) -> TrainState:
     run, _ = assembled(*overrides)
     state = run.create_state()
     checkpoints = Checkpoints(str(workdir), keep_newest=1, keep_best=0)
-    checkpoints.save(state, description(*overrides), None, {})
+    checkpoints.save(state, description(*overrides))
     checkpoints.close()
     return state
 

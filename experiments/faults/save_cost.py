@@ -64,7 +64,7 @@ def main() -> None:
         for saves in (False, True):
             start_s = time.monotonic()
             if saves:
-                checkpoints.save(state, description, None, {})
+                checkpoints.save(state, description, {})
                 blocked.append(time.monotonic() - start_s)
             done_s = None
             for _ in range(arguments.steps):

@@ -1,12 +1,17 @@
-"""Checkpoints: asynchronous, atomic, checked, strict. The only home of orbax.
+"""Checkpoints, written asynchronously and atomically, and read strictly. Only this package imports orbax.
 
-A checkpoint `DIR/STEP/` holds three items and their checksums: `variables` (params and batch_stats: all that a model
-needs to predict; and their averages, `ema`, where the run keeps any), `training` (step and optimizer state), `config`
-(JSON: the resolved config, the data set, and how far the run was between two rows of its metrics) and `checksums.json`
-(size and CRC-32 of every file). Orbax writes into a temporary directory and renames it when all is there (in a bucket:
-marks it with a last file), so a save that did not finish is never seen.
+A checkpoint `DIR/STEP/` has three items and their checksums:
+- `variables`: params and batch_stats, which is all that a prediction needs, and their averages `ema` if there are any;
+- `training`: the step and the optimizer state;
+- `config`: JSON with the resolved config, the data set, and the sums since the last row of metrics;
+- `checksums.json`: size and CRC-32 of every file.
+
+Orbax writes to a temporary directory and renames it when it is complete (in a bucket it writes a last file), so an
+unfinished save is never read.
 """
 
+from resnext_jax.checkpoint.arrays import by_path as by_path
+from resnext_jax.checkpoint.arrays import first_lines as first_lines
 from resnext_jax.checkpoint.arrays import mismatches as mismatches
 from resnext_jax.checkpoint.arrays import require_same_arrays as require_same_arrays
 from resnext_jax.checkpoint.read import locate as locate

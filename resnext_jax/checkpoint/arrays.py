@@ -1,5 +1,6 @@
-"""Whether a checkpoint has the arrays of a model: every difference is named."""
+"""Compare the arrays of a checkpoint with those of a model, and name every difference."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -12,51 +13,50 @@ from resnext_jax.types import PyTree
 MAX_NAMED_ARRAYS = 8
 
 
+def by_path(tree: PyTree) -> dict[str, Any]:
+    """Return the leaves of a tree by their paths: `params/stem_conv/kernel`."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+
+
+def first_lines(problems: Sequence[str]) -> list[str]:
+    """Return the first problems as indented lines, and a line with the number of the others."""
+    lines = [f"  {problem}" for problem in problems[:MAX_NAMED_ARRAYS]]
+    more = len(problems) - len(lines)
+    return [*lines, f"  ... and {more} more arrays"] if more else lines
+
+
 def require_same_arrays(checkpoint: epath.Path, wanted: PyTree, saved: PyTree, advice: str) -> None:
     """Checks that a checkpoint has the arrays of a model.
 
     Args:
-      checkpoint: for the message.
-      wanted: the model's arrays or their shapes.
-      saved: those of the checkpoint.
-      advice: what to do where they differ.
+      checkpoint: path in the message.
+      wanted: arrays of the model, or their shapes.
+      saved: arrays of the checkpoint, or their shapes.
+      advice: what to do if they differ.
 
     Raises:
       UserError: they differ; the first few arrays are named with both shapes, the others counted.
     """
-    problems = mismatches(wanted, saved)
-    if problems:
-        more = len(problems) - MAX_NAMED_ARRAYS
-        raise UserError(
-            f"the checkpoint {checkpoint} belongs to another model; nothing was changed:",
-            *(f"  {problem}" for problem in problems[:MAX_NAMED_ARRAYS]),
-            *([f"  ... and {more} more arrays"] if more > 0 else []),
-            advice,
-        )
+    if problems := mismatches(wanted, saved):
+        heading = f"the checkpoint {checkpoint} belongs to another model; nothing was changed:"
+        raise UserError(heading, *first_lines(problems), advice)
 
 
 def mismatches(wanted: PyTree, saved: PyTree) -> list[str]:
-    """One line for every array that is missing from `saved`, extra in it, or of another shape or dtype."""
+    """Return a line for every array that is missing from `saved`, extra in it, or of another shape or dtype."""
 
-    def flat(tree: PyTree) -> dict[str, Any]:
-        leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-        return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+    def forms(tree: PyTree) -> dict[str, str]:
+        return {name: f"{np.dtype(leaf.dtype).name}{tuple(leaf.shape)}" for name, leaf in by_path(tree).items()}
 
-    def form(leaf: Any) -> str:
-        return f"{np.dtype(leaf.dtype).name}{tuple(leaf.shape)}"
-
-    wanted, saved = flat(wanted), flat(saved)
-    lines = [
-        f"{name}: this model wants {form(wanted[name])}, the checkpoint lacks it" for name in wanted.keys() - saved
-    ]
-    lines += [
-        f"{name}: the checkpoint has {form(saved[name])}, this model has no such array"
-        for name in saved.keys() - wanted
-    ]
-    lines += [
-        f"{name}: this model wants {form(wanted[name])}, the checkpoint has {form(saved[name])}"
-        for name in wanted.keys() & saved.keys()
-        if form(wanted[name]) != form(saved[name])
-    ]
-    # Parameters first: they tell more than the statistics that go with them.
+    wanted, saved = forms(wanted), forms(saved)
+    lines = []
+    for name in wanted.keys() | saved.keys():
+        if name not in saved:
+            lines.append(f"{name}: this model wants {wanted[name]}, the checkpoint lacks it")
+        elif name not in wanted:
+            lines.append(f"{name}: the checkpoint has {saved[name]}, this model has no such array")
+        elif wanted[name] != saved[name]:
+            lines.append(f"{name}: this model wants {wanted[name]}, the checkpoint has {saved[name]}")
+    # Parameters first: they say more than the statistics beside them.
     return sorted(lines, key=lambda line: (not line.startswith("params"), line))

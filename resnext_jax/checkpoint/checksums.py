@@ -1,7 +1,6 @@
-"""Whether the files of a checkpoint are those that were written: their sizes and CRC-32s, kept beside them.
+"""Sizes and CRC-32s of the files of a checkpoint, to detect damage.
 
-Neither Orbax nor TensorStore would notice a flipped bit in an array, nor in a number of the JSON item: what they check
-themselves is the index that leads to the arrays.
+Orbax and TensorStore check the index that leads to the arrays, but not the arrays themselves nor the JSON item.
 """
 
 import json
@@ -12,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from etils import epath
 
 CHECKSUMS_FILE = "checksums.json"
-# Orbax writes these after the checksums: the time of the commit, and the mark that all is there.
+# Orbax writes these after the checksums: the time of the commit, and in a bucket the mark of a finished save.
 WRITTEN_LAST = {"_CHECKPOINT_METADATA", "commit_success.txt"}
 CHUNK_BYTES = 1 << 22
 NUM_THREADS = 8
@@ -20,18 +19,18 @@ NUM_THREADS = 8
 
 def write_checksums(directory: epath.Path) -> None:
     """Reads every file of an unfinished checkpoint back, and writes `checksums.json`."""
-    names = sorted(set(_files(directory)) - WRITTEN_LAST)
+    names = sorted(set(files_below(directory)) - WRITTEN_LAST)
     with ThreadPoolExecutor(NUM_THREADS) as threads:
         sums = dict(zip(names, threads.map(lambda name: _size_and_crc32(directory / name), names), strict=True))
     (directory / CHECKSUMS_FILE).write_text(json.dumps(sums) + "\n")
 
 
 def damage(checkpoint: epath.Path, items: Iterable[str] = ()) -> str | None:
-    """What is wrong with the files of a finished checkpoint, in a few words; None where all are as they were written.
+    """Return what is wrong with the files of a finished checkpoint, in a few words; None if they are as written.
 
     Args:
-      checkpoint: its directory.
-      items: only files below these subdirectories; all, if none is given.
+      checkpoint: directory of the checkpoint.
+      items: subdirectories to check; all by default.
     """
     try:
         sums = json.loads((checkpoint / CHECKSUMS_FILE).read_text())
@@ -45,6 +44,15 @@ def damage(checkpoint: epath.Path, items: Iterable[str] = ()) -> str | None:
     with ThreadPoolExecutor(NUM_THREADS) as threads:
         found = threads.map(lambda name: _difference(checkpoint / name, name, sums[name]), names)
         return next((line for line in found if line is not None), None)
+
+
+def files_below(directory: epath.Path, prefix: str = "") -> Iterable[str]:
+    """Yields every file below a directory, as `variables/manifest.ocdbt`."""
+    for path in directory.iterdir():
+        if path.is_dir():
+            yield from files_below(path, f"{prefix}{path.name}/")
+        else:
+            yield f"{prefix}{path.name}"
 
 
 def _difference(path: epath.Path, name: str, written: tuple[int, int]) -> str | None:
@@ -65,12 +73,3 @@ def _size_and_crc32(path: epath.Path) -> tuple[int, int]:
         while chunk := file.read(CHUNK_BYTES):
             size, crc32 = size + len(chunk), zlib.crc32(chunk, crc32)
     return size, crc32
-
-
-def _files(directory: epath.Path, prefix: str = "") -> Iterable[str]:
-    """Every file below a directory, as `variables/manifest.ocdbt`."""
-    for path in directory.iterdir():
-        if path.is_dir():
-            yield from _files(path, f"{prefix}{path.name}/")
-        else:
-            yield f"{prefix}{path.name}"

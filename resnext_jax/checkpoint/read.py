@@ -1,4 +1,4 @@
-"""One checkpoint, read without a run: found, checked, placed."""
+"""Find and read one checkpoint, outside of a run."""
 
 from typing import Any
 
@@ -8,6 +8,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.sharding import Sharding
 
+from resnext_jax.checkpoint.arrays import by_path
 from resnext_jax.checkpoint.checksums import damage
 from resnext_jax.checkpoint.store import DIRECTORY, absolute, checkpointer, damaged, finished_steps, reading, tree_of
 from resnext_jax.errors import UserError
@@ -15,7 +16,7 @@ from resnext_jax.types import PyTree
 
 
 def locate(path: str) -> epath.Path:
-    """The directory of one checkpoint, given it, or a `checkpoints` directory or a workdir (then the newest).
+    """Return the directory of a checkpoint; of the newest one if `path` is a workdir or a `checkpoints` directory.
 
     Raises:
       UserError: there is no complete checkpoint.
@@ -38,10 +39,10 @@ def locate(path: str) -> epath.Path:
 
 
 def read_description(checkpoint: epath.Path) -> dict[str, Any]:
-    """The JSON item of one checkpoint (see `locate`): the resolved `config`, the `dataset` and the `progress`.
+    """Return the JSON item of a checkpoint (see `locate`): the resolved `config`, the `dataset` and the `progress`.
 
     Raises:
-      UserError: it is not what was written.
+      UserError: it is damaged.
     """
     _require_sound(checkpoint, "config")
     with reading(checkpoint), checkpointer() as opened:
@@ -49,12 +50,12 @@ def read_description(checkpoint: epath.Path) -> dict[str, Any]:
 
 
 def read_variables(checkpoint: epath.Path, sharding: Sharding, *, raw: bool = False) -> PyTree:
-    """`params` and `batch_stats` of one checkpoint (see `locate`), without the optimizer, placed by `sharding`.
+    """Return `params` and `batch_stats` of a checkpoint (see `locate`), placed by `sharding`.
 
-    Averaged ones, where the checkpoint has any, unless `raw`.
+    They are the averaged ones if the checkpoint has any, unless `raw`.
 
     Raises:
-      UserError: they are not what was written.
+      UserError: they are damaged.
     """
     _require_sound(checkpoint, "variables")
     with reading(checkpoint), checkpointer() as opened:
@@ -69,7 +70,7 @@ def read_variables(checkpoint: epath.Path, sharding: Sharding, *, raw: bool = Fa
 
 
 def read_arrays(checkpoint: epath.Path) -> dict[str, np.ndarray]:
-    """Every array of one checkpoint, the optimizer's too, by its path: `params/stem_conv/kernel`."""
+    """Return all arrays of a checkpoint, also the optimizer's, by path: `params/stem_conv/kernel`."""
     with reading(checkpoint), checkpointer() as opened:
         items = opened.metadata(checkpoint).item_metadata
         shapes = {
@@ -78,11 +79,10 @@ def read_arrays(checkpoint: epath.Path) -> dict[str, np.ndarray]:
         }
         wanted = ocp.args.Composite(**{item: ocp.args.StandardRestore(tree) for item, tree in shapes.items()})
         restored = opened.restore(checkpoint, wanted)
-    leaves = jax.tree_util.tree_leaves_with_path({**restored["variables"], **restored["training"]})
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf) for path, leaf in leaves}
+    leaves = by_path({**restored["variables"], **restored["training"]})
+    return {name: np.asarray(leaf) for name, leaf in leaves.items()}
 
 
 def _require_sound(checkpoint: epath.Path, item: str) -> None:
-    what = damage(checkpoint, [item])
-    if what is not None:
+    if what := damage(checkpoint, [item]):
         raise damaged(checkpoint, what)

@@ -1,4 +1,4 @@
-"""What reading and writing share: where checkpoints lie, their items, and what orbax raises put into words."""
+"""What reading and writing share: paths, orbax handlers, and errors of orbax as instructions."""
 
 import contextlib
 import os
@@ -15,16 +15,16 @@ DIRECTORY = "checkpoints"
 
 
 def absolute(path: str) -> epath.Path:
-    """Orbax takes no relative paths; gs:// and its like are absolute already."""
+    """Return an absolute path, which orbax requires; gs:// paths are absolute already."""
     return epath.Path(path if "://" in path else os.path.abspath(os.path.expanduser(path)))
 
 
 def finished_steps(directory: epath.Path) -> list[int]:
-    """The steps of the complete checkpoints in a `checkpoints` directory, the newest first."""
+    """Return the steps of the complete checkpoints in a `checkpoints` directory, the newest first."""
     if not directory.is_dir():
         return []
     names = [child.name for child in directory.iterdir() if child.name.isdigit()]
-    # On gs:// a save writes in place, and is complete when its last file is there.
+    # In a bucket an unfinished save has its final name, but lacks its commit file.
     steps = [int(name) for name in names if ocp.path.step.is_checkpoint_finalized(directory / name)]
     return sorted(steps, reverse=True)
 
@@ -38,22 +38,22 @@ def handlers() -> dict[str, Any]:
 
 
 def checkpointer() -> ocp.Checkpointer:
-    # All items, also to read one: orbax warns of every item in the directory that it has no handler for.
+    # Also to read one item: orbax warns of every item in the directory that has no handler.
     return ocp.Checkpointer(ocp.CompositeCheckpointHandler(**handlers()))
 
 
 def tree_of(metadata: Any) -> PyTree:
-    """The arrays' metadata without what orbax wraps around it."""
+    """Return the shapes of an item, without the object that orbax wraps around them."""
     return getattr(metadata, "tree", metadata)
 
 
 def reason(error: BaseException) -> str:
-    """The first line of an error, or its kind."""
+    """Return the first line of an error, or its type."""
     return next(iter(str(error).splitlines()), type(error).__name__)[:200]
 
 
 def damaged(checkpoint: epath.Path, what: str) -> UserError:
-    """The instruction for a checkpoint that cannot be read as it was written."""
+    """Return the error for a damaged checkpoint; it names the checkpoint before it."""
     name = checkpoint.name
     before = [step for step in finished_steps(checkpoint.parent) if name.isdigit() and step < int(name)]
     other = f" (the one before: {checkpoint.parent / str(before[0])})" if before else ""
@@ -65,7 +65,7 @@ def damaged(checkpoint: epath.Path, what: str) -> UserError:
 
 @contextlib.contextmanager
 def reading(checkpoint: epath.Path) -> Iterator[None]:
-    """What orbax and tensorstore raise of a checkpoint with missing or broken files, as an instruction."""
+    """Turns errors of orbax and tensorstore about missing or broken files into a `UserError`."""
     try:
         yield
     except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:

@@ -89,7 +89,7 @@ def convert(
         checkpoints = Checkpoints(out, keep_newest=1, keep_best=0)
     except OSError as error:
         raise UserError(f"{out} cannot be written ({error.strerror}). Give another --out=DIR.") from None
-    checkpoints.save(state, description, None)
+    checkpoints.save(state, description)
     checkpoints.close()
     return len(entries), row
 

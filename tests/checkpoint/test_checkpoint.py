@@ -31,11 +31,10 @@ def shapes_of(state, sharding):
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), state)
 
 
-def saved(workdir, *states, keep_newest=9, keep_best=0, top1=()):
-    checkpoints = Checkpoints(str(workdir), keep_newest=keep_newest, keep_best=keep_best)
+def saved(workdir, *states, keep_newest=9, **options):
+    checkpoints = Checkpoints(str(workdir), keep_newest=keep_newest, **{"keep_best": 0, **options})
     for state in states:
-        metrics = dict(top1).get(int(state.step))
-        checkpoints.save(state, DESCRIPTION, None if metrics is None else {"top1": metrics}, PROGRESS)
+        checkpoints.save(state, DESCRIPTION, PROGRESS)
     checkpoints.close()
     return sorted(int(path.name) for path in (workdir / "checkpoints").iterdir())
 
@@ -71,7 +70,7 @@ def test_save_is_of_its_moment_though_buffers_are_donated_at_once(tmp_path):
     state = TrainState(jnp.asarray(1, jnp.int32), {"kernel": jnp.ones((2048, 2048))}, {}, ())
     checkpoints = Checkpoints(str(tmp_path), keep_newest=9, keep_best=0)
     for _ in range(3):
-        checkpoints.save(state, DESCRIPTION, None, PROGRESS)
+        checkpoints.save(state, DESCRIPTION, PROGRESS)
         for _ in range(4):
             state = step(state)
     checkpoints.close()
@@ -81,10 +80,10 @@ def test_save_is_of_its_moment_though_buffers_are_donated_at_once(tmp_path):
 
 
 def test_newest_and_best_are_kept(tmp_path):
-    """1 is the best of the evaluated; 4 and 5 are the newest; 6 has no evaluation and pushes 4 out."""
+    """Step 1 has the highest score; 5 and 6 are the newest, though 6 has no score."""
     states = [state_at(step) for step in range(1, 7)]
-    top1 = {1: 0.9, 2: 0.5, 3: 0.8, 5: 0.7}
-    assert saved(tmp_path, *states, keep_newest=2, keep_best=1, top1=top1) == [1, 5, 6]
+    scores = {1: 0.9, 2: 0.5, 3: 0.8, 5: 0.7}
+    assert saved(tmp_path, *states, keep_newest=2, keep_best=1, scores=scores) == [1, 5, 6]
 
 
 def test_locate(tmp_path):
@@ -106,9 +105,7 @@ def test_unfinished_save_is_never_read(tmp_path):
         locate(str(tmp_path))
     assert newest_sound(str(tmp_path), pytest.fail) is None
     checkpoints = Checkpoints(str(tmp_path), keep_newest=1, keep_best=0)
-    checkpoints.save(
-        state_at(8, weight=5), DESCRIPTION, None, PROGRESS
-    )  # the same step again: the leftover is out of the way
+    checkpoints.save(state_at(8, weight=5), DESCRIPTION, PROGRESS)  # the step of the unfinished save
     checkpoints.close()
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["8"]
     assert (tiny.arrays(locate(str(tmp_path)))["['params']['conv']['kernel']"] == 5).all()

@@ -196,7 +196,7 @@ def save_as_ours(workdir, network, step, class_names):
     checkpoints = Checkpoints(str(workdir), keep_newest=1, keep_best=0)
     config = {"model": {"name": "tiny_resnext"}, "evaluate": {"batch_size": 256}, "data": {"mean": [1.0, 2.0, 3.0]}}
     dataset = {"name": "folder", "class_names": class_names}
-    checkpoints.save(state, {"config": config, "dataset": dataset}, None)
+    checkpoints.save(state, {"config": config, "dataset": dataset})
     checkpoints.close()
 
 

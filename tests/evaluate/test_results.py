@@ -56,7 +56,7 @@ def save(workdir, names, *overrides, seed=0):
     state = state.replace(params={**state.params, "classifier": {**state.params["classifier"], "kernel": kernel}})
     checkpoints = Checkpoints(str(workdir), keep_newest=1, keep_best=0)
     dataset = {"name": "folder", "class_names": list(names)}
-    checkpoints.save(state, {"config": json.loads(config.to_json_best_effort()), "dataset": dataset}, None, {})
+    checkpoints.save(state, {"config": json.loads(config.to_json_best_effort()), "dataset": dataset})
     checkpoints.close()
     return workdir
 

@@ -58,7 +58,7 @@ def test_a_checkpoint_holds_both_and_gives_the_averages(tmp_path):
     state = filled(1.0, 2.0)
     for name, saved in (("both", state), ("raw", filled(1.0, None))):
         checkpoints = Checkpoints(str(tmp_path / name), keep_newest=1, keep_best=0)
-        checkpoints.save(saved, {"config": {}}, None, {})
+        checkpoints.save(saved, {"config": {}})
         checkpoints.wait()
         restored = checkpoints.restore(7, shapes(saved))
         assert jax.tree.structure(restored) == jax.tree.structure(saved)

@@ -187,7 +187,7 @@ def test_training_where_weights_alone_lie(start, capsys, monkeypatch, tmp_path, 
     marks = dict(marks)
     description = {**tiny.description(), "dataset": {"name": "folder", "class_names": list(CLASSES)}}
     progress = marks.pop("progress", {})
-    checkpoints.save(start[1].replace(opt_state=()), description | marks, None, progress)
+    checkpoints.save(start[1].replace(opt_state=()), description | marks, progress)
     checkpoints.close()
     before = tiny.digests(tmp_path)
     with pytest.raises(SystemExit) as exit_:
