@@ -138,7 +138,7 @@ class Throughput:
 
 
 class StepAccumulator:
-    """Adds the sums of steps on the host, in float64 and in their order, so that a restart between them changes nothing.
+    """Adds the sums of steps on the host, in float64 and in order, so that a restart between them changes nothing.
 
     Args:
       throughput: makes the timed fields of a row.
