@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -26,8 +26,7 @@ class Monitor:
       progress: progress line of the run.
       profiler: traces steps that the config names, or on request.
       heartbeats: writes the newest step to the workdir; None on other processes than the primary one.
-      steps_per_epoch: may be fractional.
-      metrics: metrics of a row that the progress line shows.
+      task: what is trained.
     """
 
     def __init__(
@@ -36,11 +35,10 @@ class Monitor:
         progress: Progress | Silent,
         profiler: Profiler,
         heartbeats: Heartbeats | None,
-        steps_per_epoch: float,
-        metrics: tuple[Metric, ...],
+        task: Task,
     ):
         self._accumulator, self._progress, self._profiler = accumulator, progress, profiler
-        self._heartbeats, self._steps_per_epoch, self._metrics = heartbeats, steps_per_epoch, metrics
+        self._heartbeats, self._task = heartbeats, task
         self._waited_s, self._line = 0.0, ""
 
     def next_batch(self, batches: Iterator[PyTree], step: int) -> PyTree:
@@ -59,7 +57,8 @@ class Monitor:
         self._accumulator.add(step, sums, self._waited_s)
         if self._heartbeats:
             self._heartbeats.beat(step)
-        self._progress.update(step, f"epoch {step / self._steps_per_epoch:.2f}  {self._line}")
+        if step < self._task.total_steps:  # the last line shows the row of the last step
+            self._show(step)
 
     def row(self, step: int) -> dict[str, float]:
         """Return the row of the steps since the last one.
@@ -68,8 +67,8 @@ class Monitor:
           UserError: a step was not finite.
         """
         row = self._accumulator.row()
-        self._line = train_line(row, self._metrics)
-        self._progress.update(step, f"epoch {step / self._steps_per_epoch:.2f}  {self._line}")
+        self._line = train_line(row, (self._task.metrics[0], self._task.score))
+        self._show(step)
         self._profiler.look(step)
         return row
 
@@ -85,12 +84,15 @@ class Monitor:
         yield
         self._accumulator.restart_clock()
 
+    def _show(self, step: int) -> None:
+        self._progress.update(step, f"epoch {step / self._task.steps_per_epoch:.2f}  {self._line}")
+
     def close(self) -> None:
         self._profiler.close()
         self._progress.close()
 
 
-def train_line(row: dict[str, float], metrics: tuple[Metric, ...]) -> str:
+def train_line(row: dict[str, float], metrics: Sequence[Metric]) -> str:
     """Return the end of the progress line of training."""
     learned = "  ".join(metric.show(row[metric.name]) for metric in metrics if metric.name in row)
     return f"{row['images_per_s']:,.0f} images/s  {learned or 'every step skipped'}  input wait {row['input_wait']:.0%}"
@@ -115,6 +117,5 @@ def open_monitor(
         Progress("train", task.total_steps, "step", start.step) if place.is_primary else Silent(),
         Profiler(workdir, config.watch.profile_steps, place.is_primary, log),
         Heartbeats(workdir) if place.is_primary else None,
-        task.steps_per_epoch,
-        (task.metrics[0], task.score),
+        task,
     )

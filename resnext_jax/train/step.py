@@ -1,4 +1,6 @@
-"""One training step as a pure function: (state, batch) -> (state, sums). The loop jits it, the compile report lowers it.
+"""One training step as a pure function: (state, batch) -> (state, sums).
+
+The loop runs it and the compile report lowers it.
 
 A task gives the loss; this file does the rest: microbatches, devices, the update, and what can surround it.
 """
