@@ -11,7 +11,7 @@ from configs import common
 from resnext_jax.config.command_line import field_names
 from resnext_jax.sharding import Place, make_mesh
 from resnext_jax.train import resume
-from resnext_jax.train.assemble import assemble
+from resnext_jax.train.classification import Classification
 from resnext_jax.types import DatasetInfo
 
 NAMES = sorted(path.stem for path in Path("configs").glob("*.py") if path.stem not in ("__init__", "common"))
@@ -36,15 +36,15 @@ def assembled(config):
     num_images, num_classes = DATASETS[config.data.name]
     info = DatasetInfo(config.data.name, num_images, tuple(map(str, range(num_classes))), None)
     place = Place(make_mesh(jax.devices()), "tpu")
-    return assemble(config, info, place), place
+    return Classification(config, place, info), place
 
 
 @pytest.mark.parametrize("name", WITH_NETWORK)
 def test_step_traces(name):
     config = config_of(name)
-    run, place = assembled(config)
-    shapes = run.state_shapes(place.mesh)
-    state, metrics = jax.eval_shape(run.train_step, shapes, run.batch_shapes(place.mesh, config.batch_size))
+    run, _ = assembled(config)
+    shapes = run.state_shapes()
+    state, metrics = jax.eval_shape(run.train_step, shapes, run.batch_shapes())
     same = jax.tree.map(lambda before, after: (before.shape, before.dtype) == (after.shape, after.dtype), shapes, state)
     assert all(jax.tree.leaves(same))
     assert all(leaf.dtype == "float32" for leaf in jax.tree.leaves(state.params))
@@ -52,8 +52,8 @@ def test_step_traces(name):
 
 
 def test_activations_are_bfloat16_and_the_rest_float32():
-    run, place = assembled(config_of("resnext50_32x4d"))
-    state = run.state_shapes(place.mesh)
+    run, _ = assembled(config_of("resnext50_32x4d"))
+    state = run.state_shapes()
     images = jax.ShapeDtypeStruct((1, 224, 224, 3), "float32")
     apply = functools.partial(run.model.apply, train=False, features=True)
     logits, features = jax.eval_shape(apply, {"params": state.params, "batch_stats": state.batch_stats}, images)

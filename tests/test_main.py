@@ -14,12 +14,12 @@ import tiny
 from PIL import Image
 
 from resnext_jax import cli
+from resnext_jax.builders import open_data
 from resnext_jax.errors import THIS_COMMAND, UserError, report_error
 from resnext_jax.models.layers import Conv
 from resnext_jax.runtime.lock import Lock
 from resnext_jax.sharding import Place, make_mesh
-from resnext_jax.train.assemble import assemble
-from resnext_jax.train.loop import open_data
+from resnext_jax.train.classification import Classification
 
 INTERVALS = {f"{name}{end}" for name in ("top1", "top5") for end in ("", "_low", "_high")}
 QUICKSTART = "--config=configs/quickstart.py"
@@ -221,15 +221,17 @@ def test_imagenet_absent_says_what_where_how_and_the_command_without_it(refused,
     command = re.search(r"python \S*main\.py (--config=\S+ --config\.data\.name=synthetic)", message)[1]
     arguments = shlex.split(command)
     started = []
-    monkeypatch.setattr(cli, "train", lambda config, workdir, place, environment: started.append((config, workdir)))
+    monkeypatch.setattr(
+        cli, "train", lambda task, config, workdir, place, environment: started.append((config, workdir))
+    )
     status, _, error = run_main(*arguments)
     assert status == 0, error
     ((config, workdir),) = started
     assert workdir == "runs/resnext101_64x4d"
     place = Place(make_mesh(jax.devices()), "tpu")
-    run = assemble(config, open_data(config, "train").info, place)
+    run = Classification(config, place, open_data(config, "train").info)
     assert len(open_data(config, "validation")) > 0
-    state, _ = jax.eval_shape(run.train_step, run.state_shapes(place.mesh), run.batch_shapes(place.mesh, 256))
+    state, _ = jax.eval_shape(run.train_step, run.state_shapes(), run.batch_shapes())
     assert state.params["stem_conv"]["kernel"].shape == (7, 7, 3, 64)
 
 

@@ -23,7 +23,8 @@ from resnext_jax.checkpoint import Checkpoints
 from resnext_jax.config.command_line import parse
 from resnext_jax.data.sources import FASHION_MNIST_CLASSES
 from resnext_jax.sharding import Place, make_mesh
-from resnext_jax.train.assemble import Run, assemble
+from resnext_jax.train import loop
+from resnext_jax.train.classification import Classification, open_classification
 from resnext_jax.types import DatasetInfo, TrainState
 
 ROOT = Path(__file__).parents[1]
@@ -68,10 +69,16 @@ def config(*overrides: str) -> ConfigDict:
     return values.config
 
 
-def assembled(*overrides: str, devices: int = 1) -> tuple[Run, Place]:
+def assembled(*overrides: str, devices: int = 1) -> tuple[Classification, Place]:
     """The parts of the tiny run."""
     place = Place(make_mesh(jax.devices()[:devices]), "cpu")
-    return assemble(config(*overrides), INFO, place), place
+    return Classification(config(*overrides), place, INFO), place
+
+
+def train(config: ConfigDict, workdir: Path | str, devices: int = 1) -> None:
+    """Train in this process, as `python main.py` does."""
+    place = Place(make_mesh(jax.devices()[:devices]), "cpu")
+    loop.train(open_classification(config, place), config, str(workdir), place, {})
 
 
 def save_fresh(workdir: Path | str, *overrides: str) -> TrainState:

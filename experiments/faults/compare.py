@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from resnext_jax.checkpoint import locate, read_arrays
+from resnext_jax.evaluate.recompute import RECOMPUTED
 from resnext_jax.metrics import TIMED_FIELDS
-from resnext_jax.train.report import RECOMPUTED
 
 RTOL = 1e-5
 

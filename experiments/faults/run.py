@@ -26,8 +26,8 @@ import preparation  # noqa: E402
 from restarts import TINY, Devices, Run, end  # noqa: E402
 
 from resnext_jax.errors import PREEMPTED_STATUS  # noqa: E402
+from resnext_jax.evaluate.recompute import RECOMPUTED  # noqa: E402
 from resnext_jax.progress import say  # noqa: E402
-from resnext_jax.train.report import RECOMPUTED  # noqa: E402
 
 PREPARE, RECOMPUTATION = "prepare", "recomputation"
 LOOK_EVERY_S = 0.002

@@ -12,7 +12,7 @@ from resnext_jax import sharding
 from resnext_jax.analysis.chips import Chip
 from resnext_jax.errors import UserError
 from resnext_jax.ops.conv_choice import chip_of
-from resnext_jax.train.assemble import Run, assemble
+from resnext_jax.train.classification import Classification
 from resnext_jax.types import DatasetInfo
 
 # Images of the training set (they set the length of an epoch) and classes: no data is needed.
@@ -67,17 +67,17 @@ def dataset_info(name: str) -> DatasetInfo:
     return DatasetInfo(name, num_images, tuple(map(str, range(num_classes))), None)
 
 
-def assemble_for(config: Any, devices: Sequence[Any]) -> Run:
+def assemble_for(config: Any, devices: Sequence[Any]) -> Classification:
     """The parts of the run that a config names, on all devices of a topology; takes no time and no memory.
 
     Raises:
       UserError: an unknown network or algorithm, or a config that cannot work on so many devices.
     """
     place = sharding.Place(sharding.make_mesh(devices), "tpu", chip_of(devices[0].device_kind))
-    return assemble(config, dataset_info(config.data.name), place)
+    return Classification(config, place, dataset_info(config.data.name))
 
 
-def lower(config: Any, devices: Sequence[Any]) -> tuple[Run, Any]:
+def lower(config: Any, devices: Sequence[Any]) -> tuple[Classification, Any]:
     """Lowers the very step that `train.loop` runs, for all devices of a topology (`chips.open_topology`).
 
     Args:
@@ -90,8 +90,8 @@ def lower(config: Any, devices: Sequence[Any]) -> tuple[Run, Any]:
     Raises:
       UserError: see `assemble_for`.
     """
-    run, mesh = assemble_for(config, devices), sharding.make_mesh(devices)
-    return run, run.train_step.lower(run.state_shapes(mesh), run.batch_shapes(mesh, config.batch_size))
+    run = assemble_for(config, devices)
+    return run, run.train_step.lower(run.state_shapes(), run.batch_shapes())
 
 
 def compile_for(chip: Chip, lowered: Any) -> Program:

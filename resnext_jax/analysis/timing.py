@@ -13,7 +13,7 @@ import numpy as np
 from resnext_jax import sharding
 from resnext_jax.analysis.compiling import dataset_info
 from resnext_jax.ops.conv_choice import chip_of
-from resnext_jax.train.assemble import assemble
+from resnext_jax.train.classification import Classification
 from resnext_jax.types import Batch
 
 REPEAT_S = 0.5  # a repeat has as many steps as fit into this, and one at least
@@ -98,7 +98,7 @@ def ours(config: Any, device: Any, batch: Batch, conv_impl: str) -> Contender:
     config = copy.deepcopy(config)
     config.conv_impl = conv_impl
     place = sharding.Place(sharding.make_mesh([device]), device.platform, chip_of(device.device_kind))
-    run = assemble(config, dataset_info(config.data.name), place)
+    run = Classification(config, place, dataset_info(config.data.name))
     on_device = sharding.to_global(place.mesh, batch)
     state = run.create_state()
 

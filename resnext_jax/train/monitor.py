@@ -110,12 +110,16 @@ def open_monitor(
         losses=start.losses,
         log=log,
     )
-    peak = PEAK_BF16_FLOPS_PER_S.get(place.chip)
-    throughput = Throughput(task.batch_size, place.mesh.size, task.flops_per_image, peak)
     return Monitor(
-        StepAccumulator(throughput, divergence, start.progress.get("window")),
+        StepAccumulator(throughput_of(task, place), divergence, start.progress.get("window")),
         Progress("train", task.total_steps, "step", start.step) if place.is_primary else Silent(),
         Profiler(workdir, config.watch.profile_steps, place.is_primary, log),
         Heartbeats(workdir) if place.is_primary else None,
         task,
     )
+
+
+def throughput_of(task: Task, place: Place) -> Throughput:
+    """Return what turns times of steps into speeds on these devices."""
+    peak = PEAK_BF16_FLOPS_PER_S.get(place.chip)
+    return Throughput(task.batch_size, place.mesh.size, task.flops_per_image, peak)

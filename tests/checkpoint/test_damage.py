@@ -14,7 +14,7 @@ from test_hostile import hostile_pickle
 
 from resnext_jax.checkpoint import Checkpoints, locate, newest_sound, read_description, read_variables
 from resnext_jax.errors import UserError
-from resnext_jax.train.report import prepare_workdir
+from resnext_jax.train.workdir import prepare_workdir
 
 # Not to be compressed: the arrays are then the largest files, as in a checkpoint of a real network.
 KERNEL = np.random.default_rng(0).normal(size=(100, 200)).astype(np.float32)

@@ -11,22 +11,21 @@ import pytest
 import tiny
 
 import resnext_jax
-from resnext_jax.builders import difference
 from resnext_jax.checkpoint import Checkpoints
 from resnext_jax.config import command_line
+from resnext_jax.config.checks import evaluation_problems, protocol_problems
 from resnext_jax.data import folder
 from resnext_jax.data.decode import decode
 from resnext_jax.data.imagenet_classes import imagenet_classes
 from resnext_jax.data.readers import Record
 from resnext_jax.data.real_labels import NumberedSource, read_real_labels
 from resnext_jax.data.sources import open_source
-from resnext_jax.errors import UserError
+from resnext_jax.errors import UserError, raise_all
 from resnext_jax.evaluate import results as protocol
-from resnext_jax.evaluate.opened import open_trained
+from resnext_jax.evaluate.loaded import load_checkpoint
 from resnext_jax.runtime.writer import read_metrics
 from resnext_jax.sharding import Place, make_mesh
-from resnext_jax.train.assemble import assemble
-from resnext_jax.train.loop import train
+from resnext_jax.train.classification import Classification
 from resnext_jax.types import DatasetInfo
 from tests.data.archives import jpeg, write_folders
 
@@ -50,7 +49,7 @@ def save(workdir, names, *overrides, seed=0):
         f"--config.seed={seed}",
         *overrides,
     )
-    state = assemble(config, DatasetInfo("folder", 100, tuple(names), None), PLACE).create_state()
+    state = Classification(config, PLACE, DatasetInfo("folder", 100, tuple(names), None)).create_state()
     # Fresh weights hardly see the images; larger ones of the classifier tell them apart.
     kernel = jax.random.normal(jax.random.key(seed), state.params["classifier"]["kernel"].shape)
     state = state.replace(params={**state.params, "classifier": {**state.params["classifier"], "kernel": kernel}})
@@ -71,8 +70,12 @@ def root(tmp_path_factory):
 
 def row(workdir, *overrides):
     """`python main.py --mode=evaluate --workdir=DIR --config.FIELD=VALUE ...`"""
-    change = lambda config: command_line.override(config, overrides)  # noqa: E731
-    trained = open_trained(str(workdir), None, PLACE, change=change, raw=False)
+
+    def prepare(config):
+        command_line.override(config, overrides)
+        raise_all(evaluation_problems(config, 1) + protocol_problems(config))
+
+    trained = load_checkpoint(str(workdir), None, PLACE, prepare=prepare, raw=False)
     return trained.evaluate(trained.variables)
 
 
@@ -151,7 +154,7 @@ def test_imagenet5k_is_evaluated_both_ways_while_it_trains(tmp_path, monkeypatch
         *("--config.batch_size=8", "--config.num_steps=1", "--config.data.num_threads=1"),
         *("--config.evaluate.batch_size=4", "--config.compute_dtype=float32"),
     )
-    train(config, str(tmp_path / "run"), PLACE, {})
+    tiny.train(config, tmp_path / "run")
     (found,) = [one for one in read_metrics(str(tmp_path / "run")) if one["phase"] == "evaluate"]
     every, present = row(tmp_path / "run"), row(tmp_path / "run", "evaluate.classes=present")
     for k in (1, 5):
@@ -258,7 +261,7 @@ def test_the_row_says_what_it_is_of(root):
 
     def said(*overrides):
         change = lambda config: command_line.override(config, overrides)  # noqa: E731
-        trained = open_trained(str(root / "run"), None, PLACE, change=change, raw=False)
+        trained = load_checkpoint(str(root / "run"), None, PLACE, change=change, raw=False)
         return trained.conditions(), trained.in_words()
 
     usual = {"data": "folder", "protocol": "center", "image_size_px": 28, "resize_px": 32}
@@ -284,7 +287,7 @@ def test_a_config_without_these_fields(root):
         del config.evaluate.class_map, config.evaluate.real_labels
     protocol.fill(config)
     assert (config.protocol, config.evaluate.classes, config.evaluate.ensemble) == ("center", "all", None)
-    assert protocol.protocol_problems(config) == []
+    assert protocol_problems(config) == []
 
 
 class Validation:

@@ -15,9 +15,8 @@ from configs import common
 from experiments.common import collect, small
 from experiments.common.study import Run, runs_of
 from resnext_jax.config import command_line
-from resnext_jax.config.checks import evaluation_problems
+from resnext_jax.config.checks import evaluation_problems, protocol_problems
 from resnext_jax.errors import UserError
-from resnext_jax.evaluate.results import protocol_problems
 from resnext_jax.train.resume import flat
 from tests.studies.made_up import STUDIES, execute_full, metrics
 

@@ -7,18 +7,14 @@ import jax
 import numpy as np
 import pytest
 import tiny
-from etils import epath
-from fake_bucket import Bucket
 from jax.experimental.compilation_cache import compilation_cache
 
-from resnext_jax.cluster import heartbeats
 from resnext_jax.errors import UserError
-from resnext_jax.evaluate import recomputed
+from resnext_jax.evaluate import recompute as recompute_module
 from resnext_jax.files import write_whole
 from resnext_jax.runtime.lock import Lock
 from resnext_jax.runtime.writer import read_metrics
 from resnext_jax.sharding import Place, make_mesh, put_replicated
-from resnext_jax.train.loop import train
 
 EQUAL_FIELDS = ("step", "epoch", "phase", "loss", "top1", "top5", "images", "learning_rate")  # whatever the speed
 
@@ -47,9 +43,7 @@ def compiled_once(tmp_path_factory):
 
 def run(workdir, num_steps):
     every = ("--config.evaluate.every_steps=2", "--config.checkpoint.every_steps=2", "--config.log.every_steps=3")
-    train(
-        tiny.config(f"--config.num_steps={num_steps}", *every), workdir, Place(make_mesh(jax.devices()[:1]), "cpu"), {}
-    )
+    tiny.train(tiny.config(f"--config.num_steps={num_steps}", *every), workdir)
 
 
 def rows(workdir):
@@ -119,13 +113,14 @@ def test_recomputed_statistics_whose_save_was_cut_short_are_made_again(bucket, m
         computed.append(1)
         return np.full(3, 5.0, np.float32)
 
-    monkeypatch.setattr(recomputed, "training_batches", lambda *_: iter(()))
-    monkeypatch.setattr(recomputed, "average_statistics", average_statistics)
+    monkeypatch.setattr(recompute_module, "training_batches", lambda *_: iter(()))
+    monkeypatch.setattr(recompute_module, "jit_statistics", lambda *_: None)
+    monkeypatch.setattr(recompute_module, "average_statistics", average_statistics)
     description = tiny.description()
 
     def recompute():
         arguments = None, variables, 4, description, None, "gs://bucket/run", place  # the steps and images are not used
-        return recomputed.recompute_bn(tiny.config(), *arguments)["batch_stats"]
+        return recompute_module.recompute_bn(tiny.config(), *arguments)["batch_stats"]
 
     checkpoint = "gs://bucket/run/recomputed_bn/checkpoints/4"
     for expected in ([1], [1]):  # once whole, it is read
@@ -136,23 +131,3 @@ def test_recomputed_statistics_whose_save_was_cut_short_are_made_again(bucket, m
     np.testing.assert_array_equal(recompute(), np.full(3, 5.0))
     assert computed == [1, 1]
     assert bucket.exists(f"{checkpoint}/commit_success.txt")
-
-
-def test_heartbeats_in_a_bucket(bucket, monkeypatch):
-    """Written whole; and a bucket that does not take one is asked again."""
-    refused = [True, False]
-    open_ = Bucket._open
-    seen = iter([[{"process": 0, "host": "vm", "step": step, "time": 0.0}] for step in (7, 8)])
-
-    def _open(self, path, mode="rb", **options):
-        if "w" in mode and refused.pop(0):
-            raise RuntimeError("503")  # clients of buckets have errors of their own
-        return open_(self, path, mode, **options)
-
-    monkeypatch.setattr(Bucket, "_open", _open)
-    monkeypatch.setattr(heartbeats, "WRITE_EVERY_S", 0.0)
-    with pytest.raises(StopIteration):  # nothing else ends it
-        heartbeats._write(epath.Path("gs://bucket/run/heartbeats.json"), lambda: next(seen))
-    (process,) = json.loads(bucket.cat_file("gs://bucket/run/heartbeats.json"))["processes"]
-    assert process == {"process": 0, "host": "vm", "step": 8, "time": "1970-01-01T00:00:00+00:00"}
-    assert refused == []

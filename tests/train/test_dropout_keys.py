@@ -13,7 +13,7 @@ from resnext_jax.models.template import SMALL_STEM, Arch
 from resnext_jax.models.vgg import VggArch
 from resnext_jax.ops.augment import image_keys
 from resnext_jax.sharding import Place, make_mesh, put_replicated, to_global
-from resnext_jax.train.assemble import assemble
+from resnext_jax.train.classification import Classification
 from resnext_jax.types import Batch, DatasetInfo
 
 WIDE = Arch("basic", (1, 1), stem=SMALL_STEM, width=2, widen=2, preactivation=True)
@@ -44,7 +44,7 @@ class Losses:
     def __call__(self, steps: list[int], devices: int = 1, microbatches: int = 1) -> list[float]:
         self.config.accumulation_steps = microbatches
         place = Place(make_mesh(jax.devices()[:devices]), "cpu")
-        run = assemble(self.config, INFO, place)
+        run = Classification(self.config, place, INFO)
         if self.start is None:
             self.start = jax.device_get(run.create_state())
         batch = to_global(place.mesh, Batch(IMAGES, LABELS, np.ones(BATCH, np.float32)))

@@ -1,7 +1,5 @@
 """Starting from another run's weights: what is taken, what is new, what stays still, what is refused."""
 
-import dataclasses
-
 import jax
 import numpy as np
 import pytest
@@ -12,8 +10,8 @@ import resnext_jax
 from resnext_jax import cli
 from resnext_jax.checkpoint import Checkpoints
 from resnext_jax.sharding import Place, make_mesh
-from resnext_jax.train.assemble import assemble
-from resnext_jax.train.finetune import fill_from_checkpoint, first_state
+from resnext_jax.train.classification import Classification
+from resnext_jax.train.finetune import fill_from_checkpoint, initial_weights
 from resnext_jax.types import Batch, DatasetInfo
 
 CLASSES = ("boot", "cap", "scarf")
@@ -51,17 +49,13 @@ def config_from(workdir, *overrides):
 
 def parts(config):
     place = Place(make_mesh(jax.devices()[:1]), "cpu")
-    return assemble(config, DATA, place), place
+    return Classification(config, place, DATA)
 
 
-def first(config, dataset):
+def first(config):
     lines = []
-    run, place = parts(config)
-    state = first_state(config, run, dataset, place, lines.append)
-    return run, state, lines
-
-
-DATASET = {"name": "folder", "class_names": list(CLASSES)}
+    run = parts(config)
+    return run, run.initial_state(lines.append), lines
 
 
 def test_open_fields_are_the_checkpoints(start):
@@ -83,7 +77,7 @@ def frozen(start):
         *("--config.freeze_backbone=true", "--config.schedule.name=step", "--config.schedule.warmup_epochs=0"),
         *("--config.weight_decay=0.1", "--config.augment.flip=false", "--config.learning_rate=0.5"),
     )
-    run, state, lines = first(config, DATASET)
+    run, state, lines = first(config)
     return run, state, lines, jax.device_get(state)
 
 
@@ -105,12 +99,11 @@ def test_all_but_the_classifier_is_taken(start, frozen):
 
 def test_the_same_classes_keep_their_classifier(start):
     workdir, state = start
-    config, lines = config_from(workdir), []
-    run, place = parts(config)
+    lines = []
+    place = Place(make_mesh(jax.devices()[:1]), "cpu")
     fresh = state.replace(params=jax.tree.map(np.zeros_like, state.params))
     dataset = {"name": "builtin", "class_names": list(tiny.INFO.class_names)}
-    run = dataclasses.replace(run, create_state=lambda: fresh)
-    taken = first_state(config, run, dataset, place, lines.append)
+    taken = initial_weights(fresh, str(workdir), dataset, place, lines.append)
     jax.tree.map(np.testing.assert_array_equal, taken.params, state.params)
     assert "67 arrays are taken; new: nothing" in lines[0]
 
@@ -148,7 +141,7 @@ def test_a_frozen_backbone_stays_bit_for_bit(start, frozen):
 def test_another_network_is_refused_with_both_shapes(start):
     config = config_from(start[0], "--config.model.name=resnext20_8x4d_small")
     with pytest.raises(Exception, match="belongs to another model") as error:
-        first(config, DATASET)
+        first(config)
     assert "params/stage2/block1/bn1/bias: this model wants float32(32,), the checkpoint has float32(8,)" in (
         str(error.value)
     )

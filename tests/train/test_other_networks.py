@@ -1,6 +1,5 @@
 """Networks that are no ResNeXt go the whole way: a run is trained, resumed, evaluated, loaded."""
 
-import jax
 import numpy as np
 import pytest
 import tiny
@@ -11,8 +10,6 @@ from resnext_jax.models.densenet import DenseNetArch
 from resnext_jax.models.template import SMALL_STEM
 from resnext_jax.models.vgg import VggArch
 from resnext_jax.runtime.writer import read_metrics
-from resnext_jax.sharding import Place, make_mesh
-from resnext_jax.train.loop import train
 
 ROWS = {
     "vgg": VggArch((1, 1), widths=(2, 4), hidden=8),  # no batch norm: no running statistics to keep
@@ -23,11 +20,10 @@ ROWS = {
 @pytest.mark.parametrize("name", ROWS)
 def test_train_resume_evaluate_load(name, tmp_path, monkeypatch):
     monkeypatch.setitem(zoo.ARCHS, name, ROWS[name])
-    place = Place(make_mesh(jax.devices()[:1]), "cpu")
     for steps in (2, 3):
         config = tiny.config(f"--config.model.name={name}", f"--config.num_steps={steps}")
         config.evaluate.every_steps = config.log.every_steps = config.checkpoint.every_steps = 1
-        train(config, str(tmp_path), place, {})
+        tiny.train(config, tmp_path)
     rows = read_metrics(str(tmp_path))
     assert [row["step"] for row in rows if row["phase"] == "evaluate"] == [1, 2, 3]
     loaded = net.load(str(tmp_path))

@@ -12,8 +12,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from resnext_jax import builders as dataset
 from resnext_jax.data.prepare import imagenet
 from resnext_jax.data.prepare.__main__ import main as prepare
-from resnext_jax.sharding import Place, make_mesh
-from resnext_jax.train import loop, report
+from resnext_jax.train import monitor
 from tests.data.archives import class_files, class_tar_of_tars, jpeg, tar_of, validation_tar, write_folders
 from tests.data.test_sources import write_tfds
 
@@ -57,7 +56,7 @@ def train(workdir, data, name: str, *overrides: str) -> list[dict]:
         "--config.evaluate.batch_size=4",
         *overrides,
     )
-    loop.train(config, str(workdir), Place(make_mesh(jax.devices()[:1]), "cpu"), {})
+    tiny.train(config, workdir)
     return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
@@ -124,7 +123,8 @@ def test_input_wait_is_the_share_of_the_time_in_which_training_waits(tmp_path, m
             yield batch
 
     monkeypatch.setattr(dataset, "train_batches", slow)
-    monkeypatch.setattr(report, "train_line", lambda row, line=report.train_line: lines.append(line(row)) or "")
+    ours_line = monitor.train_line
+    monkeypatch.setattr(monitor, "train_line", lambda *args: lines.append(ours_line(*args)) or "")
     started_s = time.monotonic()
     row, _ = train(tmp_path / "run", tmp_path, "folder")
     elapsed_s = time.monotonic() - started_s

@@ -11,6 +11,7 @@ import torch
 from sklearn.datasets import load_sample_image
 
 from resnext_jax import builders as dataset
+from resnext_jax.builders import build_augment, build_mix
 from resnext_jax.config import command_line
 from resnext_jax.data.pipeline import train_batches
 from resnext_jax.data.policies import make_alter
@@ -18,7 +19,6 @@ from resnext_jax.data.readers import ArraySource
 from resnext_jax.ops.augment import image_keys
 from resnext_jax.ops.mix import Labels, mix
 from resnext_jax.sharding import Place, make_mesh
-from resnext_jax.train.assemble import assemble, augment_of, mix_of
 from resnext_jax.types import DatasetInfo
 
 PHOTO = load_sample_image("china.jpg")
@@ -75,7 +75,7 @@ def test_images_are_erased_as_often_as_it_says(name):
     """White ones: what is erased becomes 0, their mean colour, and nothing else changes them on the device."""
     count, probability = 3000, RECIPES[name].erase
     images = np.full((count, 16, 16, 3), 255, np.uint8)
-    augmented = np.asarray(augment_of(config_of(name))(images, image_keys(5, jnp.int32(0), count)))
+    augmented = np.asarray(build_augment(config_of(name))(images, image_keys(5, jnp.int32(0), count)))
     erased = (augmented == 0).all(axis=-1).any(axis=(1, 2))
     assert abs(erased.mean() - probability) <= 5 * np.sqrt(probability * (1 - probability) / count)
     white = (1 - np.array([0.485, 0.456, 0.406])) / np.array([0.229, 0.224, 0.225])
@@ -92,7 +92,7 @@ def test_images_are_mixed_with_its_alphas(name):
         got, want = (
             how(*args)
             for how in (
-                mix_of(config_of(name)),
+                build_mix(config_of(name)),
                 lambda *args: mix(*args, mixup_alpha=RECIPES[name].mixup, cutmix_alpha=1.0, group_images=GROUP),
             )
         )
@@ -115,7 +115,7 @@ def test_the_loss_is_the_recipes(name, torchvision):
         want = torch.nn.CrossEntropyLoss()(torch.tensor(logits), shares)
     else:
         want = BinaryCrossEntropy(smoothing=0.0, target_threshold=recipe.threshold)(torch.tensor(logits), shares)
-    run = assemble(config_of(name), DatasetInfo("photos", 10_000, tuple("abcde"), None), PLACE)
+    run = Classification(config_of(name), DatasetInfo("photos", 10_000, None, tuple("abcde")), PLACE)
     loss = run.plain_step.keywords["loss"]
     got = loss(jnp.asarray(logits), Labels(jnp.asarray(own), jnp.asarray(other), jnp.asarray(weight)))
     np.testing.assert_allclose(np.mean(got), want, rtol=1e-5)

@@ -12,12 +12,13 @@ import tiny
 
 from configs import common
 from resnext_jax import builders as dataset
+from resnext_jax.builders import build_augment
 from resnext_jax.data.pipeline import train_batches
 from resnext_jax.data.sources import open_source
 from resnext_jax.errors import UserError
 from resnext_jax.ops.augment import image_keys
 from resnext_jax.sharding import Place, make_mesh, put_replicated, to_global
-from resnext_jax.train.assemble import Run, assemble, augment_of
+from resnext_jax.train.classification import Classification
 from resnext_jax.types import Batch, TrainState
 
 BATCH, STEPS = 64, 3
@@ -52,10 +53,10 @@ class Setup:
         self.batches: list[Batch] = list(dataset.training_batches(self.config, self.source, place, 0, STEPS))
         self.start: TrainState = jax.device_get(self.run(1)[1].create_state())
 
-    def run(self, num_devices: int, microbatches: int = 1) -> tuple[Place, Run]:
+    def run(self, num_devices: int, microbatches: int = 1) -> tuple[Place, Classification]:
         self.config.accumulation_steps = microbatches
         place = Place(make_mesh(jax.devices()[:num_devices]), "cpu")
-        return place, assemble(self.config, self.source.info, place)
+        return place, Classification(self.config, place, self.source.info)
 
     def train(self, steps: int, **how: int) -> tuple[TrainState, np.ndarray]:
         place, run = self.run(**how)
@@ -100,8 +101,8 @@ def test_steps_do_not_depend_on_the_devices(setup, one_device, how):
 def test_every_addition_is_in_the_program(setup):
     def program(**changes) -> str:
         setup.config.update_from_flattened_dict(EVERYTHING | changes)
-        place, run = setup.run(1)
-        return str(jax.make_jaxpr(run.plain_step)(run.state_shapes(place.mesh), run.batch_shapes(place.mesh, BATCH)))
+        _, run = setup.run(1)
+        return str(jax.make_jaxpr(run.plain_step)(run.state_shapes(), run.batch_shapes()))
 
     offs = {"augment.policy": "none", "augment.erase_probability": 0.0, "model.stochastic_depth": 0.0}
     offs |= {"loss": "softmax", "label_smoothing": 0.0, "weight_decay_of": "all"}
@@ -115,22 +116,22 @@ def test_a_policy_flips_on_the_host():
     config = tiny.config("--config.augment.pad_px=0")
     images = np.random.default_rng(0).integers(0, 256, (32, 28, 28, 1)).astype(np.uint8)
     keys = image_keys(0, jnp.int32(0), 32)
-    plain = np.asarray(augment_of(config)(images, keys))
+    plain = np.asarray(build_augment(config)(images, keys))
     normalized = (images.astype(np.float32) - config.data.mean[0]) / config.data.std[0]
     assert 0 < np.isclose(plain, normalized, atol=1e-5).all(axis=(1, 2, 3)).mean() < 1
     config.augment.policy = "trivial_augment"
-    np.testing.assert_allclose(np.asarray(augment_of(config)(images, keys)), normalized, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(np.asarray(build_augment(config)(images, keys)), normalized, rtol=1e-5, atol=1e-5)
 
 
 def test_training_images_of_another_size():
     config = tiny.config("--config.data.crop=resize", "--config.data.train_size_px=20")
     place = Place(make_mesh(jax.devices()[:1]), "cpu")
-    run = assemble(config, tiny.INFO, place)
+    run = Classification(config, place, tiny.INFO)
     assert run.image_shape == (20, 20, 1)
     source = open_source("builtin", "train", image_size_px=28)
     batch = next(dataset.training_batches(config, source, place, 0, 1))
     assert batch.image.shape == (32, 20, 20, 1)
-    assert run.batch_shapes(place.mesh, 32).image.shape == batch.image.shape
+    assert run.batch_shapes().image.shape == batch.image.shape
     want = next(
         train_batches(source, batch_size=32, seed=0, start_step=0, num_steps=1, image_size_px=20, crop="resize")
     )
@@ -138,9 +139,9 @@ def test_training_images_of_another_size():
 
 
 def test_lamb_trains_and_is_resumed_by_its_state():
-    run, place = tiny.assembled("--config.optimizer=lamb", "--config.weight_decay_of=kernels")
-    shapes = run.state_shapes(place.mesh)
-    state, _ = jax.eval_shape(run.train_step, shapes, run.batch_shapes(place.mesh, 32))
+    run, _ = tiny.assembled("--config.optimizer=lamb", "--config.weight_decay_of=kernels")
+    shapes = run.state_shapes()
+    state, _ = jax.eval_shape(run.train_step, shapes, run.batch_shapes())
     assert jax.tree.structure(state) == jax.tree.structure(shapes)
 
 
@@ -157,14 +158,14 @@ def test_a_config_of_before_prepares_the_same_images():
     source = open_source("builtin", "train", image_size_px=28)
     want = next(dataset.training_batches(config, source, place, 0, 1))
     keys = image_keys(0, jnp.int32(0), 32)
-    augmented = augment_of(config)(want.image, keys)
+    augmented = build_augment(config)(want.image, keys)
     with config.unlocked():
         for section, names in NEW_FIELDS.items():
             for name in names:
                 del (config[section] if section else config)[name]
     got = next(dataset.training_batches(config, source, place, 0, 1))
     np.testing.assert_array_equal(got.image, want.image)
-    np.testing.assert_array_equal(augment_of(config)(got.image, keys), augmented)
+    np.testing.assert_array_equal(build_augment(config)(got.image, keys), augmented)
 
 
 @pytest.mark.parametrize(

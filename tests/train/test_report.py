@@ -2,7 +2,9 @@
 
 import json
 
-from resnext_jax.train.report import summarize
+import tiny
+
+from resnext_jax.train.workdir import summarize
 
 
 def test_the_summary_has_the_last_and_the_best_evaluation(tmp_path):
@@ -13,7 +15,8 @@ def test_the_summary_has_the_last_and_the_best_evaluation(tmp_path):
     ]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     said = []
-    summarize(str(tmp_path), "a network on images", said.append)
+    task, _ = tiny.assembled()
+    summarize(str(tmp_path), task, said.append)
     lines = [line.split() for line in "\n".join(said).splitlines()]
     assert ["last", "30", "3.00", "1.5000", "70.00%", "90.00%"] in lines
     assert ["best", "20", "2.00", "1.5000", "75.00%", "90.00%"] in lines

@@ -11,7 +11,7 @@ from configs import common
 from resnext_jax.data.pipeline import train_batches
 from resnext_jax.data.sources import open_source
 from resnext_jax.sharding import Place, make_mesh, put_replicated, to_global
-from resnext_jax.train.assemble import Run, assemble
+from resnext_jax.train.classification import Classification
 from resnext_jax.train.step import all_finite, split_rows
 from resnext_jax.types import Batch, TrainState
 
@@ -41,16 +41,16 @@ class Setup:
                 **dict(crop="none", process_index=0, process_count=1, num_threads=1),
             )
         )
-        self.runs: dict[tuple[int, int, int], tuple[Place, Run]] = {}
+        self.runs: dict[tuple[int, int, int], tuple[Place, Classification]] = {}
         _, run = self.run(1)
         self.start: TrainState = jax.device_get(run.create_state())
 
-    def run(self, num_devices: int, microbatches: int = 1, group_images: int = 8) -> tuple[Place, Run]:
+    def run(self, num_devices: int, microbatches: int = 1, group_images: int = 8) -> tuple[Place, Classification]:
         key = num_devices, microbatches, group_images
         if key not in self.runs:
             self.config.accumulation_steps, self.config.bn_group_images = microbatches, group_images
             place = Place(make_mesh(jax.devices()[:num_devices]), "cpu")
-            self.runs[key] = place, assemble(self.config, self.source.info, place)
+            self.runs[key] = place, Classification(self.config, place, self.source.info)
         return self.runs[key]
 
     def train(self, steps: int, *how: int, **by_name: int) -> tuple[TrainState, list[float]]:

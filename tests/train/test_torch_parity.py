@@ -17,6 +17,7 @@ from resnext_jax.ops.conv_choice import resolver
 from resnext_jax.ops.loss import softmax
 from resnext_jax.optim import sgd_nesterov, step_schedule
 from resnext_jax.sharding import make_mesh
+from resnext_jax.train.classification import classification_loss
 from resnext_jax.train.step import train_step
 from resnext_jax.types import Batch, TrainState
 
@@ -83,14 +84,21 @@ def ours(case: str, variables: dict, batches: list[Batch]) -> list[dict]:
     arch, _, group_images, microbatches, _, device, _ = CASES[case]
     schedule = step_schedule(RECIPE["learning_rate"], MILESTONES)
     optimizer = sgd_nesterov(schedule, momentum=RECIPE["momentum"], weight_decay=RECIPE["weight_decay"])
+    model = ResNeXt(arch, CLASSES, resolver("auto", *device), group_images)
+    loss_fn = partial(
+        classification_loss,
+        model=model,
+        augment=lambda images, keys: normalize(images.astype(jnp.float32), MEAN, STD),
+        mix=None,
+        loss=partial(softmax, smoothing=0.1),
+    )
     step = jax.jit(
         partial(
             train_step,
-            model=ResNeXt(arch, CLASSES, resolver("auto", *device), group_images),
+            loss_fn=loss_fn,
             optimizer=optimizer,
-            augment=lambda images, keys: normalize(images.astype(jnp.float32), MEAN, STD),
+            model=model,
             seed=0,
-            loss=partial(softmax, smoothing=0.1),
             accumulation_steps=microbatches,
             mesh=make_mesh(jax.devices()[:1]),
         )
