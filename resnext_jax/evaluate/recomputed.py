@@ -99,7 +99,7 @@ def recompute_checkpoint(trained: Trained) -> tuple[epath.Path, dict[str, float]
     statistics_step = jit_statistics(config, trained.model, place.mesh)
     args = config, statistics_step, trained.variables, step, trained.description, source, workdir, place
     row = trained.evaluate(recompute_bn(*args))
-    if place.speaks:
+    if place.is_primary:
         writer = MetricsWriter(str(path.parent.parent), step)
         writer.write(step, step * config.batch_size / len(source), RECOMPUTED, row)
         writer.close()

@@ -55,4 +55,4 @@ def center_batches(
 
 def show_progress(place: Place, label: str, total: int, unit: str, start: int = 0) -> Progress | Silent:
     """The progress line of one phase; only the first process has one."""
-    return Progress(label, total, unit, start) if place.speaks else Silent()
+    return Progress(label, total, unit, start) if place.is_primary else Silent()

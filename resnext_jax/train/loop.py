@@ -3,13 +3,11 @@
 import contextlib
 import json
 import time
-from functools import partial
 from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 
-from resnext_jax import cluster
 from resnext_jax.builders import (
     facts,
     open_data,
@@ -18,15 +16,16 @@ from resnext_jax.builders import (
     same_on_all_hosts,
     training_batches,
 )
-from resnext_jax.errors import UserError
+from resnext_jax.errors import Preempted, UserError
 from resnext_jax.evaluate.recomputed import recompute_bn
 from resnext_jax.evaluate.validation import evaluate_all, show_progress
 from resnext_jax.progress import say as tell
+from resnext_jax.runtime import preemption
 from resnext_jax.runtime.curves import draw_curves
-from resnext_jax.runtime.preemption import Preemption
+from resnext_jax.runtime.heartbeats import Heartbeats
 from resnext_jax.runtime.profiling import Profiler
 from resnext_jax.runtime.writer import MetricsWriter, read_metrics
-from resnext_jax.sharding import Place, agree, from_first_process, to_global
+from resnext_jax.sharding import Place, from_first_process, raise_if_any, to_global
 from resnext_jax.train import report
 from resnext_jax.train.assemble import assemble, jit_statistics
 from resnext_jax.train.faults import not_finite
@@ -59,8 +58,8 @@ def train(config: ConfigDict, workdir: str, place: Place, environment: dict[str,
 def _train(
     config: ConfigDict, workdir: str, place: Place, environment: dict[str, Any], stack: contextlib.ExitStack
 ) -> None:
-    say = tell if place.speaks else lambda line: None
-    preemption = stack.enter_context(Preemption(place))
+    say = tell if place.is_primary else lambda line: None
+    notice = stack.enter_context(preemption.Preemption(place.process_count))
 
     # ------------------------------------------------------------------------------------------- What is trained
     mistake = None
@@ -71,7 +70,7 @@ def _train(
         report.prepare_workdir(workdir)
     except UserError as error:
         mistake = error
-    agree(place, mistake)
+    raise_if_any(place, mistake)
     same_on_all_hosts(place, train=train_source, validation=validation_source)
     title = report.model_title(config)
     description = {"config": json.loads(config.to_json_best_effort()), "dataset": facts(train_source.info)}
@@ -82,7 +81,6 @@ def _train(
     rows = read_metrics(workdir)
     checkpoints = open_checkpoints(config, run, workdir, rows)
     stack.callback(checkpoints.close)
-    preemption.before_leaving += [checkpoints.wait, *([lock.release] if lock else [])]
     if newest is None:
         state, start_step, left = first_state(config, run, description["dataset"], place, say), 0, {}
     else:
@@ -111,7 +109,7 @@ def _train(
 
     # From here on the workdir is this run's: everything about its config has been checked.
     writer = None
-    if place.speaks:
+    if place.is_primary:
         report.write_facts(config, workdir, environment, state.params, say)
         writer = MetricsWriter(workdir, start_step)
         stack.callback(writer.close)
@@ -124,8 +122,9 @@ def _train(
     window = open_window(
         config, run, workdir, place, rows, start_step, left, lambda line: (progress.close(), say(line))
     )
-    profiler = Profiler(workdir, config.watch.profile_steps, place.speaks, say)
+    profiler = Profiler(workdir, config.watch.profile_steps, place.is_primary, say)
     stack.callback(profiler.close)
+    heartbeats = Heartbeats(workdir) if place.is_primary else None
 
     def save(state: TrainState, step: int, evaluated: bool) -> None:
         if not is_finite(state):
@@ -133,8 +132,7 @@ def _train(
         if writer and lock:
             writer.flush()
             lock.check()
-        with preemption.saving:
-            checkpoints.save(state, description, None, {"window": window.carried(), "evaluated": evaluated})
+        checkpoints.save(state, description, None, {"window": window.carried(), "evaluated": evaluated})
 
     def validate(variables: PyTree, step: int, phase: str) -> None:
         progress.close()
@@ -156,17 +154,16 @@ def _train(
     saved_step, line = start_step, ""
     if evaluates:
         validate(state.variables, start_step, "evaluate")
-    preemption.start_steps(start_step)
+    preempted = False
     window.restart_clock()
     for step in range(start_step + 1, run.total_steps + 1):
-        wait_start_s = time.monotonic()
-        batch = preemption.take(batches, step)
-        if batch is None:
+        if preempted := notice.requested():
             if saved_step != step - 1:
                 window.drain()
-                save(state, step - 1, evaluated=True)
+                save(state, saved_step := step - 1, evaluated=True)
             break
-        batch = to_global(place.mesh, batch)
+        wait_start_s = time.monotonic()
+        batch = to_global(place.mesh, next(batches))
         waited_s = time.monotonic() - wait_start_s
         if profiler.switches(step):
             window.wait()
@@ -176,7 +173,8 @@ def _train(
             hunter.before(state, batch)
         with jax.profiler.StepTraceAnnotation("train", step_num=step):
             state, sums = step_fn(state, batch)
-        cluster.beat(step)
+        if heartbeats:
+            heartbeats.beat(step)
         if hunter:
             hunter.after(step, state, sums)
         window.add(step, sums, waited_s)
@@ -198,14 +196,14 @@ def _train(
         if saves:
             save(state, saved_step := step, evaluated=not evaluates)
         if evaluates:
-            # What is saved already can be left at once; the evaluation is then made at the next start.
-            preemption.with_nothing_at_stake(partial(validate, state.variables, step, "evaluate"))
+            validate(state.variables, step, "evaluate")
         window.restart_clock()
 
     checkpoints.wait()
+    if preempted:
+        raise Preempted(preemption.message(saved_step) if place.is_primary else "")
     if recomputes:
-        preemption.with_nothing_at_stake(partial(recompute, state.variables, run.total_steps))
-    preemption.end()
+        recompute(state.variables, run.total_steps)
 
     # ---------------------------------------------------------------------------------------------------- Summary
     report.summarize(workdir, title, say)

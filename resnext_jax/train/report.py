@@ -16,7 +16,7 @@ from resnext_jax.errors import UserError
 from resnext_jax.files import write_whole
 from resnext_jax.runtime.curves import CURVES_FILE
 from resnext_jax.runtime.writer import read_metrics
-from resnext_jax.sharding import Place, agree, from_first_process
+from resnext_jax.sharding import Place, from_first_process, raise_if_any
 from resnext_jax.types import PyTree
 
 # Where weights with recomputed batch-norm statistics lie in a workdir, and the phase of their row in its metrics.
@@ -56,12 +56,12 @@ def check_shared(workdir: str, place: Place) -> None:
         return
     token = from_first_process(place, time.time_ns() % 2**31)
     probe = epath.Path(workdir) / f".shared-{token}"
-    if place.speaks:
+    if place.is_primary:
         probe.write_text("shared")
-    agree(place, None)  # a barrier: it is written
+    raise_if_any(place, None)  # a barrier: it is written
     seen = probe.exists()
     try:
-        agree(
+        raise_if_any(
             place,
             None
             if seen
@@ -71,7 +71,7 @@ def check_shared(workdir: str, place: Place) -> None:
             ),
         )
     finally:
-        if place.speaks:
+        if place.is_primary:
             probe.unlink()
 
 

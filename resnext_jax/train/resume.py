@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from resnext_jax.checkpoint import Checkpoints, newest_sound
 from resnext_jax.errors import UserError
 from resnext_jax.runtime.lock import Lock
-from resnext_jax.sharding import Place, agree, from_first_process
+from resnext_jax.sharding import Place, from_first_process, raise_if_any
 from resnext_jax.train.assemble import Run
 
 NO_CHECKPOINT = -1
@@ -51,13 +51,13 @@ def claim(
       UserError: another run is at work there, or it has checkpoints and none is sound.
     """
     lock, newest, mistake = None, None, None
-    if place.speaks:
+    if place.is_primary:
         try:
             lock = stack.enter_context(Lock(workdir, say))
             newest = newest_sound(workdir, say)
         except UserError as error:
             mistake = error
-    agree(place, mistake)
+    raise_if_any(place, mistake)
     step = from_first_process(place, NO_CHECKPOINT if newest is None else newest)
     return lock, None if step == NO_CHECKPOINT else step
 
