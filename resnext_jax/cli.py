@@ -5,6 +5,7 @@ import json
 import os
 import platform as python_platform
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,19 +16,18 @@ from absl import flags
 from etils import epath
 from ml_collections import ConfigDict
 
-from resnext_jax import cluster, sharding
+from resnext_jax import sharding
 from resnext_jax.api import load
 from resnext_jax.config import command_line
 from resnext_jax.config.checks import evaluation_problems, protocol_problems
 from resnext_jax.data.decode import read_image
 from resnext_jax.errors import (
     INTERRUPTED_STATUS,
-    LOST_STATUS,
     PREEMPTED_STATUS,
     READER_GONE_STATUS,
-    Lost,
     Preempted,
     UserError,
+    may_miss_a_process,
     print_error,
     raise_all,
     reader_is_gone,
@@ -38,60 +38,64 @@ from resnext_jax.evaluate.loaded import LoadedCheckpoint, load_checkpoint
 from resnext_jax.evaluate.recompute import recompute_checkpoint
 from resnext_jax.ops.conv_choice import chip_of
 from resnext_jax.progress import end_line
-from resnext_jax.runtime.startup import keep_compiled, quiet_logging, versions
+from resnext_jax.runtime import processes
+from resnext_jax.runtime.startup import keep_compiled, quiet_logging, source_digest, versions
 from resnext_jax.train.classification import open_classification
 from resnext_jax.train.finetune import fill_from_checkpoint
 from resnext_jax.train.loop import train
 from resnext_jax.train.resume import flat
 
 TOP_CLASSES = 5
+CRASH_STATUS = 1
 
 
 def main(flag_values: flags.FlagValues, argv: Sequence[str]) -> None:
-    """Runs the command and exits.
+    """Run the command and exit.
 
-    Status: 0 when it is done, 2 for a mistake that the user can mend, 75 where training was preempted and wants to be
-    run again, 76 where another process of the run is gone or never came and all want to be run again, 130 after Ctrl-C.
+    Status: 0 when it is done, 2 for a mistake of the user, 75 when training was preempted and wants to be run again,
+    130 after Ctrl-C, 1 for an unexpected error. JAX aborts with 134 when another process of the run is gone.
     """
     try:
-        arguments = command_line.parse(list(argv), flag_values)
-        mode = flag_values.mode
-        raise_all([unknown("mode", mode, MODES)] if mode not in MODES else [])
-        quiet_logging()
-        keep_compiled(flag_values.compilation_cache)
-        cluster.join(
-            flag_values.coordinator_address,
-            flag_values.num_processes,
-            flag_values.process_id,
-            timeout_s=flag_values.join_timeout_s,
-            facts=what_must_be_alike(flag_values),
-            workdir=None if mode == "predict" or flag_values.config is None else workdir_of(flag_values),
-        )
-        MODES[mode](flag_values, arguments)
-        status = 0
+        run(flag_values, argv)
+        return
     except UserError as error:
         end_line()
         status = report_error(error, argv)
     except Preempted as news:
         print(news, file=sys.stderr, end="\n" if str(news) else "")
         status = PREEMPTED_STATUS
-    except Lost as error:
-        end_line()
-        print_error(str(error))
-        status = LOST_STATUS
     except KeyboardInterrupt:
         print(
             "\ninterrupted; training resumes from its newest checkpoint when the command is run again", file=sys.stderr
         )
         status = INTERRUPTED_STATUS
     except Exception as error:
-        cluster.failed(error)
+        status = CRASH_STATUS
         if isinstance(error, BrokenPipeError) and reader_is_gone():
-            sys.exit(READER_GONE_STATUS)
-        raise
-    cluster.leave(status)
-    if status:
-        sys.exit(status)
+            status = READER_GONE_STATUS
+        else:
+            traceback.print_exception(error)
+            if may_miss_a_process(error) and jax.distributed.is_initialized():
+                print_error("another process may be gone: see what it printed, and run all processes again.")
+    processes.leave(status)
+
+
+def run(flag_values: flags.FlagValues, argv: Sequence[str]) -> None:
+    """Read the command line, join the other processes, and run one of MODES."""
+    arguments = command_line.parse(list(argv), flag_values)
+    mode = flag_values.mode
+    raise_all([unknown("mode", mode, MODES)] if mode not in MODES else [])
+    quiet_logging()
+    keep_compiled(flag_values.compilation_cache)
+    processes.join(
+        flag_values.coordinator_address,
+        flag_values.num_processes,
+        flag_values.process_id,
+        timeout_s=flag_values.join_timeout_s,
+        stops=mode == "train",
+    )
+    processes.require_alike(what_must_be_alike(flag_values))
+    MODES[mode](flag_values, arguments)
 
 
 # ------------------------------------------------------------------------------------------------------------ Modes
@@ -215,7 +219,7 @@ def what_must_be_alike(flag_values: flags.FlagValues) -> dict[str, str]:
         "--workdir": str(flag_values.workdir),  # as given: ~ may lie elsewhere, but is one file system
         **{name: repr(value) for name, value in fields.items()},
         **{f"version of {package}": version for package, version in versions().items()},
-        "source code of resnext_jax": cluster.source_digest(),
+        "source code of resnext_jax": source_digest(),
     }
 
 

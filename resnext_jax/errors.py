@@ -14,11 +14,8 @@ from collections.abc import Iterable, Sequence
 
 USER_ERROR_STATUS = 2
 PREEMPTED_STATUS = 75  # EX_TEMPFAIL of sysexits.h: saved; run the same command again
-LOST_STATUS = 76  # another process of the run is gone or never came: run all of them again
 INTERRUPTED_STATUS = 130
 READER_GONE_STATUS = 141  # as shells report a program that SIGPIPE ended
-# What JAX says of a program itself, and not of a collective that misses a process.
-OWN_ERRORS = ("RESOURCE_EXHAUSTED", "INVALID_ARGUMENT", "UNIMPLEMENTED", "FAILED_PRECONDITION")
 # Stands in a message for the command that was typed; `report_error` puts it in.
 THIS_COMMAND = "python main.py --config=configs/NAME.py"
 
@@ -35,15 +32,10 @@ class Preempted(Exception):
     """The machine is taken back: all is saved, and the process ends with `PREEMPTED_STATUS`."""
 
 
-class Lost(Exception):
-    """Another process of the run is gone or never came; the message says which, and what to do."""
-
-
 def may_miss_a_process(error: BaseException | None) -> bool:
-    """Whether this may be the error of a collective or a barrier whose other processes are gone, or follow from one."""
+    """Return whether an error or its cause may be that of a collective or a barrier that misses a process."""
     while error is not None:
-        of_jax = type(error).__name__ == "JaxRuntimeError" and not str(error).startswith(OWN_ERRORS)
-        if of_jax or "Gloo" in str(error):  # which comes as a ValueError too
+        if type(error).__name__ == "JaxRuntimeError" or "Gloo" in str(error):  # that comes as a ValueError too
             return True
         error = error.__cause__ or error.__context__
     return False

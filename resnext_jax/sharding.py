@@ -27,7 +27,7 @@ class Place:
       mesh: over all devices of all processes.
       platform: "cpu", "gpu" or "tpu".
       chip: which one; see `ops.conv_choice.chip_of`.
-      process_index, process_count: this process, of how many. The first one speaks and writes the files.
+      process_index, process_count: this process, of how many. The primary one (0) prints and writes the files.
     """
 
     mesh: Mesh
@@ -41,23 +41,21 @@ class Place:
         return self.process_index == 0
 
 
-def raise_together(place: Place, own: UserError | None) -> None:
-    """Every process stops where one has found a mistake, each with a sentence, instead of waiting for the others.
+def raise_if_any(place: Place, own: UserError | None) -> None:
+    """Raise on every process where one has found a mistake, so that none waits for the others. A barrier for all.
 
     Args:
-      place: of this process; a lone one simply raises its own error.
-      own: what this process found; None where all is well.
+      place: the devices and this process.
+      own: error that this process found; None for none.
 
     Raises:
-      UserError: `own`, or the news that another process has one.
+      UserError: `own`, or a sentence that names the process that has one.
     """
     if place.process_count > 1:
         failed = multihost_utils.process_allgather(np.asarray(own is not None))
         if own is None and failed.any():
             names = ", ".join(str(index) for index in np.flatnonzero(failed))
-            raise UserError(
-                f"process {names} stopped with an error of its own: see what it printed, and mend it there."
-            )
+            raise UserError(f"process {names} stopped with an error of its own: see what it printed, and fix it there.")
     if own is not None:
         raise own
 

@@ -1,183 +1,90 @@
-"""One run per workdir at a time: a small file that the run keeps fresh for as long as it lives."""
+"""One run per workdir at a time: a small file that the run renews while it lives."""
 
+import contextlib
 import json
 import os
-import platform
-import threading
 import time
-import uuid
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from threading import Event, Thread
 
 from etils import epath
 
 from resnext_jax.errors import UserError
-from resnext_jax.files import cannot_write, in_bucket, write_whole
+from resnext_jax.files import in_bucket, write_whole
 
-LOCK_FILE = "run.lock"
-RENEW_EVERY_S = 10.0
-STALE_AFTER_S = 60.0
-LOOK_AGAIN_S = 1.0
+RENEW_EVERY_S, STALE_AFTER_S, LOOK_AGAIN_S = 10.0, 60.0, 1.0
 
 
 class Lock:
-    """Holds `workdir/run.lock`; a context manager, entered by the first process of a run alone.
+    """Holds `workdir/run.lock` as a context manager; UserError if another run holds it. `say` takes a line for people.
 
-    The file names its process. A lock of this machine whose process is gone is taken over at once. One of another
-    machine, or of another container, is taken over when it has not been renewed for a minute; a run renews its own
-    every ten seconds. A bucket has no exclusive creation: of two runs that start there within one second, the one whose
-    file was overwritten ends.
-
-    Args:
-      workdir: of the run.
-      say: takes a line where there is something to wait for.
-
-    Raises:
-      UserError: another run holds the lock.
+    A lock is taken over at once if its process on this machine is gone, otherwise after a minute without renewal.
     """
 
     def __init__(self, workdir: str, say: Callable[[str], None]):
-        self._workdir, self._say = workdir, say
-        self._path = epath.Path(workdir) / LOCK_FILE
-        started = {"since": time.strftime("%Y-%m-%d %H:%M:%S"), "token": uuid.uuid4().hex, "renewed": 0}
-        self._own: dict[str, Any] = _this_process() | started
-        self._taken_by: dict[str, Any] | None = None
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._renew, name="workdir lock", daemon=True)
+        self._workdir, self._say, self._path = workdir, say, epath.Path(workdir) / "run.lock"
+        who = {"host": os.uname().nodename, "pid": os.getpid(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
+        boot, pids = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")  # shared with whom /proc shows
+        machine = f"{boot.read_text().strip()}/{pids.stat().st_ino}" if boot.exists() else None
+        self._own = {**who, "machine": machine, "token": os.urandom(8).hex(), "renewed": 0}
+        self._taken_by, self._stop, self._thread = None, Event(), Thread(target=self._renew, daemon=True)
 
     def __enter__(self) -> "Lock":
-        self._await_free()
-        self._claim()
+        if other := self._other():
+            self._wait_until_stale(other)
+        elif not in_bucket(self._workdir):
+            try:
+                Path(self._path).touch(exist_ok=False)
+            except FileExistsError:
+                raise self._refused(self._other() or {}) from None
+        write_whole(self._path, json.dumps(self._own))
+        if other or in_bucket(self._workdir):
+            time.sleep(LOOK_AGAIN_S)  # of two that start now, the last one that writes has the lock
+            self.check()
         self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.release()
-
-    def release(self) -> None:
-        """Lets others have the workdir; what `with` does at its end."""
         self._stop.set()
         self._thread.join()
-        if self._is_ours(self._read()):
+        if not self._other():
             self._path.unlink(missing_ok=True)
 
     def check(self) -> None:
-        """Raises UserError where another run has taken the lock: this one was thought dead, and must not write."""
-        if self._taken_by is not None:
+        """Raise UserError if another run has taken the lock: this one was thought dead, and must not write."""
+        self._taken_by = self._taken_by or self._other()
+        if self._taken_by:
             raise self._refused(self._taken_by)
 
-    def _await_free(self) -> None:
-        seen, since_s = None, time.monotonic()
-        while (holder := self._read()) is not None:
-            if holder.get("kernel") == self._own["kernel"]:
-                if _is_alive(holder):
-                    raise self._refused(holder)
-                return
-            if seen is not None and holder != seen:
-                raise self._refused(holder)
-            if time.monotonic() - since_s > STALE_AFTER_S or self._age_s() > STALE_AFTER_S:
-                return
-            if seen is None:
-                self._say(f"{self._path} is of {_name(holder)}; waiting a minute whether that run is still alive")
-            seen = holder
+    def _wait_until_stale(self, other: dict) -> None:
+        if other.get("machine", "") == self._own["machine"] and not Path(f"/proc/{other['pid']}").exists():
+            return
+        self._say(f"{self._path} is of a run on {other.get('host', '?')}; waiting a minute whether that is still alive")
+        until_s = time.monotonic() + STALE_AFTER_S
+        while time.monotonic() < until_s and (now := self._other()):
+            if now != other:
+                raise self._refused(now)
             time.sleep(LOOK_AGAIN_S)
-
-    def _claim(self) -> None:
-        try:
-            if not in_bucket(self._workdir):
-                with Path(self._path).open("x") as file:
-                    file.write(json.dumps(self._own))
-                return
-        except FileExistsError:
-            pass
-        except OSError as error:
-            raise cannot_write(self._path, error) from error
-        write_whole(self._path, json.dumps(self._own))
-        time.sleep(LOOK_AGAIN_S)  # another may have found it free at the same moment: the last who wrote has it
-        holder = self._read()
-        if not self._is_ours(holder):
-            raise self._refused(holder or {})
 
     def _renew(self) -> None:
         while not self._stop.wait(RENEW_EVERY_S):
-            try:
-                holder = self._read()
-                if holder is not None and not self._is_ours(holder):
-                    self._taken_by = holder
-                    return
+            with contextlib.suppress(OSError, UserError):  # a file system may recover; others wait for a minute
+                self.check()
                 self._own["renewed"] += 1
                 write_whole(self._path, json.dumps(self._own))
-            except (OSError, UserError):
-                continue  # a network file system or a full disk may recover; others wait for a minute
 
-    def _read(self) -> dict[str, Any] | None:
-        """What the file holds: None where there is none, nothing where it is being written."""
+    def _other(self) -> dict | None:
+        """Return what the lock of another run says; None where it is ours or there is none."""
         try:
-            holder = json.loads(self._path.read_text())
+            holder = json.loads(self._path.read_text() or "{}")  # empty while it is created
         except FileNotFoundError:
             return None
-        except ValueError:
-            return {}
-        return holder if isinstance(holder, dict) else {}
+        return None if holder.get("token") == self._own["token"] else {"token": "", **holder}
 
-    def _age_s(self) -> float:
-        """Since the lock was renewed, by the clock of the file system; 0 where it does not tell."""
-        probe = self._path.parent / f".{LOCK_FILE}.{self._own['token']}"
-        try:
-            write_whole(probe, "now")
-            if not in_bucket(self._workdir):
-                return os.stat(probe).st_mtime - os.stat(self._path).st_mtime
-            now_s, renewed_s = probe.stat().mtime, self._path.stat().mtime
-        except FileNotFoundError:
-            return 0.0
-        finally:
-            probe.unlink(missing_ok=True)
-        return float(now_s - renewed_s) if now_s and renewed_s else 0.0
-
-    def _is_ours(self, holder: dict[str, Any] | None) -> bool:
-        return holder is not None and holder.get("token") == self._own["token"]
-
-    def _refused(self, holder: dict[str, Any]) -> UserError:
+    def _refused(self, other: dict) -> UserError:
         return UserError(
-            f"another run is at work in {self._workdir}: {_name(holder)}. Two runs must not write into one workdir: "
-            "wait for it or end it, or give this one another --workdir. (A run that is gone stops nobody: its lock is "
-            f"taken over after {STALE_AFTER_S:.0f} s at most.)"
+            f"another run is at work in {self._workdir}: process {other.get('pid', '?')} on {other.get('host', '?')}, "
+            f"since {other.get('since', '?')}. Two runs must not write into one workdir: wait for it, or end it, or "
+            f"give another --workdir. (The lock of a dead run is taken over after {STALE_AFTER_S:.0f} s at most.)"
         )
-
-
-def _name(holder: dict[str, Any]) -> str:
-    return f"process {holder.get('pid', '?')} on {holder.get('host', '?')}, since {holder.get('since', '?')}"
-
-
-def _this_process() -> dict[str, Any]:
-    """The process, and what it shares with those whose process numbers it can see."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        kernel = f"{boot}/{os.stat('/proc/self/ns/pid').st_ino}"
-    except OSError:  # not Linux: process numbers are those of the machine
-        kernel = platform.node()
-    return {"host": platform.node(), "kernel": kernel, "pid": os.getpid(), "started": _started(os.getpid())}
-
-
-def _is_alive(holder: dict[str, Any]) -> bool:
-    """Whether the process of a lock of this machine runs: the number alone may belong to another by now."""
-    pid = holder.get("pid")
-    if not isinstance(pid, int):
-        return False
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return _started(pid) == holder.get("started")
-
-
-def _started(pid: int) -> str | None:
-    """When a process began, in ticks of its machine; None where the system does not tell, or it is a zombie."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return None
-    return None if fields[0] == "Z" else fields[19]

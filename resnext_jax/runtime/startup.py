@@ -1,5 +1,6 @@
-"""What a command sets up in its process before anything else: where compiled programs are kept, what is logged."""
+"""What a command sets up before anything else (compiled programs, logging), and the versions of what it runs."""
 
+import hashlib
 import importlib.metadata
 import logging
 import os
@@ -10,6 +11,8 @@ from pathlib import Path
 import jax
 
 from resnext_jax.progress import AboveProgress
+
+PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def keep_compiled(directory: str | None) -> None:
@@ -50,6 +53,14 @@ def versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             found[package] = "not installed"
     return found
+
+
+def source_digest(root: Path = PACKAGE) -> str:
+    """Return twelve digits that change with every line of this package."""
+    digest = hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()[:12]
 
 
 def quiet_logging() -> None:

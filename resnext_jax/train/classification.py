@@ -185,7 +185,7 @@ def open_classification(config: ConfigDict, place: Place) -> Classification:
         task.state_shapes()  # an impossible network is found before anything is written
     except UserError as caught:
         error = caught
-    sharding.raise_together(place, error)
+    sharding.raise_if_any(place, error)
     assert task is not None
     builders.require_same_data(place, train=training, validation=validation)
     return task

@@ -14,8 +14,8 @@ from ml_collections import ConfigDict
 
 from resnext_jax.errors import Preempted, UserError
 from resnext_jax.progress import say
-from resnext_jax.runtime.preemption import Preemption
-from resnext_jax.sharding import Place, raise_together, to_global
+from resnext_jax.runtime import preemption
+from resnext_jax.sharding import Place, raise_if_any, to_global
 from resnext_jax.train import resume
 from resnext_jax.train.cadence import cadence_of
 from resnext_jax.train.monitor import Monitor, open_monitor
@@ -43,7 +43,7 @@ def train(task: Task, config: ConfigDict, workdir: str, place: Place, environmen
     cadence = cadence_of(config, task.total_steps, task.steps_per_epoch)
     description = {"config": json.loads(config.to_json_best_effort()), "dataset": task.dataset}
     with contextlib.ExitStack() as stack:
-        preemption = stack.enter_context(Preemption(place.process_count))
+        notice = stack.enter_context(preemption.Preemption(place.process_count))
 
         # ---------------------------------------------------------------------------------------- Where it starts
         open_workdir(workdir, place)
@@ -82,7 +82,7 @@ def train(task: Task, config: ConfigDict, workdir: str, place: Place, environmen
             with jax.profiler.StepTraceAnnotation("train", step_num=step):
                 state, sums = step_fn(state, batch)
             monitor.after_step(step, sums)
-            stops = preemption.requested(step)
+            stops = notice.requested()
 
             if cadence.logs(step):
                 writer.write_row(step, "train", monitor.row(step) | {"learning_rate": task.learning_rate(step - 1)})
@@ -91,7 +91,7 @@ def train(task: Task, config: ConfigDict, workdir: str, place: Place, environmen
                 writer.save(state, step, progress)
             if stops:
                 checkpoints.wait()
-                raise Preempted(f"preempted (SIGTERM): saved at step {step:,}; run the same command again to go on")
+                raise Preempted(preemption.message(step) if place.is_primary else "")
             if cadence.evaluates(step):
                 with monitor.paused():
                     writer.evaluate(state.variables, step)
@@ -111,7 +111,7 @@ def open_workdir(workdir: str, place: Place) -> None:
         prepare_workdir(workdir)
     except UserError as caught:
         error = caught
-    raise_together(place, error)
+    raise_if_any(place, error)
     check_shared(workdir, place)
 
 

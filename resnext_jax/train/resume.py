@@ -11,7 +11,7 @@ from resnext_jax.checkpoint import Checkpoints, newest_sound
 from resnext_jax.errors import UserError
 from resnext_jax.runtime.lock import Lock
 from resnext_jax.runtime.writer import read_metrics
-from resnext_jax.sharding import Place, from_first_process, raise_together
+from resnext_jax.sharding import Place, from_first_process, raise_if_any
 from resnext_jax.train.cadence import Cadence
 from resnext_jax.train.task import Task
 from resnext_jax.types import TrainState
@@ -82,7 +82,7 @@ def claim(
             newest = newest_sound(workdir, log)
         except UserError as caught:
             error = caught
-    raise_together(place, error)
+    raise_if_any(place, error)
     step = from_first_process(place, NO_CHECKPOINT if newest is None else newest)
     return lock, None if step == NO_CHECKPOINT else step
 

@@ -17,7 +17,7 @@ from resnext_jax.files import write_whole
 from resnext_jax.runtime.curves import CURVES_FILE, draw_curves
 from resnext_jax.runtime.lock import Lock
 from resnext_jax.runtime.writer import MetricsWriter, read_metrics
-from resnext_jax.sharding import Place, from_first_process, raise_together
+from resnext_jax.sharding import Place, from_first_process, raise_if_any
 from resnext_jax.train.accumulate import not_finite
 from resnext_jax.train.step import all_finite
 from resnext_jax.train.task import Task
@@ -59,10 +59,10 @@ def check_shared(workdir: str, place: Place) -> None:
     probe = epath.Path(workdir) / f".shared-{token}"
     if place.is_primary:
         probe.write_text("shared")
-    raise_together(place, None)  # wait until it is written
+    raise_if_any(place, None)  # wait until it is written
     seen = probe.exists()
     try:
-        raise_together(
+        raise_if_any(
             place,
             None
             if seen
