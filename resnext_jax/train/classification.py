@@ -97,10 +97,13 @@ class Classification:
         self.plain_step = partial(
             train_step, loss_fn=loss_fn, optimizer=self.optimizer, model=self.model, seed=config.seed
         )
-        step: Step = partial(self.plain_step, accumulation_steps=config.accumulation_steps, mesh=place.mesh)
+        skips = config.on_nonfinite == "skip"
+        step: Step = partial(
+            self.plain_step, accumulation_steps=config.accumulation_steps, mesh=place.mesh, check_all=skips
+        )
         if config.ema_decay:
             step = with_averages(step, config.ema_decay)
-        if config.on_nonfinite == "skip":
+        if skips:
             step = skipping_nonfinite(step)
 
         everywhere, split = sharding.replicated(place.mesh), sharding.batch_sharding(place.mesh)

@@ -33,6 +33,7 @@ def train_step(
     seed: int,
     accumulation_steps: int = 1,
     mesh: Mesh | None = None,
+    check_all: bool = False,
 ) -> tuple[TrainState, metrics.Sums]:
     """Compute the gradient of the mean loss of a batch and update the state.
 
@@ -47,10 +48,11 @@ def train_step(
       accumulation_steps: number of microbatches, computed one after the other. They hold whole batch-norm groups, so
         the result is that of one pass: gradients and running statistics are averaged, and one update is made.
       mesh: devices that share the batch; None computes as on a single device.
+      check_all: look for numbers that are not finite in all gradients, not only in those of the first layer.
 
     Returns:
-      The state after the step, and the sums over the batch before the update. If the gradient of the first layer is
-      not finite, the loss is NaN.
+      The state after the step, and the sums over the batch before the update. If the checked gradients are not finite,
+      the loss is NaN.
     """
     # The scopes name these parts in profiles and in the compile report; modules name the rest.
     num_images = jax.tree.leaves(batch)[0].shape[0]
@@ -95,9 +97,10 @@ def train_step(
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
     new_state = TrainState(state.step + 1, params, batch_stats or state.batch_stats, opt_state, state.ema)
-    # A ReLU may hide a NaN from the loss (on the CPU it does), but all gradients end in the first layer's. Marking the
-    # loss there costs one small kernel instead of a pass over all parameters.
-    return new_state, sums.replace(loss=sums.loss + 0.0 * optax.tree.norm(grads[model.first_layer]))
+    # A ReLU may hide a NaN from the loss (on the CPU it does), but all gradients end in the first layer's. To check
+    # only this layer costs one small kernel instead of a pass over all parameters.
+    checked = grads if check_all else grads[model.first_layer]
+    return new_state, sums.replace(loss=sums.loss + 0.0 * optax.tree.norm(checked))
 
 
 def with_averages(step: Step, decay: float) -> Step:
@@ -113,14 +116,14 @@ def with_averages(step: Step, decay: float) -> Step:
 
 
 def skipping_nonfinite(step: Step) -> Step:
-    """Return a step that changes only its counts if its loss, or what it would save, is not finite.
+    """Return a step that changes only its counts if its loss or a running statistic is not finite.
 
-    All sums of a skipped step are 0.
+    All sums of a skipped step are 0. The loss must say whether the gradients are finite (`check_all`).
     """
 
     def skipping(state: TrainState, batch: PyTree) -> tuple[TrainState, metrics.Sums]:
         new, sums = step(state, batch)
-        finite = jnp.isfinite(sums.loss) & all_finite(new)
+        finite = jnp.isfinite(sums.loss + optax.tree.norm(new.batch_stats))
         return keep_if(finite, new, state), jax.tree.map(lambda x: jnp.where(finite, x, 0).astype(x.dtype), sums)
 
     return skipping
