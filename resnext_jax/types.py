@@ -73,3 +73,8 @@ class DatasetInfo:
     @property
     def num_classes(self) -> int:
         return len(self.class_names)
+
+    @property
+    def batch_channels(self) -> int:
+        """Channels of the images in a batch."""
+        return self.image_shape[2] if self.image_shape else self.num_channels
