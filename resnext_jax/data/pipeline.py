@@ -9,12 +9,12 @@ from functools import partial
 
 import jax
 import numpy as np
-from jaxtyping import Integer
+from jaxtyping import Integer, UInt8
 
 from resnext_jax.data.crops import Crop
 from resnext_jax.data.order import positions, train_indices
 from resnext_jax.data.readers import GatherSource, Source
-from resnext_jax.data.stream import Watched, batches, example, stack
+from resnext_jax.data.stream import Watched, batches, example
 from resnext_jax.data.subset import ReplacingSource
 from resnext_jax.errors import UserError, raise_all
 from resnext_jax.types import Batch
@@ -45,11 +45,14 @@ def local_rows(batch_size: int, process: tuple[int, int], problems: Sequence[str
     return range(index * num_rows, (index + 1) * num_rows)
 
 
-def _gather(source: Source, indices: Integer[np.ndarray, " rows"]) -> Batch:
-    """Return the images as they are, copied in one go: image by image would take several times as long."""
+def _zeros(source: Source, crop: Crop, rows: range) -> UInt8[np.ndarray, "batch size_px size_px channel"]:
+    return np.zeros((len(rows), crop.size_px, crop.size_px, source.info.batch_channels), np.uint8)
+
+
+def _gather(batch: Batch, source: Source, indices: Integer[np.ndarray, " rows"]) -> None:
+    """Copy images as they are in one go: image by image would take several times as long."""
     assert isinstance(source, GatherSource)  # as `Crop.problems` made sure
-    images, labels = source.gather(indices)
-    return Batch(images, labels, np.ones(len(indices), np.float32))
+    batch.image[:], batch.label[:] = source.gather(indices)
 
 
 def train_batches(
@@ -90,22 +93,30 @@ def train_batches(
     watched, num_channels = Watched(source), source.info.num_channels
     gathers = crop.kind == "none" and crop.alter is None
 
-    def fill(step: int, part: range) -> Batch:
+    def fill(batch: Batch, step: int, part: range) -> None:
         places = positions(step, np.array(part), batch_size, repeats=repeats, group_images=group_images)
         indices = train_indices(len(source), seed, places)
+        batch.mask[:] = 1
         if gathers:
-            return _gather(source, indices)
+            return _gather(batch, source, indices)
         try:
-            return stack(
-                example(watched, index, partial(crop.train, num_channels=num_channels, seed=seed, step=step, row=row))
-                for row, index in zip(part, indices.tolist(), strict=True)
-            )
+            for i, (row, index) in enumerate(zip(part, indices.tolist(), strict=True)):
+                prepare = partial(crop.train, num_channels=num_channels, seed=seed, step=step, row=row)
+                batch.image[i], batch.label[i] = example(watched, index, prepare)
         except UserError as error:
             if isinstance(source, ReplacingSource):
                 raise
             raise UserError(f"{error} Or train on without it: --config.data.on_bad_image=replace.") from None
 
-    return batches(fill, steps=steps, rows=rows, watched=watched, num_threads=num_threads, gathers=gathers)
+    return batches(
+        fill,
+        images=lambda _: _zeros(source, crop, rows),
+        steps=steps,
+        rows=rows,
+        watched=watched,
+        num_threads=num_threads,
+        gathers=gathers,
+    )
 
 
 def evaluation_batches(
@@ -127,22 +138,25 @@ def evaluation_batches(
                 f"Set --config.data.resize_px={crop.size_px * 8 // 7} (8/7 of the crop is usual)."
             ]
         )
-    watched, size_px = Watched(source), crop.size_px
+    watched, gathers = Watched(source), crop.kind == "none"
     prepare = partial(crop.center, num_channels=source.info.num_channels)
-    padding = Batch(np.zeros((size_px, size_px, source.info.batch_channels), np.uint8), np.int32(0), np.float32(0))
-    gathers = crop.kind == "none"
 
-    def fill(step: int, part: range) -> Batch:
-        indices = step * batch_size + np.array(part)
-        is_image = indices < len(source)
+    def fill(batch: Batch, step: int, part: range) -> None:
+        first = step * batch_size + part.start
+        indices = np.arange(first, min(first + len(part), len(source)))
+        batch = jax.tree.map(lambda leaf: leaf[: len(indices)], batch)
+        batch.mask[:] = 1
         if gathers:
-            batch = _gather(source, indices.clip(max=len(source) - 1))
-            for leaf in jax.tree.leaves(batch):
-                leaf[~is_image] = 0
-            return batch
-        return stack(
-            [example(watched, index, prepare) for index in indices[is_image].tolist()] + [padding] * (~is_image).sum()
-        )
+            return _gather(batch, source, indices)
+        for i, index in enumerate(indices.tolist()):
+            batch.image[i], batch.label[i] = example(watched, index, prepare)
 
-    steps = range(-(-len(source) // batch_size))
-    return batches(fill, steps=steps, rows=rows, watched=watched, num_threads=num_threads, gathers=gathers)
+    return batches(
+        fill,
+        images=lambda _: _zeros(source, crop, rows),
+        steps=range(-(-len(source) // batch_size)),
+        rows=rows,
+        watched=watched,
+        num_threads=num_threads,
+        gathers=gathers,
+    )

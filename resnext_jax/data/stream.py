@@ -1,11 +1,10 @@
 """Batches of the coming steps, read ahead by Grain's threads, and what happens when the reading of an image hangs."""
 
-import contextlib
 import itertools
 import logging
 import threading
 import time
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator
 
 import grain
 import jax
@@ -37,10 +36,11 @@ class Watched:
             del self._reading[thread]
 
     def check(self) -> None:
-        """Warns once about each image whose reading takes too long.
+        """Warn once about each image whose reading takes too long.
 
         Raises:
-          UserError: one has taken so long that it will not come.
+          UserError: one has taken so long that it will not come. Python's own exit would wait for Grain's threads, so a
+            command must then end with `os._exit`.
         """
         for thread, (since_s, index) in list(self._reading.items()):
             spent_s = time.monotonic() - since_s
@@ -58,8 +58,8 @@ class Watched:
                 logging.getLogger(__name__).warning("%s; still waiting.", sentence)
 
 
-def example(watched: Watched, index: int, prepare: Callable[[Record], PyTree]) -> Batch:
-    """Return one row of a batch: a prepared image, or its stand-in where the source has one.
+def example(watched: Watched, index: int, prepare: Callable[[Record], PyTree]) -> tuple[PyTree, int]:
+    """Return a prepared image and its label, or those of its stand-in where the source has one.
 
     Raises:
       UserError: the image cannot be read, and there is no stand-in.
@@ -67,25 +67,17 @@ def example(watched: Watched, index: int, prepare: Callable[[Record], PyTree]) -
     while True:
         try:
             record = watched[index]
-            return Batch(prepare(record), np.int32(record.label), np.float32(1))
+            return prepare(record), record.label
         except UserError as error:
             if not isinstance(watched.source, ReplacingSource):
                 raise
             index = watched.source.stand_in(index, error)
 
 
-def stack(examples: Iterable[Batch]) -> Batch:
-    """Return the batch of these rows."""
-    return jax.tree.map(lambda *leaves: np.stack(leaves), *examples)
-
-
-def _join(parts: Sequence[Batch]) -> Batch:
-    return parts[0] if len(parts) == 1 else jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
-
-
 def batches(
-    fill: Callable[[int, range], Batch],
+    fill: Callable[[Batch, int, range], None],
     *,
+    images: Callable[[int], PyTree],
     steps: range,
     rows: range,
     watched: Watched,
@@ -94,11 +86,12 @@ def batches(
 ) -> Generator[Batch]:
     """Yield the batches of the steps, in order.
 
-    A thread reads a part of a batch, not a whole one: so the memory is that of a few batches, whatever the number of
-    threads, and the first batch comes as soon as all threads together have read it.
+    All threads fill one batch together, each a part of its rows: so the memory is that of a few batches, whatever the
+    number of threads. With Grain's own `batch` every thread would hold a whole one, or each would be copied once more.
 
     Args:
-      fill: (step, rows of the global batch) -> these rows; called from the threads.
+      fill: (part of a batch of zeros, step, its rows of the global batch) fills the part; called from the threads.
+      images: (step) -> zeros for the images of this process's rows.
       steps: the steps to yield.
       rows: this process's rows of a global batch.
       watched: what `fill` reads from.
@@ -108,25 +101,39 @@ def batches(
     num_parts = 1 if gathers else max(1, min(num_threads, len(rows)))
     num_threads = min(num_threads, BATCHES_AHEAD * num_parts)
     cuts = [len(rows) * part // num_parts for part in range(num_parts + 1)]
-    parts = [rows[first:last] for first, last in itertools.pairwise(cuts)]
+    parts = [slice(first, last) for first, last in itertools.pairwise(cuts)]
+    begun: dict[int, Batch] = {}
     # Grain's iterator waits without a timeout: a hanging read would never be reported. So every part that is finished
     # releases the semaphore of its step, and `next` is called once all have. At most so many steps are in progress.
     finished = [threading.Semaphore(0) for _ in range(BATCHES_AHEAD + 1)]
 
-    def fill_part(number: int) -> Batch:
-        position, part = divmod(number, num_parts)
+    def begin(position: int) -> None:
+        if position < len(steps):
+            labels, mask = np.zeros(len(rows), np.int32), np.zeros(len(rows), np.float32)
+            begun[position] = Batch(images(steps[position]), labels, mask)
+
+    def fill_part(number: int) -> int:
+        position, part = number // num_parts, parts[number % num_parts]
         try:
-            return fill(steps[position], parts[part])
+            fill(jax.tree.map(lambda leaf: leaf[part], begun[position]), steps[position], rows[part])
         finally:
             finished[position % len(finished)].release()
+        return number
 
-    dataset = grain.MapDataset.range(len(steps) * num_parts).map(fill_part)
     options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=num_threads and BATCHES_AHEAD * num_parts)
-    iterator = iter(dataset.to_iter_dataset(options).batch(num_parts, batch_fn=_join))
-    with contextlib.closing(iterator):
+    dataset = grain.MapDataset.range(len(steps) * num_parts).map(fill_part)
+    iterator = iter(dataset.to_iter_dataset(options))
+    try:
+        for position in range(BATCHES_AHEAD):
+            begin(position)
         iterator.start_prefetch()
         for position in range(len(steps)):
             for _ in range(num_parts if num_threads else 0):
                 while not finished[position % len(finished)].acquire(timeout=LOOK_EVERY_S):
                     watched.check()
-            yield next(iterator)
+            begin(position + BATCHES_AHEAD)
+            for _ in range(num_parts):
+                next(iterator)
+            yield begun.pop(position)
+    finally:
+        iterator.close()  # drops what is not begun; each thread ends with its part

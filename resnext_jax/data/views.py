@@ -16,7 +16,7 @@ from resnext_jax.data import decode, resize
 from resnext_jax.data.crops import pixels
 from resnext_jax.data.pipeline import local_rows
 from resnext_jax.data.readers import Record, Source
-from resnext_jax.data.stream import Watched, batches, example, stack
+from resnext_jax.data.stream import Watched, batches, example
 from resnext_jax.types import Batch
 
 Pixels = UInt8[np.ndarray, "height width channel"]
@@ -124,19 +124,21 @@ def view_batches(
         for start in range(0, len(indices), batch_size)
     ]
 
-    def fill(step: int, part: range) -> Batch:
+    def images(step: int) -> tuple[np.ndarray, ...]:
+        shapes = views.shapes(steps[step][0])
+        return tuple(np.zeros((len(rows), *shape, source.info.batch_channels), np.uint8) for shape in shapes)
+
+    def fill(batch: Batch, step: int, part: range) -> None:
         sort, indices = steps[step]
-        zeros = tuple(np.zeros((*shape, source.info.batch_channels), np.uint8) for shape in views.shapes(sort))
-        padding = Batch(zeros, np.int32(0), np.float32(0))
+        for i, index in enumerate(indices[part.start : part.stop]):
+            cuts, batch.label[i] = example(
+                watched, index, lambda record: views.cut(pixels(record, source.info.num_channels), sort)
+            )
+            batch.mask[i] = 1
+            for array, cut in zip(batch.image, cuts, strict=True):
+                array[i] = cut
 
-        def prepare(record: Record) -> tuple[np.ndarray, ...]:
-            return views.cut(pixels(record, source.info.num_channels), sort)
-
-        return stack(
-            example(watched, indices[row], prepare) if row < len(indices) else padding for row in part
-        )
-
-    return batches(fill, steps=range(len(steps)), rows=rows, watched=watched, num_threads=num_threads)
+    return batches(fill, images=images, steps=range(len(steps)), rows=rows, watched=watched, num_threads=num_threads)
 
 
 def _sorted(source: Source, views: Views) -> list[tuple[Sort, np.ndarray]]:
