@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Bool
 from ml_collections import ConfigDict
 
+from resnext_jax.data.crops import Crop
 from resnext_jax.data.pipeline import train_batches
 from resnext_jax.data.policies import make_alter
 from resnext_jax.data.sources import Source, open_source
@@ -54,7 +55,7 @@ def open_data(config: ConfigDict, split: str) -> Source:
         # An evaluation that counts one image twice would not be exact.
         on_bad_image=config.data.on_bad_image if split == "train" else "error",
     )
-    found = source.info.image_shape[2] if source.info.image_shape else source.info.num_channels
+    found = source.info.batch_channels
     if found != channels:
         raise UserError(
             f"data.mean={tuple(config.data.mean)} is for {channels} channel(s), but the images of "
@@ -148,18 +149,14 @@ def training_batches(
     )
     return train_batches(
         source,
+        Crop(config.data.crop, training_size_px(config), alter=alter),
         batch_size=config.batch_size,
         seed=config.seed,
-        start_step=start_step,
-        num_steps=num_steps,
-        image_size_px=training_size_px(config),
-        crop=config.data.crop,
-        alter=alter,
+        steps=range(start_step, num_steps),
         repeats=config.data.repeats,
         group_images=config.bn_group_images,
+        process=(place.process_index, place.process_count),
         num_threads=config.data.num_threads,
-        process_index=place.process_index,
-        process_count=place.process_count,
     )
 
 

@@ -74,6 +74,11 @@ class DatasetInfo:
     def num_classes(self) -> int:
         return len(self.class_names)
 
+    @property
+    def batch_channels(self) -> int:
+        """Channels of the images in a batch."""
+        return self.image_shape[2] if self.image_shape else self.num_channels
+
 
 @dataclasses.dataclass(frozen=True)
 class Metric:

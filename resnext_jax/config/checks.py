@@ -3,7 +3,7 @@
 from ml_collections import ConfigDict
 
 from resnext_jax import optim, sharding
-from resnext_jax.data.pipeline import CROPS
+from resnext_jax.data.crops import CROPS
 from resnext_jax.data.policies import MAX_MAGNITUDE, POLICIES
 from resnext_jax.data.resize import FILTERS
 from resnext_jax.errors import unknown

@@ -13,9 +13,10 @@ import numpy as np
 from jaxtyping import UInt8
 
 from resnext_jax.data import decode, resize
-from resnext_jax.data.filling import pixels
+from resnext_jax.data.crops import pixels
+from resnext_jax.data.pipeline import local_rows
 from resnext_jax.data.readers import Record, Source
-from resnext_jax.data.workers import Watch, batches
+from resnext_jax.data.stream import Watched, batches, example
 from resnext_jax.types import Batch
 
 Pixels = UInt8[np.ndarray, "height width channel"]
@@ -102,66 +103,42 @@ def multi_scale(size_px: int, resize_px: int, interpolation: str) -> Views:
 
 
 def view_batches(
-    source: Source,
-    views: Views,
-    *,
-    batch_size: int,
-    process_index: int = 0,
-    process_count: int = 1,
-    num_threads: int = 2,
+    source: Source, views: Views, *, batch_size: int, process: tuple[int, int] = (0, 1), num_threads: int = 2
 ) -> Generator[Batch]:
-    """Every image once, those with views of the same shapes together; the same batches on every process.
+    """Return every image once, those with views of the same shapes together; the same batches on every process.
 
     The last batch of each sort is filled up with zeros of label 0 and mask 0.
 
     Args:
       source: the images.
       views: how they are cut.
-      batch_size: images in a global batch, a multiple of process_count.
-      process_index, process_count: process p of P holds rows [p * batch_size / P, (p + 1) * batch_size / P).
-      num_threads: that fill the coming batches; 0 fills each when asked for.
+      batch_size, process, num_threads, Raises: as in `pipeline.train_batches`.
 
     Yields:
       numpy `Batch`es whose `image` is a tuple of arrays, uint8.
-
-    Raises:
-      UserError: an image cannot be read, or its reading hangs.
     """
-    watch, num_channels = Watch(source.locate), source.info.num_channels
+    rows, watched = local_rows(batch_size, process), Watched(source)
     steps = [
-        (sort, indices[start : start + batch_size])
+        (sort, indices[start : start + batch_size].tolist())
         for sort, indices in _sorted(source, views)
         for start in range(0, len(indices), batch_size)
     ]
-    num_rows = batch_size // process_count
-    first = process_index * num_rows
 
-    def empty(step: int) -> Batch:
+    def images(step: int) -> tuple[np.ndarray, ...]:
         shapes = views.shapes(steps[step][0])
-        channels = source.info.image_shape[2] if source.info.image_shape else num_channels
-        image = tuple(np.zeros((num_rows, *shape, channels), np.uint8) for shape in shapes)
-        return Batch(image, np.zeros(num_rows, np.int32), np.zeros(num_rows, np.float32))
+        return tuple(np.zeros((len(rows), *shape, source.info.batch_channels), np.uint8) for shape in shapes)
 
-    def fill(batch: Batch, step: int, rows: slice) -> None:
+    def fill(batch: Batch, step: int, part: range) -> None:
         sort, indices = steps[step]
-        with watch.reading() as begin:
-            for row, index in enumerate(indices[first + rows.start : first + rows.stop].tolist(), rows.start):
-                begin(index)
-                record = source[index]
-                for array, cut in zip(batch.image, views.cut(pixels(record, num_channels), sort), strict=True):
-                    array[row] = cut
-                batch.label[row], batch.mask[row] = record.label, 1
+        for i, index in enumerate(indices[part.start : part.stop]):
+            cuts, batch.label[i] = example(
+                watched, index, lambda record: views.cut(pixels(record, source.info.num_channels), sort)
+            )
+            batch.mask[i] = 1
+            for array, cut in zip(batch.image, cuts, strict=True):
+                array[i] = cut
 
-    return batches(
-        len(steps),
-        0,
-        num_rows,
-        empty=empty,
-        fill=fill,
-        watch=watch,
-        num_threads=num_threads,
-        num_parts=max(1, num_threads),
-    )
+    return batches(fill, images=images, steps=range(len(steps)), rows=rows, watched=watched, num_threads=num_threads)
 
 
 def _sorted(source: Source, views: Views) -> list[tuple[Sort, np.ndarray]]:

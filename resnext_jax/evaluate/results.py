@@ -144,8 +144,7 @@ def batches_of(config: ConfigDict, protocol: Protocol, source: Source, place: sh
         source,
         protocol.views(data.image_size_px, data.resize_px, data.interpolation),
         batch_size=config.evaluate.batch_size,
-        process_index=place.process_index,
-        process_count=place.process_count,
+        process=(place.process_index, place.process_count),
         num_threads=data.num_threads,
     )
 

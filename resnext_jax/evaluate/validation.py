@@ -5,6 +5,7 @@ from collections.abc import Callable, Generator
 from ml_collections import ConfigDict
 
 from resnext_jax import metrics
+from resnext_jax.data.crops import Crop
 from resnext_jax.data.pipeline import evaluation_batches
 from resnext_jax.data.sources import Source
 from resnext_jax.evaluate.classify import evaluate
@@ -39,16 +40,18 @@ def center_batches(
     config: ConfigDict, source: Source, place: Place, *, image_size_px: int | None = None, resize_px: int | None = None
 ) -> Generator[Batch]:
     """Yield this process's rows of the batches of an evaluation; by default in the sizes of the config."""
+    crop = Crop(
+        config.data.crop,
+        image_size_px or config.data.image_size_px,
+        resize_px or config.data.resize_px,
+        config.data.interpolation,
+    )
     return evaluation_batches(
         source,
+        crop,
         batch_size=config.evaluate.batch_size,
-        image_size_px=image_size_px or config.data.image_size_px,
-        resize_px=resize_px or config.data.resize_px,
-        crop=config.data.crop,
-        interpolation=config.data.interpolation,
+        process=(place.process_index, place.process_count),
         num_threads=config.data.num_threads,
-        process_index=place.process_index,
-        process_count=place.process_count,
     )
 
 

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from resnext_jax.data import pipeline, workers
+from resnext_jax.data import pipeline, stream
+from resnext_jax.data.crops import Crop
 from resnext_jax.data.prepare.__main__ import main
 from resnext_jax.data.sources import open_source
 from resnext_jax.errors import UserError
@@ -125,12 +126,12 @@ def broken(folder) -> list[str]:
 
 
 def test_training_goes_on_past_all_of_them_and_names_each_once(folder, broken, caplog, monkeypatch):
-    monkeypatch.setattr(workers, "GIVE_UP_AFTER_S", 30.0)  # at one image
+    monkeypatch.setattr(stream, "GIVE_UP_AFTER_S", 30.0)  # at one image
     source = open_source("folder", "train", data_dir=str(folder), on_bad_image="replace")
     assert len(source) == 200 + NUM_GOOD
-    arguments = {"batch_size": 25, "seed": 0, "start_step": 0, "num_steps": 20, "image_size_px": 16}
+    arguments = {"batch_size": 25, "seed": 0, "steps": range(20), "num_threads": 4}
     with caplog.at_level(logging.WARNING):
-        batches = list(pipeline.train_batches(source, crop="random_sized", num_threads=4, **arguments))
+        batches = list(pipeline.train_batches(source, Crop("random_sized", 16), **arguments))
     assert len(batches) == 20  # two epochs
     named = names_in([record.getMessage() for record in caplog.records], folder)
     assert len(named) == len(set(named))
@@ -151,7 +152,7 @@ def test_preparation_leaves_them_out_by_name(folder, broken, tmp_path, capsys):
 
 def test_evaluation_stops_at_each(folder, broken):
     source = open_source("folder", "train", data_dir=str(folder))
-    arguments = {"batch_size": 1, "image_size_px": 16, "resize_px": 18, "crop": "random_sized", "num_threads": 0}
+    crop = Crop("random_sized", 16, 18)
 
     class One:
         """One image of it."""
@@ -173,7 +174,7 @@ def test_evaluation_stops_at_each(folder, broken):
     stopped = []
     for index in range(len(source)):
         try:
-            list(pipeline.evaluation_batches(One(index), **arguments))
+            list(pipeline.evaluation_batches(One(index), crop, batch_size=1, num_threads=0))
         except UserError as error:
             stopped.append(str(error))
     assert names_in(stopped, folder) == broken

@@ -16,7 +16,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from resnext_jax.data import decode, pipeline
-from resnext_jax.data.filling import crop_rng
+from resnext_jax.data.crops import Crop, crop_rng
 from resnext_jax.data.folder import FolderSource
 from resnext_jax.data.order import SMALL_NUM_IMAGES, train_indices
 from resnext_jax.data.readers import ArraySource
@@ -43,14 +43,16 @@ def photos(tmp_path_factory) -> FolderSource:
     return FolderSource("folder", str(root), ["0", "1"])
 
 
-def train(source, **changes):
-    arguments = {"batch_size": 8, "seed": 3, "start_step": 0, "num_steps": 10, "image_size_px": 2, "crop": "none"}
-    return list(pipeline.train_batches(source, **{**arguments, "num_threads": 2, **changes}))
+WHOLE, RANDOM = Crop("none", 2, 2), Crop("random_sized", 32, 37)
 
 
-def evaluate(source, **changes):
-    arguments = {"batch_size": 8, "image_size_px": 2, "resize_px": 2, "crop": "none", "num_threads": 2}
-    return list(pipeline.evaluation_batches(source, **{**arguments, **changes}))
+def train(source, crop=WHOLE, start_step=0, num_steps=10, **changes):
+    arguments = {"batch_size": 8, "seed": 3, "steps": range(start_step, num_steps)} | changes
+    return list(pipeline.train_batches(source, crop, **arguments))
+
+
+def evaluate(source, crop=WHOLE, **changes):
+    return list(pipeline.evaluation_batches(source, crop, **{"batch_size": 8, **changes}))
 
 
 def assert_equal_batches(batches, others):
@@ -192,43 +194,38 @@ def test_no_image_is_left_out_at_powers_of_two(num_images):
 
 @pytest.mark.parametrize("process_count", [2, 4])
 def test_processes_hold_slices_of_the_global_batch(photos, process_count):
-    def per_process(run, source, **arguments):
-        return [run(source, process_index=p, process_count=process_count, **arguments) for p in range(process_count)]
+    def per_process(run, source, *arguments):
+        return [run(source, *arguments, process=(index, process_count)) for index in range(process_count)]
 
     assert_equal_batches(joined(per_process(train, numbered())), train(numbered()))
     assert_equal_batches(joined(per_process(evaluate, numbered())), evaluate(numbered()))
-    crop = {"crop": "random_sized", "image_size_px": 32}
-    whole = train(photos, num_steps=3, **crop)
-    assert_equal_batches(joined(per_process(train, photos, num_steps=3, **crop)), whole)
-    whole = evaluate(photos, resize_px=37, **crop)
-    assert_equal_batches(joined(per_process(evaluate, photos, resize_px=37, **crop)), whole)
+    assert_equal_batches(joined(per_process(train, photos, RANDOM, 0, 3)), train(photos, RANDOM, 0, 3))
+    assert_equal_batches(joined(per_process(evaluate, photos, RANDOM)), evaluate(photos, RANDOM))
 
 
 def test_threads_change_nothing(photos):
-    crop = {"crop": "random_sized", "image_size_px": 32, "num_steps": 6}
-    one = train(photos, num_threads=0, **crop)
-    assert_equal_batches(train(photos, num_threads=1, **crop), one)
-    assert_equal_batches(train(photos, num_threads=4, **crop), one)
-    crop = {"crop": "random_sized", "image_size_px": 32, "resize_px": 37}
-    one = evaluate(photos, num_threads=0, **crop)
+    one = train(photos, RANDOM, num_steps=6, num_threads=0)
+    for num_threads in (1, 3, 4, 40):
+        assert_equal_batches(train(photos, RANDOM, num_steps=6, num_threads=num_threads), one)
+    one = evaluate(photos, RANDOM, num_threads=0)
     assert len(one) == 3
     for num_threads in (1, 2, 4):
-        assert_equal_batches(evaluate(photos, num_threads=num_threads, **crop), one)
+        assert_equal_batches(evaluate(photos, RANDOM, num_threads=num_threads), one)
 
 
 def test_starting_later_yields_the_rest(photos):
-    for source, arguments in ((numbered(), {}), (photos, {"crop": "random_sized", "image_size_px": 32})):
-        whole = train(source, num_steps=9, **arguments)
+    for source, crop in ((numbered(), WHOLE), (photos, RANDOM)):
+        whole = train(source, crop, num_steps=9)
         assert len(whole) == 9
-        assert_equal_batches(train(source, num_steps=9, start_step=4, **arguments), whole[4:])
-        assert train(source, num_steps=9, start_step=9, **arguments) == []
+        assert_equal_batches(train(source, crop, start_step=4, num_steps=9), whole[4:])
+        assert train(source, crop, start_step=9, num_steps=9) == []
 
 
 # ---- pixels
 
 
 def test_dtypes_and_shapes():
-    (batch, *_) = train(numbered(), process_index=1, process_count=2)
+    (batch, *_) = train(numbered(), process=(1, 2))
     assert (batch.image.dtype, batch.label.dtype, batch.mask.dtype) == (np.uint8, np.int32, np.float32)
     assert batch.image.shape == (4, 2, 2, 1)
     assert (batch.mask == 1).all()
@@ -237,7 +234,7 @@ def test_dtypes_and_shapes():
 
 def test_each_image_has_crop_numbers_of_its_own(photos):
     """The crop of (seed, step, row) is the one that its key gives, and no two images share a key."""
-    batch = train(photos, num_steps=3, crop="random_sized", image_size_px=32)[2]
+    batch = train(photos, RANDOM, num_steps=3)[2]
     for row, index in enumerate(train_indices(20, 3, 2 * 8 + np.arange(8)).tolist()):
         image = decode.decode(photos[index].image, "photo")
         rng = np.random.Generator(np.random.Philox(key=3, counter=[0, 0, row, 2]))
@@ -248,7 +245,7 @@ def test_each_image_has_crop_numbers_of_its_own(photos):
 
 def test_array_images_can_be_cropped_too():
     source = open_source("synthetic", "train", num_images=20, num_classes=2, image_size_px=16)
-    (batch,) = train(source, num_steps=1, crop="random_sized", image_size_px=8)
+    (batch,) = train(source, Crop("random_sized", 8), num_steps=1)
     assert batch.image.shape == (8, 8, 8, 3)
     assert batch.image.any()
 
@@ -270,10 +267,7 @@ def test_evaluation_counts_every_image_once_in_order():
 @pytest.mark.parametrize("process_count", [1, 2, 4, 8])
 def test_evaluation_counts_every_image_once_on_any_number_of_hosts(process_count):
     for num_images in (1, 7, 8, 9, 50):
-        hosts = [
-            evaluate(numbered(num_images), process_index=index, process_count=process_count)
-            for index in range(process_count)
-        ]
+        hosts = [evaluate(numbered(num_images), process=(index, process_count)) for index in range(process_count)]
         # -(-n // 8) global batches on every host, or one would wait for another that has none left
         assert [len(host) for host in hosts] == [-(-num_images // 8)] * process_count
         counted = [
@@ -287,21 +281,21 @@ def test_evaluation_counts_every_image_once_on_any_number_of_hosts(process_count
 
 
 def test_a_process_with_nothing_left_yields_padding():
-    batches = evaluate(numbered(), process_index=3, process_count=4)
+    batches = evaluate(numbered(), process=(3, 4))
     assert len(batches) == 7
     assert not batches[-1].mask.any()
     assert batches[-1].image.shape == (2, 2, 2, 1)
 
 
-def test_evaluation_takes_the_centre(photos):
-    (first, *_) = evaluate(photos, crop="random_sized", image_size_px=32, resize_px=37)
+def test_evaluation_takes_the_center(photos):
+    (first, *_) = evaluate(photos, RANDOM)
     image = np.asarray(Image.open(io.BytesIO(photos[5].image)))
     np.testing.assert_array_equal(first.image[5], decode.center_crop(image, 32, 37))
 
 
 def test_resized_whole_for_training_as_for_evaluation(photos):
-    (first, *_) = train(photos, crop="resize", image_size_px=32)
-    (same, *_) = evaluate(photos, crop="resize", image_size_px=32, resize_px=32)
+    (first, *_) = train(photos, Crop("resize", 32))
+    (same, *_) = evaluate(photos, Crop("resize", 32, 32))
     for row, record in enumerate(photos[index] for index in train_indices(len(photos), 3, np.arange(8))):
         whole = decode.center_crop(np.asarray(Image.open(io.BytesIO(record.image))), 32, 32)
         np.testing.assert_array_equal(first.image[row], whole)
@@ -314,11 +308,11 @@ def test_resized_whole_for_training_as_for_evaluation(photos):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"process_count": 3}, "batch_size 8 cannot be shared evenly by 3 process"),
+        ({"process": (0, 3)}, "batch_size 8 cannot be shared evenly by 3 process"),
         ({"batch_size": 0}, "batch_size 0"),
-        ({"image_size_px": 4}, r"images of 2x2 px.*data.image_size_px = 4.*--config.data.image_size_px=2"),
-        ({"crop": "random_size"}, "unknown crop 'random_size'. Did you mean 'random_sized'"),
-        ({"process_index": 2, "process_count": 2}, r"process_index 2 must be in \[0, 2\)"),
+        ({"crop": Crop("none", 4, 4)}, r"images of 2x2 px.*data.image_size_px = 4.*--config.data.image_size_px=2"),
+        ({"crop": Crop("random_size", 2, 2)}, "unknown crop 'random_size'. Did you mean 'random_sized'"),
+        ({"process": (2, 2)}, r"process_index 2 must be in \[0, 2\)"),
     ],
 )
 def test_arguments_that_do_not_fit(changes, message):
@@ -334,7 +328,7 @@ def test_more_arguments_that_do_not_fit(photos):
     with pytest.raises(UserError, match=r"images of many sizes.*--config.data.crop=random_sized"):
         train(photos)
     with pytest.raises(UserError, match=r"data.resize_px = 200 is smaller than .* 224.*resize_px=256"):
-        evaluate(photos, crop="random_sized", image_size_px=224, resize_px=200)
+        evaluate(photos, Crop("random_sized", 224, 200))
 
 
 @pytest.mark.parametrize("num_threads", [0, 2])
@@ -343,20 +337,18 @@ def test_a_broken_image_is_named(tmp_path, num_threads):
     (tmp_path / "a" / "broken.jpg").write_bytes(b"no image")
     source = FolderSource("folder", str(tmp_path), ["a"])
     with pytest.raises(UserError, match=r"a/broken\.jpg is not a readable image"):
-        train(source, crop="random_sized", image_size_px=8, num_threads=num_threads)
+        train(source, Crop("random_sized", 8), num_threads=num_threads)
 
 
 # ---- ends
 
 
 def input_threads():
-    return [thread for thread in threading.enumerate() if thread.name.startswith("input-")]
+    return [thread for thread in threading.enumerate() if thread.name.startswith("grain-prefetch")]
 
 
 def test_stopping_early_leaves_no_thread(photos):
-    stream = pipeline.train_batches(
-        photos, batch_size=8, seed=0, start_step=0, num_steps=10**9, image_size_px=32, crop="random_sized"
-    )
+    stream = pipeline.train_batches(photos, RANDOM, batch_size=8, seed=0, steps=range(10**9))
     next(stream)
     assert input_threads()
     stream.close()
@@ -369,10 +361,10 @@ def test_ctrl_c_ends_the_process():
     code = (
         "import signal\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a job in the background inherits SIG_IGN
-        "from resnext_jax.data import pipeline, sources\n"
+        "from resnext_jax.data import crops, pipeline, sources\n"
         "source = sources.open_source('synthetic', 'train', image_size_px=64)\n"
-        "stream = pipeline.train_batches(source, batch_size=64, seed=0, start_step=0, num_steps=10**9,\n"
-        "                                image_size_px=64, crop='random_sized', num_threads=2)\n"
+        "crop = crops.Crop('random_sized', 64)\n"
+        "stream = pipeline.train_batches(source, crop, batch_size=64, seed=0, steps=range(10**9))\n"
         "print(next(stream).image.shape, flush=True)\n"
         "for batch in stream: pass\n"
     )

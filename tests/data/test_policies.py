@@ -10,6 +10,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_image
 
 from resnext_jax.data import policies
+from resnext_jax.data.crops import Crop
 from resnext_jax.data.image_ops import OPS
 from resnext_jax.data.pipeline import train_batches
 from resnext_jax.data.readers import ArraySource
@@ -194,11 +195,11 @@ def test_the_flip_comes_first():
 # ------------------------------------------------------------------------------------------- In batches
 
 
-def batches(**changes) -> list:
+def batches(alter=None, **changes) -> list:
     images = np.random.default_rng(0).integers(0, 256, (96, 12, 12, 1)).astype(np.uint8)
     source = ArraySource("numbered", images, np.arange(96), [str(n) for n in range(96)], "x")
-    arguments = dict(batch_size=24, seed=3, start_step=0, num_steps=8, image_size_px=12, crop="none", num_threads=2)
-    return list(train_batches(source, **{**arguments, **changes}))
+    arguments = dict(batch_size=24, seed=3, steps=range(8)) | changes
+    return list(train_batches(source, Crop("none", 12, alter=alter), **arguments))
 
 
 def images_of(found: list) -> np.ndarray:
@@ -211,10 +212,8 @@ def test_altered_batches_depend_on_seed_and_step_alone():
     plain = images_of(batches())
     assert (want != plain).any(axis=(1, 2, 3)).mean() > 0.7
     np.testing.assert_array_equal(images_of(batches(alter=alter, num_threads=0)), want)
-    np.testing.assert_array_equal(images_of(batches(alter=alter, start_step=3)), want[72:])
-    parts = [
-        images_of(batches(alter=alter, process_index=p, process_count=2)).reshape(8, 12, 12, 12, 1) for p in (0, 1)
-    ]
+    np.testing.assert_array_equal(images_of(batches(alter=alter, steps=range(3, 8))), want[72:])
+    parts = [images_of(batches(alter=alter, process=(p, 2))).reshape(8, 12, 12, 12, 1) for p in (0, 1)]
     np.testing.assert_array_equal(np.concatenate(parts, axis=1).reshape(want.shape), want)
     assert (images_of(batches(alter=alter, seed=4)) != want).any()
 
@@ -228,9 +227,9 @@ def test_copies_of_an_image_stand_in_different_groups():
         np.testing.assert_array_equal(np.sort(groups[0]), np.sort(groups[2]))
     # In eight batches of 24, three times each, are 64 of the 96 images; in twelve every one.
     assert len(set(found.ravel().tolist())) == 64
-    twelve = np.concatenate([batch.label for batch in batches(repeats=3, group_images=8, num_steps=12)])
+    twelve = np.concatenate([batch.label for batch in batches(repeats=3, group_images=8, steps=range(12))])
     assert np.bincount(twelve).tolist() == [3] * 96
     # Two copies in three groups, as dealt in turn: a a b | b c c | ...
-    order = np.concatenate([batch.label for batch in batches(num_steps=1)])
-    pairs = batches(repeats=2, group_images=8, num_steps=1)[0].label
+    order = np.concatenate([batch.label for batch in batches(steps=range(1))])
+    pairs = batches(repeats=2, group_images=8, steps=range(1))[0].label
     np.testing.assert_array_equal(pairs.reshape(3, 8).T.ravel(), np.repeat(order[:12], 2))

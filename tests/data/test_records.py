@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from resnext_jax.data import pipeline, records
+from resnext_jax.data.crops import Crop
 from resnext_jax.data.prepare.__main__ import main
 from resnext_jax.data.sources import open_source
 from resnext_jax.errors import UserError
@@ -81,10 +82,10 @@ def test_threads_and_processes(prepared):
 
 
 def test_batches_are_those_of_the_folder_in_another_order(prepared):
-    arguments = {"batch_size": 4, "image_size_px": 32, "resize_px": 40, "crop": "random_sized"}
-    of_records = list(pipeline.evaluation_batches(source_of(prepared, "validation"), **arguments))
+    crop = Crop("random_sized", 32, 40)
+    of_records = list(pipeline.evaluation_batches(source_of(prepared, "validation"), crop, batch_size=4))
     folder = open_source("folder", "validation", data_dir=str(prepared.parent))
-    of_folder = list(pipeline.evaluation_batches(folder, **arguments))
+    of_folder = list(pipeline.evaluation_batches(folder, crop, batch_size=4))
     images = [np.concatenate([batch.image for batch in batches]) for batches in (of_records, of_folder)]
     assert sorted(image.tobytes() for image in images[0]) == sorted(image.tobytes() for image in images[1])
 

@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from resnext_jax.data import folder, pipeline, sources
+from resnext_jax.data.crops import Crop
 from resnext_jax.data.prepare.__main__ import main as prepare
 from resnext_jax.data.readers import ArraySource, GatherSource, read_idx
 from resnext_jax.data.sources import open_source
@@ -469,8 +470,8 @@ def test_a_damaged_record_of_tfds_is_named(tmp_path):
     with pytest.raises(UserError, match=r"imagenet2012/5\.1\.0/train\[2\] could not be read"):
         source.all_labels()
     replacing = open_source("imagenet2012", "train", data_dir=str(tmp_path), on_bad_image="replace")
-    arguments = {"batch_size": 4, "seed": 0, "start_step": 0, "num_steps": 1, "image_size_px": 8}
-    (batch,) = pipeline.train_batches(replacing, crop="random_sized", **arguments)
+    crop = Crop("random_sized", 8)
+    (batch,) = pipeline.train_batches(replacing, crop, batch_size=4, seed=0, steps=range(1))
     assert sorted(batch.image[:, 0, 0, 0].tolist()) == [0, 50, 150, 150]  # the last stands in for the third
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from resnext_jax.data import pipeline
+from resnext_jax.data.crops import Crop
 from resnext_jax.data.readers import GatherSource
 from resnext_jax.data.sources import open_source
 from resnext_jax.data.subset import ReplacingSource
@@ -104,8 +105,8 @@ def broken(tmp_path) -> pathlib.Path:
 
 
 def batches_of(source, **changes):
-    arguments = {"batch_size": 6, "seed": 1, "start_step": 0, "num_steps": 3, "image_size_px": 16, "num_threads": 2}
-    return list(pipeline.train_batches(source, crop="random_sized", **{**arguments, **changes}))
+    arguments = {"batch_size": 6, "seed": 1, "steps": range(3)} | changes
+    return list(pipeline.train_batches(source, Crop("random_sized", 16), **arguments))
 
 
 def test_the_next_image_stands_in(broken, caplog):
@@ -132,7 +133,7 @@ def test_the_next_image_stands_in(broken, caplog):
 def test_threads_hosts_and_a_copy_in_another_process_replace_alike(broken):
     source = open_source("folder", "train", data_dir=str(broken), on_bad_image="replace")
     copy = pickle.loads(pickle.dumps(source))
-    hosts = [batches_of(pickle.loads(pickle.dumps(source)), process_index=i, process_count=3) for i in range(3)]
+    hosts = [batches_of(pickle.loads(pickle.dumps(source)), process=(i, 3)) for i in range(3)]
     one, other = batches_of(source, num_threads=4), batches_of(copy, num_threads=0)
     for batch, same, *parts in zip(one, other, *hosts, strict=True):
         np.testing.assert_array_equal(batch.image, same.image)

@@ -117,9 +117,7 @@ def test_every_image_once_sorted_by_shape(num_threads):
 def test_processes_share_the_same_batches():
     source, views = Photos(SIZES), multi_scale(28, 28, "bicubic")
     whole = list(view_batches(source, views, batch_size=4))
-    parts = [
-        list(view_batches(source, views, batch_size=4, process_index=index, process_count=2)) for index in range(2)
-    ]
+    parts = [list(view_batches(source, views, batch_size=4, process=(index, 2))) for index in range(2)]
     for batch, first, second in zip(whole, *parts, strict=True):
         np.testing.assert_array_equal(batch.label, np.concatenate([first.label, second.label]))
         np.testing.assert_array_equal(batch.mask, np.concatenate([first.mask, second.mask]))

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tiny
 
+from resnext_jax.data.crops import Crop
 from resnext_jax.data.pipeline import evaluation_batches
 from resnext_jax.data.readers import ArraySource
 from resnext_jax.evaluate.classify import evaluate
@@ -68,8 +69,7 @@ def step_on(devices):
 def test_counts_are_exact(source, variables, expected, devices, batch_size):
     place = Place(make_mesh(jax.devices()[:devices]), "cpu")
     seen = []
-    sizes = dict(image_size_px=28, resize_px=28, crop="none", num_threads=1)
-    batches = evaluation_batches(source, batch_size=batch_size, **sizes)
+    batches = evaluation_batches(source, Crop("none", 28), batch_size=batch_size, num_threads=1)
     sums = evaluate(step_on(devices), variables, batches, place, progress=lambda sums: seen.append(int(sums.images)))
     assert sums.images == NUM_IMAGES
     assert (sums.top1, sums.top5) == (expected["top1"], expected["top5"])

@@ -32,11 +32,11 @@ def hang_in_c(*_: object, **__: object) -> None:
         ctypes.CDLL(None).pthread_mutex_lock(mutex)
 
 
-def fill(batch, rows, source, indices, crops, watch) -> None:
+def fill(batch, source, indices):
     fill.calls += 1
     if fill.calls >= INPUT_STEP:
         threading.Event().wait()
-    original_fill(batch, rows, source, indices, crops, watch)
+    return original_fill(batch, source, indices)
 
 
 def take(self, batches, step):
@@ -46,11 +46,11 @@ def take(self, batches, step):
 
 
 fill.calls = 0
-original_fill, original_take = pipeline.fill_rows, preemption.Preemption.take
+original_fill, original_take = pipeline._gather, preemption.Preemption.take
 if NAME == "compile":
     jax.stages.Lowered.compile = hang_in_c
 elif NAME == "evaluation":
     validation.evaluate = hang_in_c
 elif NAME == "input":
-    pipeline.fill_rows, preemption.Preemption.take = fill, take
+    pipeline._gather, preemption.Preemption.take = fill, take
 cli.main(main.define_flags(cli.flags.FLAGS), sys.argv)

@@ -12,6 +12,7 @@ import tiny
 import resnext_jax
 from resnext_jax import cli
 from resnext_jax.checkpoint import Checkpoints, locate, read_description, read_variables
+from resnext_jax.data.crops import Crop
 from resnext_jax.data.pipeline import train_batches
 from resnext_jax.data.sources import open_source
 from resnext_jax.errors import UserError
@@ -27,7 +28,8 @@ def test_averages_by_hand():
         np.testing.assert_array_equal(got, want)
     batches = train_batches(
         open_source("builtin", "train", image_size_px=28),
-        **dict(batch_size=32, seed=0, start_step=0, num_steps=3, image_size_px=28, crop="none", num_threads=0),
+        Crop("none", 28),
+        **dict(batch_size=32, seed=0, steps=range(3), num_threads=0),
     )
     for decay, batch in zip([2 / 11, 3 / 12, 0.25], batches, strict=True):  # 4 / 13 would be more than 0.25
         state, _ = run.train_step(state, to_global(place.mesh, batch))

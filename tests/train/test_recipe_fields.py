@@ -13,6 +13,7 @@ from sklearn.datasets import load_sample_image
 from resnext_jax import builders as dataset
 from resnext_jax.builders import build_augment, build_mix
 from resnext_jax.config import command_line
+from resnext_jax.data.crops import Crop
 from resnext_jax.data.pipeline import train_batches
 from resnext_jax.data.policies import make_alter
 from resnext_jax.data.readers import ArraySource
@@ -63,8 +64,9 @@ def test_batches_are_cropped_altered_and_repeated(name):
     recipe = RECIPES[name]
     got = next(dataset.training_batches(config_of(name), SOURCE, PLACE, 0, 1))
     alter = make_alter(recipe.policy, magnitude=recipe.magnitude, flip=True, mean=(123.675, 116.28, 103.53))
-    how = dict(batch_size=BATCH, seed=5, start_step=0, num_steps=1, image_size_px=24, crop="random_sized")
-    want = next(train_batches(SOURCE, **how, alter=alter, repeats=recipe.repeats, group_images=GROUP))
+    crop = Crop("random_sized", 24, alter=alter)
+    how = dict(batch_size=BATCH, seed=5, steps=range(1), repeats=recipe.repeats, group_images=GROUP)
+    want = next(train_batches(SOURCE, crop, **how))
     np.testing.assert_array_equal(got.label, want.label)
     np.testing.assert_array_equal(got.image, want.image)
     assert len(set(got.label.tolist())) == BATCH // recipe.repeats

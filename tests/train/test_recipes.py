@@ -13,6 +13,7 @@ import tiny
 from configs import common
 from resnext_jax import builders as dataset
 from resnext_jax.builders import build_augment
+from resnext_jax.data.crops import Crop
 from resnext_jax.data.pipeline import train_batches
 from resnext_jax.data.sources import open_source
 from resnext_jax.errors import UserError
@@ -132,9 +133,7 @@ def test_training_images_of_another_size():
     batch = next(dataset.training_batches(config, source, place, 0, 1))
     assert batch.image.shape == (32, 20, 20, 1)
     assert run.batch_shapes().image.shape == batch.image.shape
-    want = next(
-        train_batches(source, batch_size=32, seed=0, start_step=0, num_steps=1, image_size_px=20, crop="resize")
-    )
+    want = next(train_batches(source, Crop("resize", 20), batch_size=32, seed=0, steps=range(1)))
     np.testing.assert_array_equal(batch.image, want.image)
 
 

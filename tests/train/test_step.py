@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from configs import common
+from resnext_jax.data.crops import Crop
 from resnext_jax.data.pipeline import train_batches
 from resnext_jax.data.sources import open_source
 from resnext_jax.sharding import Place, make_mesh, put_replicated, to_global
@@ -35,11 +36,7 @@ class Setup:
         self.config.schedule.warmup_epochs = 0.0
         self.source = open_source("builtin", "train", image_size_px=28)
         self.batches: list[Batch] = list(
-            train_batches(
-                self.source,
-                **dict(batch_size=BATCH, seed=0, start_step=0, num_steps=STEPS, image_size_px=28),
-                **dict(crop="none", process_index=0, process_count=1, num_threads=1),
-            )
+            train_batches(self.source, Crop("none", 28), batch_size=BATCH, seed=0, steps=range(STEPS), num_threads=1)
         )
         self.runs: dict[tuple[int, int, int], tuple[Place, Classification]] = {}
         _, run = self.run(1)

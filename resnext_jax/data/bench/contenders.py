@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from resnext_jax.data import decode, partial, resize
+from resnext_jax.data.crops import Crop
 from resnext_jax.data.folder import FolderSource, class_folders
 from resnext_jax.data.pipeline import train_batches
 from resnext_jax.errors import UserError, raise_all
@@ -46,12 +47,10 @@ def ours(folder: str, num_cores: int, batch_size: int) -> tuple[str, Iterator[np
     """`data.pipeline.train_batches` of a folder of class folders."""
     batches = train_batches(
         FolderSource("folder", folder, class_folders(folder)),
+        Crop("random_sized", SIZE_PX),
         batch_size=batch_size,
         seed=0,
-        start_step=0,
-        num_steps=10**9,
-        image_size_px=SIZE_PX,
-        crop="random_sized",
+        steps=range(10**9),
         num_threads=num_cores,
     )
     part = "what the crop needs" if partial.LIBRARY else "whole images (what the crop needs: pip install turbojpeg)"

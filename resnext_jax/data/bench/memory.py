@@ -22,6 +22,7 @@ from PIL import Image
 
 from resnext_jax.data.bench.contenders import SIZE_PX
 from resnext_jax.data.bench.photos import photographs
+from resnext_jax.data.crops import Crop
 from resnext_jax.data.pipeline import train_batches
 from resnext_jax.data.records import WRITER_OPTIONS, File, Manifest, RecordSource, Split, pack
 from resnext_jax.errors import UserError
@@ -90,12 +91,10 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         )
         batches = train_batches(
             source,
+            Crop("random_sized", SIZE_PX),
             batch_size=batch_size,
             seed=0,
-            start_step=0,
-            num_steps=num_steps,
-            image_size_px=SIZE_PX,
-            crop="random_sized",
+            steps=range(num_steps),
             num_threads=arguments.num_threads,
         )
         progress, start_s, highest, tenths = Progress("pass", num_steps, "step"), time.monotonic(), 0.0, []
