@@ -1,9 +1,8 @@
 """What the commands of this package share: flags, the way from the command line to the exit status, output."""
 
-import contextlib
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,6 @@ from resnext_jax.ops import conv_choice
 from resnext_jax.ops.grouped_conv import ALL_IMPLS
 
 flags.disclaim_key_flags()  # --help shows them as flags of the command
-
-# ------------------------------------------------------------------------------------------------------------ Flags
 
 
 def define_config(to: flags.FlagValues) -> None:
@@ -50,9 +47,6 @@ def define_json(to: flags.FlagValues) -> None:
     flags.DEFINE_bool("json", False, "Print the result as JSON, on the last line.", flag_values=to)
 
 
-# ---------------------------------------------------------------------------------------------- From start to end
-
-
 def main(
     define_flags: Callable[[flags.FlagValues], None],
     run: Callable[[flags.FlagValues, list[str]], bool | None],
@@ -70,49 +64,43 @@ def main(
       takes_arguments: whether there may be arguments that are not flags.
       uses_devices: whether the accelerators of this machine are used; otherwise they are left alone.
     """
-    argv = sys.argv if argv is None else argv
     app.define_help_flags()
     if not uses_devices:
         jax.config.update("jax_platforms", "cpu")
-    with mistakes_reported():
-        flag_values = flags.FLAGS
-        define_flags(flag_values)
-        arguments = _parse(argv, flag_values)
-        if arguments and not takes_arguments:
-            raise UserError(f"there are no arguments besides flags; remove {' '.join(arguments)!r}.")
-        if "config" in flag_values and flag_values.config is None:
-            name = Path(argv[0]).stem
-            raise UserError(f"give a config: python -m resnext_jax.analysis.{name} --config=configs/NAME.py")
-        succeeded = run(flag_values, arguments)
+    try:
+        arguments = _parse(sys.argv if argv is None else argv, define_flags, takes_arguments=takes_arguments)
+        succeeded = run(flags.FLAGS, arguments)
+        sys.stdout.flush()
+    except UserError as error:
+        sys.exit(report_error(error))
+    except BrokenPipeError:  # `| head` has closed the output
+        if not reader_is_gone():
+            raise
+        sys.exit(READER_GONE_STATUS)
     if succeeded is False:
         sys.exit(1)
 
 
-def _parse(argv: Sequence[str], flag_values: flags.FlagValues) -> list[str]:
-    """Parse a command line into `flag_values` and return the arguments that are not flags."""
-    if "config" in flag_values:
-        return command_line.parse(list(argv), flag_values)
+def _parse(
+    argv: Sequence[str], define_flags: Callable[[flags.FlagValues], None], *, takes_arguments: bool
+) -> list[str]:
+    """Define the flags, parse a command line into them, and return the arguments that are not flags."""
+    flag_values = flags.FLAGS
+    define_flags(flag_values)
     try:
-        return flag_values(list(argv))[1:]
+        has_config = "config" in flag_values
+        arguments = command_line.parse(list(argv), flag_values) if has_config else flag_values(list(argv))[1:]
     except SystemExit:  # after --help, which absl ends with 1
         sys.stdout.flush()
         sys.exit(0)
     except flags.Error as error:
         raise UserError(f"{str(error).rstrip('.')}; --help shows what the command takes.") from error
-
-
-@contextlib.contextmanager
-def mistakes_reported() -> Iterator[None]:
-    """Turn a UserError into exit status 2 without a traceback, and end quietly when `| head` has closed the output."""
-    try:
-        yield
-        sys.stdout.flush()
-    except UserError as error:
-        sys.exit(report_error(error))
-    except BrokenPipeError:
-        if not reader_is_gone():
-            raise
-        sys.exit(READER_GONE_STATUS)
+    if arguments and not takes_arguments:
+        raise UserError(f"there are no arguments besides flags; remove {' '.join(arguments)!r}.")
+    if has_config and flag_values.config is None:
+        name = Path(argv[0]).stem
+        raise UserError(f"give a config: python -m resnext_jax.analysis.{name} --config=configs/NAME.py")
+    return arguments
 
 
 def config_name(flag_values: flags.FlagValues) -> str:

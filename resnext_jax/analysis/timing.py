@@ -13,8 +13,8 @@ from resnext_jax import sharding
 from resnext_jax.analysis.compiling import task_of, with_impl
 from resnext_jax.types import Batch
 
-REPEAT_S = 0.5  # a repeat has as many steps as fit into this, and one at least
-SLOW_S = 5.0  # a step that takes longer takes part in a few turns only
+REPEAT_S = 0.5  # a repeat has as many steps as fit into this time, at least one
+SLOW_S = 5.0  # a contender whose step takes longer is timed in `SLOW_REPEATS` turns only
 SLOW_REPEATS = 3
 
 

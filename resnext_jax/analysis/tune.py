@@ -15,7 +15,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from absl import flags
 
 from resnext_jax.analysis import command
@@ -31,17 +30,17 @@ NETWORKS = (
     *(name for name, arch in zoo.ARCHS.items() if isinstance(arch, zoo.Arch) and arch.stem == IMAGENET_STEM),
     SMALL,
 )
-GPU_IMAGES = 64  # of a batch on anything but a CPU: with fewer the launch of kernels would be timed
+GPU_IMAGES = 64  # batch size except on a CPU; with fewer images the time to launch kernels dominates
 REPEATS = 7
-HOPELESS = 4.0  # times the best after one run: measured no further
-WORTH = 0.95  # of the rule's time: a smaller gain may be noise, and the table would flicker
+HOPELESS = 4.0  # an algorithm that takes so many times the best time is measured only once
+WORTH = 0.95  # the winner must be below this share of the time of the rule's choice; less may be noise
 
-# With one group there is nothing to merge: the other algorithms are the native one again.
+# With one group there is nothing to merge, and the other algorithms equal the native one.
 UNGROUPED = ("native", "im2col", "native+im2col", "im2col+native")
 GROUPED = ("native", "merged64", "merged128", "merged256", "dense", "slabs32", "slabs128", "im2col", "per_tap")
 GROUPED += ("slabs32+im2col", "im2col+slabs32")
 
-Row = tuple[str, str]  # the algorithm, and the milliseconds of all, fastest first
+Row = tuple[str, str]  # the fastest algorithm, and the milliseconds of all, sorted
 
 
 def shapes_of(name: str) -> dict[ConvShape, int]:
@@ -70,14 +69,13 @@ def candidates(shape: ConvShape) -> tuple[str, ...]:
 
 def step_of(shape: ConvShape, batch: int, dtype: Any, impl: str) -> Callable[[], Any]:
     """Return a function that runs a convolution and the gradients that training needs (for the stem, the kernel's)."""
-    rng = np.random.default_rng(0)
     out_px = [(size - 1) // shape.stride + 1 for size in (shape.height, shape.width)]
     sizes = (
         (batch, shape.height, shape.width, shape.in_channels),
         (shape.kernel_px, shape.kernel_px, shape.in_channels // shape.groups, shape.out_channels),
         (batch, *out_px, shape.out_channels),
     )
-    arrays = [jnp.asarray(rng.normal(size=size), dtype) for size in sizes]
+    arrays = [jnp.ones(size, dtype) for size in sizes]
 
     @jax.jit
     def step(x: jax.Array, kernel: jax.Array, grad: jax.Array) -> Any:
