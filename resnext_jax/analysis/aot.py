@@ -1,4 +1,4 @@
-"""The training step compiled ahead of time for a TPU that is not there: cycles, memory, collectives.
+"""The training step compiled ahead of time for a TPU that need not exist: cycles, memory, collectives.
 
 python -m resnext_jax.analysis.aot --config=configs/resnext50_32x4d.py --topology=v5e:2x4 [--compare=native] [--json]
 

@@ -1,4 +1,4 @@
-"""TPU generations as data, and the devices of a TPU that is not there, to compile for."""
+"""TPU generations as data, and the devices of a TPU that need not exist, to compile for."""
 
 import dataclasses
 import importlib.util

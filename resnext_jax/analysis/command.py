@@ -39,7 +39,7 @@ def conv_impls(flag_values: flags.FlagValues) -> tuple[list[str], list[str]]:
 
 def define_topology(to: flags.FlagValues, default: str) -> None:
     """Add `--topology`."""
-    flags.DEFINE_string("topology", default, f"What to compile for: {', '.join(KNOWN)}, or alike.", flag_values=to)
+    flags.DEFINE_string("topology", default, f"What to compile for: {', '.join(KNOWN)}, or similar.", flag_values=to)
 
 
 def define_json(to: flags.FlagValues) -> None:

@@ -1,4 +1,4 @@
-"""Whether the training steps of configs fit a TPU that is not there: peak memory per chip, one row for each config.
+"""Whether the training steps of configs fit a TPU that need not exist: peak memory per chip, one row for each config.
 
 python -m resnext_jax.analysis.memory [CONFIG ...] --topology=v5e:2x2 [--images_per_chip=32] [--json]
 

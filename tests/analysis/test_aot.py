@@ -84,12 +84,12 @@ def no_compiler(monkeypatch):
     return compiled
 
 
-def test_what_cannot_be_compared_is_refused_before_the_first_compile(capsys, no_compiler):
+def test_an_impossible_comparison_is_refused_before_compiling(capsys, no_compiler):
     assert "conv_impl='merge3' cannot merge 4 groups by 3" in failure(capsys, *TINY, "--compare=native+merge3")
     assert no_compiler == []
 
 
-def test_a_batch_too_large_for_the_topology_is_one_line_with_the_remedy_and_status_1(capsys, no_compiler):
+def test_a_batch_that_does_not_fit_gives_advice_and_status_1(capsys, no_compiler):
     with command_line(*TINY, "--json") as argv, pytest.raises(SystemExit) as exit_:
         aot.main(argv=argv)
     assert exit_.value.code == 1

@@ -76,7 +76,7 @@ def test_the_same_program_is_compiled_once_and_the_row_says_so(capsys, compiler)
     assert [row["peak_hbm_bytes"] for row in result["configs"]] == [2**30] * 3
 
 
-def test_by_default_every_config_with_imagenet_data_and_status_1_where_one_does_not_fit(capsys, compiler):
+def test_by_default_imagenet_configs_and_status_1_if_too_large(capsys, compiler):
     status, out, _ = command(capsys, "--json")
     assert status == 1
     *shown, last = out.splitlines()
@@ -110,7 +110,7 @@ def test_a_wrong_argument_is_one_line_with_the_remedy(arguments, words, capsys):
     assert words in err
 
 
-def test_a_batch_that_no_config_can_have_is_refused_before_the_first_compile(capsys, compiler):
+def test_an_impossible_batch_is_refused_before_compiling(capsys, compiler):
     status, _, err = command(capsys, RESNET50, RESNEXT50, "--images_per_chip=20")
     assert (status, compiler) == (2, [])
     assert f"{RESNET50} and 1 more, with a batch_size of --images_per_chip times the chips: bn_group_images=32" in err
