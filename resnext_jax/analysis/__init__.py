@@ -1,1 +1,1 @@
-"""What the networks cost: counted, compiled ahead of time, measured. Nothing else depends on this room."""
+"""What the networks cost: counted, compiled ahead of time, measured. Only `api` and `cli` may import this package."""

@@ -1,19 +1,19 @@
-"""Real timings on the device at hand: the training step and inference, beside PyTorch's in the same run.
+"""Timings on this machine's device: the training step and inference, beside PyTorch's in the same run.
 
     python -m resnext_jax.analysis.bench --config=configs/resnext50_32x4d.py [--config.batch_size=N]
       [--networks=resnext50_32x4d,resnext101_32x4d] [--peer=torch] [--compare=native] [--json]
 
-Ours is the very step that `train.loop` runs, from uint8 images, augmentation included. The peer is the network of
+Ours is the step that `train.loop` runs, from uint8 images, augmentation included. The peer is the network of
 torchvision and starts from normalised images in its own layout. Neither has an input pipeline. One device.
 """
 
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
-from absl import app, flags
+from absl import flags
 
 from resnext_jax.analysis import command
 from resnext_jax.analysis.compiling import dataset_info
@@ -30,16 +30,16 @@ BUSY = 1.0  # load average of the last minute
 
 
 def fit(config: Any, platform: str, peer: str, given: set[str]) -> list[str]:
-    """Changes what cannot be compared on this device as the config has it, and says so.
+    """Change the fields of a config with which a comparison on this device is impossible, and return notes about it.
 
     Args:
-      config: changed in place.
-      platform: of the device.
+      config: config that is changed in place.
+      platform: "cpu", "gpu" or "tpu".
       peer: one of `PEERS`.
-      given: the fields that the command line sets; they are never changed.
+      given: fields that the command line sets; they are never changed.
 
     Raises:
-      UserError: one that is given stands in the way.
+      UserError: such a field prevents the comparison.
     """
     notes = []
     if platform == "cpu" and peer != "none" and config.compute_dtype != "float32":
@@ -64,21 +64,15 @@ def fit(config: Any, platform: str, peer: str, given: set[str]) -> list[str]:
     return notes
 
 
-# -------------------------------------------------------------------------------------------------------- One network
-
-
 def time_network(config: Any, device: Any, peer: str, impls: Sequence[str], repeats: int) -> dict[str, Any]:
-    """Times one network, and prints it.
+    """Time one network, print the result, and return it: how it was timed, and `timing.summary` by task.
 
     Args:
       config: see configs/common.py.
-      device: that all run on.
+      device: device of JAX that all use.
       peer: one of `PEERS`.
-      impls: our algorithm, and another one to compare with or none.
-      repeats: turns.
-
-    Returns:
-      How it was timed, and by task what `timing.summary` gives.
+      impls: our algorithm, and possibly another one to compare with.
+      repeats: number of turns.
 
     Raises:
       UserError: the device has too little memory.
@@ -99,7 +93,9 @@ def time_network(config: Any, device: Any, peer: str, impls: Sequence[str], repe
         few = f"in {SLOW_REPEATS} repeats where a step takes more than {SLOW_S:g} s"
         print(f"  compare: ours, conv_impl={impls[1]}, {few}\n" if len(impls) > 1 else "", end="")
         print("  images per second, median of the repeats (slowest to fastest)")
-        print(header(contenders), flush=True)
+        cells = "".join(f"{name:>9} {'':20}" for name in contenders)
+        ratios = "".join(f"{f'ours / {name}':>16}" for name in contenders if name != "ours")
+        print(f"  {'':10}{cells}{ratios}", flush=True)
         for task in TASKS:
             result[task] = summary(images_per_s(contenders, task, batch_size, repeats))
             print(show(task, result[task]), flush=True)
@@ -113,14 +109,8 @@ def time_network(config: Any, device: Any, peer: str, impls: Sequence[str], repe
     return result
 
 
-def header(names: Iterable[str]) -> str:
-    """The first line of the table."""
-    cells = "".join(f"{name:>9} {'':20}" for name in names)
-    return f"  {'':10}{cells}" + "".join(f"{f'ours / {name}':>16}" for name in names if name != "ours")
-
-
 def show(task: str, result: dict[str, Any]) -> str:
-    """One line of the table."""
+    """Return one line of the table."""
     cells = [f"  {task:10}"]
     for name, (low, high) in result["range"].items():
         cells.append(f"{_rate(result[name]):>9} {f'({_rate(low)} to {_rate(high)})':20}")
@@ -132,43 +122,33 @@ def _rate(images_per_s: float) -> str:
     return f"{images_per_s:.1f}" if images_per_s >= 1 else f"{images_per_s:.3g}"
 
 
-# ------------------------------------------------------------------------------------------------------ The command
-
-
-def define_flags(to: flags.FlagValues) -> flags.FlagValues:
-    """Adds the command's flags to `to` and returns it."""
+def define_flags(to: flags.FlagValues) -> None:
+    """Add the command's flags."""
     command.define_config(to)
-    flags.DEFINE_list(
-        "networks", [], "Rows of models.zoo in the place of the config's; one after another.", flag_values=to
-    )
-    flags.DEFINE_string("peer", "torch", f"Whom to compare with: {', '.join(PEERS)}.", flag_values=to)
-    command.define_conv_impl(to, "conv_impl", "Takes the place of the config's")
-    command.define_conv_impl(to, "compare", "Times our own step with this conv_impl as well")
+    rows = "Rows of models.zoo that replace the config's network; one after another."
+    flags.DEFINE_list("networks", [], rows, flag_values=to)
+    flags.DEFINE_string("peer", "torch", f"What to compare with: {', '.join(PEERS)}.", flag_values=to)
+    command.define_conv_impls(to, "Times our own step with this conv_impl as well")
     flags.DEFINE_integer("repeats", 7, "Timings of each; the median counts.", lower_bound=1, flag_values=to)
     command.define_json(to)
-    return to
 
 
 def run(flag_values: flags.FlagValues, given: set[str]) -> None:
-    """Times what the flags ask for and prints it."""
+    """Time what the flags ask for and print it; `given` are the fields of the config that the command line sets."""
     config, peer, networks = flag_values.config, flag_values.peer, flag_values.networks
-    if config is None:
-        raise UserError("timing wants a config: python -m resnext_jax.analysis.bench --config=configs/NAME.py")
-    impls = [flag_values.conv_impl or config.conv_impl, *([flag_values.compare] if flag_values.compare else [])]
-    problems = command.conv_impl_problems(impls) + ([unknown("peer", peer, PEERS)] if peer not in PEERS else [])
+    impls, problems = command.conv_impls(flag_values)
+    problems += [unknown("peer", peer, PEERS)] if peer not in PEERS else []
     raise_all(problems + [unknown("network", name, zoo.ARCHS) for name in networks if name not in zoo.ARCHS])
     device = jax.devices()[0]
     notes = fit(config, device.platform, peer, given)
     if peer == "torch":
-        import_torch(device.platform)  # what it lacks should not come up after our compile
+        import_torch(device.platform)  # report what it lacks before the long compile
     kind = f"CPU, {os.cpu_count()} cores" if device.platform == "cpu" else device.device_kind
-    about: dict[str, Any] = {"device": kind, "config": command.config_name(flag_values), "notes": notes}
-    print(f"{about['config']} on {kind}: batch {config.batch_size}, {config.data.image_size_px} px")
+    result: dict[str, Any] = {"device": kind, "config": command.config_name(flag_values), "notes": notes}
+    print(f"{result['config']} on {kind}: batch {config.batch_size}, {config.data.image_size_px} px")
     print("".join(f"  ({note})\n" for note in notes), end="")
-    if not networks:
-        result = about | time_network(config, device, peer, impls, flag_values.repeats)
-    else:
-        result = about | {"networks": {}}
+    if networks:
+        result["networks"] = {}
         for name in networks:
             print(f"{name}:")
             config.model.name = name
@@ -176,18 +156,18 @@ def run(flag_values: flags.FlagValues, given: set[str]) -> None:
             jax.clear_caches()
             if peer == "torch":
                 release_torch(device.platform)
+    else:
+        result |= time_network(config, device, peer, impls, flag_values.repeats)
     command.print_json(flag_values, result)
 
 
 def main(argv: Sequence[str] = tuple(sys.argv)) -> None:
-    """Exits with 0 when the timings are taken, and with 2 for a mistake that the user can mend."""
+    """Exit with 0 when the timings are taken, and with 2 for a mistake of the user."""
     # Two frameworks share one GPU: JAX must not take most of its memory at the start.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     given = {arg.split("=")[0].lstrip("-").removeprefix("config.") for arg in argv if "config." in arg.split("=")[0]}
-    with command.mistakes_reported():
-        run(command.parse(argv, define_flags(flags.FLAGS)), given)
+    command.main(define_flags, lambda flag_values, _: run(flag_values, given), argv, uses_devices=True)
 
 
 if __name__ == "__main__":
-    app.define_help_flags()
     main()

@@ -1,117 +1,115 @@
-"""What the commands of this room share: flags, the answer to a mistake, pictures, the JSON object on the last line."""
+"""What the commands of this package share: flags, the way from the command line to the exit status, output."""
 
-import contextlib
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
-from absl import flags
+import jax
+from absl import app, flags
 
 from resnext_jax.analysis.chips import KNOWN
 from resnext_jax.config import command_line
-from resnext_jax.errors import READER_GONE_STATUS, UserError, raise_all, reader_is_gone, report_error
+from resnext_jax.errors import READER_GONE_STATUS, UserError, reader_is_gone, report_error
 from resnext_jax.ops import conv_choice
 from resnext_jax.ops.grouped_conv import ALL_IMPLS
 
 flags.disclaim_key_flags()  # --help shows them as flags of the command
 
-# ------------------------------------------------------------------------------------------------------------ Flags
-
 
 def define_config(to: flags.FlagValues) -> None:
-    """Adds `--config` with its overrides."""
+    """Add `--config` with its overrides; `main` then requires it."""
     command_line.define_config(to)
     flags.declare_key_flag("config", flag_values=to)
 
 
-def define_conv_impl(to: flags.FlagValues, name: str, what: str) -> None:
-    """Adds `--name=ALGORITHM`; `what` describes it."""
-    flags.DEFINE_string(name, None, f"{what}: {', '.join(ALL_IMPLS)}.", flag_values=to)
+def define_conv_impls(to: flags.FlagValues, compare: str) -> None:
+    """Add `--conv_impl` and `--compare`; the text `compare` describes the second."""
+    for name, what in (("conv_impl", "Replaces the config's"), ("compare", compare)):
+        flags.DEFINE_string(name, None, f"{what}: {', '.join(ALL_IMPLS)}.", flag_values=to)
 
 
-def conv_impl_problems(names: Sequence[str]) -> list[str]:
-    """One sentence for every name that is no algorithm."""
-    return [problem for name in names for problem in conv_choice.problems_of(name)]
+def conv_impls(flag_values: flags.FlagValues) -> tuple[list[str], list[str]]:
+    """Return the algorithms of `--conv_impl` (else the config's) and `--compare`, and what is wrong with them."""
+    names = [flag_values.conv_impl or flag_values.config.conv_impl]
+    names += [flag_values.compare] if flag_values.compare else []
+    return names, [problem for name in names for problem in conv_choice.problems_of(name)]
 
 
 def define_topology(to: flags.FlagValues, default: str) -> None:
-    """Adds `--topology`."""
-    flags.DEFINE_string("topology", default, f"What to compile for: {', '.join(KNOWN)}, or alike.", flag_values=to)
+    """Add `--topology`."""
+    flags.DEFINE_string("topology", default, f"What to compile for: {', '.join(KNOWN)}, or similar.", flag_values=to)
 
 
 def define_json(to: flags.FlagValues) -> None:
-    """Adds `--json`."""
+    """Add `--json`."""
     flags.DEFINE_bool("json", False, "Print the result as JSON, on the last line.", flag_values=to)
 
 
-# ---------------------------------------------------------------------------------------------- From start to end
+def main(
+    define_flags: Callable[[flags.FlagValues], None],
+    run: Callable[[flags.FlagValues, list[str]], bool | None],
+    argv: Sequence[str] | None = None,
+    *,
+    takes_arguments: bool = False,
+    uses_devices: bool = False,
+) -> None:
+    """Run a command; exit with 1 where it returns False, and with 2 and without a traceback for a mistake of the user.
 
-
-def parse(argv: Sequence[str], flag_values: flags.FlagValues) -> flags.FlagValues:
-    """Parses a command line that has nothing but flags.
-
-    Raises:
-      UserError: an argument, or what `parse_arguments` refuses.
+    Args:
+      define_flags: adds the command's flags.
+      run: does what the parsed flags and the remaining arguments ask for.
+      argv: command line, beginning with the name of the command; by default that of the process.
+      takes_arguments: whether there may be arguments that are not flags.
+      uses_devices: whether the accelerators of this machine are used; otherwise they are left alone.
     """
-    arguments = parse_arguments(argv, flag_values)
-    raise_all([f"there are no arguments besides flags; remove {' '.join(arguments)!r}."] if arguments else [])
-    return flag_values
-
-
-def parse_arguments(argv: Sequence[str], flag_values: flags.FlagValues) -> list[str]:
-    """Parses a command line into `flag_values` and returns the arguments that are no flags.
-
-    Raises:
-      UserError: an unknown flag, a value that it cannot have, or what `command_line.parse` refuses.
-    """
-    if "config" in flag_values:
-        return command_line.parse(list(argv), flag_values)
+    app.define_help_flags()
+    if not uses_devices:
+        jax.config.update("jax_platforms", "cpu")
     try:
-        return flag_values(list(argv))[1:]
+        arguments = _parse(sys.argv if argv is None else argv, define_flags, takes_arguments=takes_arguments)
+        succeeded = run(flags.FLAGS, arguments)
+        sys.stdout.flush()
+    except UserError as error:
+        sys.exit(report_error(error))
+    except BrokenPipeError:  # `| head` has closed the output
+        if not reader_is_gone():
+            raise
+        sys.exit(READER_GONE_STATUS)
+    if succeeded is False:
+        sys.exit(1)
+
+
+def _parse(
+    argv: Sequence[str], define_flags: Callable[[flags.FlagValues], None], *, takes_arguments: bool
+) -> list[str]:
+    """Define the flags, parse a command line into them, and return the arguments that are not flags."""
+    flag_values = flags.FLAGS
+    define_flags(flag_values)
+    try:
+        has_config = "config" in flag_values
+        arguments = command_line.parse(list(argv), flag_values) if has_config else flag_values(list(argv))[1:]
     except SystemExit:  # after --help, which absl ends with 1
         sys.stdout.flush()
         sys.exit(0)
     except flags.Error as error:
         raise UserError(f"{str(error).rstrip('.')}; --help shows what the command takes.") from error
+    if arguments and not takes_arguments:
+        raise UserError(f"there are no arguments besides flags; remove {' '.join(arguments)!r}.")
+    if has_config and flag_values.config is None:
+        name = Path(argv[0]).stem
+        raise UserError(f"give a config: python -m resnext_jax.analysis.{name} --config=configs/NAME.py")
+    return arguments
 
 
 def config_name(flag_values: flags.FlagValues) -> str:
-    """The file that `--config` names."""
+    """Return the file that `--config` names."""
     config_flag: Any = flag_values["config"]
     return config_flag.config_filename
 
 
-@contextlib.contextmanager
-def mistakes_reported() -> Iterator[None]:
-    """Exits with status 2 for a mistake that the user can mend, and without a traceback, as when `| head` has ended."""
-    try:
-        yield
-        sys.stdout.flush()
-    except UserError as error:
-        sys.exit(report_error(error))
-    except BrokenPipeError:
-        if not reader_is_gone():
-            raise
-        sys.exit(READER_GONE_STATUS)
-
-
-def save_picture(figure: Any, out: str, **others: Any) -> None:
-    """Writes a matplotlib figure into the file `out` and prints its name; `others` are further arguments of `savefig`.
-
-    Raises:
-      UserError: the file cannot be written, or its name ends with no kind of picture.
-    """
-    try:
-        figure.savefig(out, **others)
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"--out={out} cannot be written ({str(error).strip()}): give a file like cycles.png in a folder."
-        ) from error
-    print(out)
-
-
 def print_json(flag_values: flags.FlagValues, result: Any) -> None:
-    """The last line of the command, where `--json` asks for it."""
+    """Print the result as the last line, if `--json` is given."""
     if flag_values.json:
         print(json.dumps(result))

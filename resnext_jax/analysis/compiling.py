@@ -1,5 +1,6 @@
-"""The very training step of a config, lowered and compiled for chips that are not there."""
+"""The training step of a config, lowered and compiled for devices that need not exist."""
 
+import copy
 import dataclasses
 import re
 import time
@@ -37,23 +38,21 @@ class Program:
     """One compile of a step; memory is per device and the compiler's estimate.
 
     Attributes:
-      compile_s: on this machine.
+      compile_s: seconds on this machine.
       fits: whether the program fits the device's memory; the compiler refuses one that is far from it.
-      peak_hbm_bytes: arguments, results, temporaries and the program; of one that was refused what the compiler says
-        that it used, None where it names no figure.
-      refusal: the compiler's words.
-      executable: None where it was refused.
+      peak_hbm_bytes: arguments, results, temporaries and the program; of a refused one the compiler's own figure, None
+        where it gives none.
+      refusal: the compiler's message.
     """
 
     compile_s: float
     fits: bool
     peak_hbm_bytes: int | None
     refusal: str | None = None
-    executable: Any = None
 
 
 def dataset_info(name: str) -> DatasetInfo:
-    """The facts of a training set without the set.
+    """Return the facts of a training set without opening it.
 
     Raises:
       UserError: they are only known from the files.
@@ -67,51 +66,55 @@ def dataset_info(name: str) -> DatasetInfo:
     return DatasetInfo(name, num_images, tuple(map(str, range(num_classes))), None)
 
 
-def assemble_for(config: Any, devices: Sequence[Any]) -> Classification:
-    """The parts of the run that a config names, on all devices of a topology; takes no time and no memory.
+def with_impl(config: Any, conv_impl: str) -> Any:
+    """Return a copy of the config with this `conv_impl`."""
+    config = copy.deepcopy(config)
+    config.conv_impl = conv_impl
+    return config
+
+
+def task_of(config: Any, devices: Sequence[Any]) -> tuple[Classification, sharding.Place]:
+    """Return what `train.loop` trains for a config, on all `devices`; nothing is compiled or allocated yet.
 
     Raises:
       UserError: an unknown network or algorithm, or a config that cannot work on so many devices.
     """
-    place = sharding.Place(sharding.make_mesh(devices), "tpu", chip_of(devices[0].device_kind))
-    return Classification(config, place, dataset_info(config.data.name))
+    place = sharding.Place(sharding.make_mesh(devices), devices[0].platform, chip_of(devices[0].device_kind))
+    return Classification(config, place, dataset_info(config.data.name)), place
 
 
-def lower(config: Any, devices: Sequence[Any]) -> tuple[Classification, Any]:
-    """Lowers the very step that `train.loop` runs, for all devices of a topology (`chips.open_topology`).
-
-    Args:
-      config: see configs/common.py.
-      devices: they need not exist.
-
-    Returns:
-      The parts of the run, and its lowered training step.
+def lower_training_step(config: Any, devices: Sequence[Any]) -> jax.stages.Lowered:
+    """Lower the training step that `train.loop` runs, for all `devices`, which need not exist.
 
     Raises:
-      UserError: see `assemble_for`.
+      UserError: see `task_of`.
     """
-    run = assemble_for(config, devices)
-    return run, run.train_step.lower(run.state_shapes(), run.batch_shapes())
+    task, _ = task_of(config, devices)
+    return task.train_step.lower(task.state_shapes(), task.batch_shapes())
 
 
-def compile_for(chip: Chip, lowered: Any) -> Program:
-    """Compiles a lowered step; one that the compiler refuses for its size is a result, not an error."""
+def compile_for(chip: Chip, lowered: Any) -> tuple[Program, Any]:
+    """Compile a lowered step; a step that the compiler refuses for its size is a result, not an error.
+
+    Returns:
+      The facts of the compile, and the `jax.stages.Compiled`, None where it was refused.
+    """
     start = time.perf_counter()
     try:
         executable = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         if not any(words in str(error) for words in TOO_LARGE):
             raise
-        return Program(time.perf_counter() - start, False, used_bytes(str(error)), str(error).splitlines()[0])
+        return Program(time.perf_counter() - start, False, used_bytes(str(error)), str(error).splitlines()[0]), None
     compile_s = time.perf_counter() - start
     memory = executable.memory_analysis()
     peak_bytes = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
     peak_bytes += memory.temp_size_in_bytes + memory.generated_code_size_in_bytes
-    return Program(compile_s, peak_bytes <= chip.hbm_bytes, peak_bytes, executable=executable)
+    return Program(compile_s, peak_bytes <= chip.hbm_bytes, peak_bytes), executable
 
 
 def used_bytes(refusal: str) -> int | None:
-    """What the refused program would use, by the compiler's message.
+    """Return what a refused program would use, by the compiler's message.
 
     Example:
       >>> used_bytes("RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 1.50G of 1.00G hbm.")

@@ -1,21 +1,20 @@
-"""Parameters, multiply-adds and activations of networks, counted from the traced program, beside the published figures.
+"""Parameters, multiply-adds and activations of networks, counted in the traced program, beside published figures.
 
 python -m resnext_jax.analysis.complexity [NAME ...] [--image_size_px=N] [--stages] [--json]
 
 By default the whole zoo, each network at the image size that it was made for. Multiply-adds are those of convolutions
 and matrix products, for one image; activations are the outputs of convolutions (Radosavovic et al. 2020, section 3).
-Nothing is computed. `--stages` prints the parts of a network (the paper's Table 1), and one of the like blocks of a
-stage by itself (Table 2).
+Nothing is computed. `--stages` prints the parts of a network (the paper's Table 1), and one block of each stage by
+itself (Table 2).
 """
 
 import dataclasses
 import re
-import sys
 from collections.abc import Iterator, Sequence
 from functools import partial
 
 import jax
-from absl import app, flags
+from absl import flags
 
 from resnext_jax.analysis import command
 from resnext_jax.analysis.published import PUBLISHED, Figures, agrees
@@ -23,21 +22,19 @@ from resnext_jax.errors import UserError, raise_all, unknown
 from resnext_jax.models import zoo
 from resnext_jax.models.complexity import Counts, products, stem_together
 
-# ---------------------------------------------------------------------------------------------------------- Counting
-
 
 class Complexity:
     """What a network costs for one image.
 
     Attributes:
-      name: of its row in the zoo, or what it is called.
+      name: name of its row in the zoo, or another name.
       image_size_px: height and width of the image.
       products: every convolution and matrix product.
-      params: the number of parameters by place.
+      params: number of parameters by place.
     """
 
     def __init__(self, name: str, image_size_px: int | None = None, arch: zoo.Row | None = None):
-        """Traces the row, or `arch`; raises UserError where it does not take images of this size."""
+        """Trace the row, or `arch`; raise UserError where it does not take images of this size."""
         arch = zoo.ARCHS[name] if arch is None else arch
         usual_px, channels, classes = zoo.usual_input(arch)
         self.name, self.image_size_px = name, usual_px if image_size_px is None else image_size_px
@@ -60,37 +57,34 @@ class Complexity:
         }
 
     def of(self, *place: str) -> Counts:
-        """The counts of a part by its path, ("stage2", "block1"); of all without one."""
+        """Return the counts of a part by its path, ("stage2", "block1"), and without a path those of the network."""
         depth = len(place)
         params = sum(size for path, size in self.params.items() if path[:depth] == place)
         return sum((found.counts for found in self.products if found.place[:depth] == place), start=Counts(params))
 
     def weights(self, *place: str) -> int:
-        """The weights of convolutions and classifier in a part: its parameters without batch norms and biases."""
+        """Return the number of weights of convolutions and classifier in a part: no batch norms and biases."""
         depth = len(place)
         return sum(size for path, size in self.params.items() if path[:depth] == place and path[-1] == "kernel")
 
     def size_px(self, part: str) -> tuple[int, ...] | None:
-        """Height and width of what the last convolution of a part puts out; None where there is no convolution."""
+        """Return height and width of the outputs of a part's last convolution; None where there is no convolution."""
         sizes = [found.size_px for found in self.products if found.place[0] == part and found.size_px]
         return sizes[-1] if sizes else None
 
     def parts(self) -> list[str]:
-        """The outermost modules in the order of the program, the classifier at the end."""
+        """Return the outermost modules in the order of the program, the classifier at the end."""
         names = dict.fromkeys([*(found.place[0] for found in self.products), *(path[0] for path in self.params)])
         return sorted(names, key=lambda name: name == "classifier")
 
     def blocks(self, part: str) -> list[str]:
-        """The blocks (or layers) of a stage, in order."""
+        """Return the blocks (or layers) of a stage, in order."""
         names = {path[1] for path in self.params if path[0] == part and re.fullmatch(r"(block|layer)\d+", path[1])}
         return sorted(names, key=lambda name: int(re.sub(r"\D", "", name)))
 
 
-# ---------------------------------------------------------------------------------------------------------- Printing
-
-
 def table(results: Sequence[Complexity]) -> Iterator[str]:
-    """The networks, one line each; a second and a third line where several sources publish figures."""
+    """Yield one line per network; a second and a third line where several sources publish figures."""
     width = max(len(result.name) for result in results)
     yield (
         f"{'network':{width}}{'px':>5}{'parameters':>14}{'multiply-adds':>15}{'activations':>13}"
@@ -98,10 +92,7 @@ def table(results: Sequence[Complexity]) -> Iterator[str]:
     )
     for result in results:
         counts = result.of()
-        line = (
-            f"{result.name:{width}}{result.image_size_px:>5}{counts.params:>14,}{counts.multiply_adds / 1e9:>13.3f} G"
-        )
-        line += f"{counts.activations / 1e6:>11.2f} M"
+        line = f"{result.name:{width}}{result.image_size_px:>5}{columns(counts)}"
         # Published multiply-adds and activations are for the size that the network was made for.
         usual = result.image_size_px == zoo.usual_input(zoo.ARCHS[result.name])[0]
         shown = [beside(counts, figures, usual) for figures in PUBLISHED.get(result.name, ())]
@@ -109,8 +100,13 @@ def table(results: Sequence[Complexity]) -> Iterator[str]:
             yield f"{line if number == 0 else '':{len(line)}}   {text}".rstrip()
 
 
+def columns(counts: Counts) -> str:
+    """Return the counts as columns of a line."""
+    return f"{counts.params:>14,}{counts.multiply_adds / 1e9:>13.3f} G{counts.activations / 1e6:>11.2f} M"
+
+
 def beside(counts: Counts, figures: Figures, usual: bool) -> str:
-    """The figures of one source; one that the count does not agree with is marked."""
+    """Return the figures of one source; one that differs from the count is marked."""
     pairs = [(counts.params, figures.params)]
     if usual:
         pairs += [(counts.multiply_adds, figures.multiply_adds), (counts.activations, figures.activations)]
@@ -119,14 +115,13 @@ def beside(counts: Counts, figures: Figures, usual: bool) -> str:
 
 
 def stage_table(result: Complexity) -> Iterator[str]:
-    """The parts of a network, and beside a stage the last of its blocks, the likes of which it repeats."""
+    """Yield one line per part of a network, with the last block of a stage beside the stage."""
     yield f"{result.name} at {result.image_size_px} px"
     yield f"  {'':12}{'output':>10}{'parameters':>14}{'multiply-adds':>15}{'activations':>13}   the last block alone"
     for part in result.parts():
         counts, blocks = result.of(part), result.blocks(part)
         size = "x".join(map(str, result.size_px(part) or ()))
-        line = f"  {part:12}{size:>10}{counts.params:>14,}{counts.multiply_adds / 1e9:>13.3f} G"
-        line += f"{counts.activations / 1e6:>11.2f} M"
+        line = f"  {part:12}{size:>10}{columns(counts)}"
         if blocks:
             block = result.of(part, blocks[-1])
             weights = result.weights(part, blocks[-1])
@@ -134,19 +129,15 @@ def stage_table(result: Complexity) -> Iterator[str]:
         yield line
 
 
-# ------------------------------------------------------------------------------------------------------ The command
-
-
-def define_flags(to: flags.FlagValues) -> flags.FlagValues:
-    """Adds the command's flags to `to` and returns it."""
+def define_flags(to: flags.FlagValues) -> None:
+    """Add the command's flags."""
     flags.DEFINE_integer("image_size_px", None, "Of all networks; by default what each was made for.", flag_values=to)
     flags.DEFINE_bool("stages", False, "Print the parts of every network.", flag_values=to)
     command.define_json(to)
-    return to
 
 
 def run(flag_values: flags.FlagValues, names: Sequence[str]) -> None:
-    """Counts what the command line asks for and prints it."""
+    """Count what the command line asks for and print it."""
     raise_all([unknown("network", name, zoo.ARCHS) for name in names if name not in zoo.ARCHS])
     size_px = flag_values.image_size_px
     if size_px is not None and size_px < 1:
@@ -165,14 +156,7 @@ def run(flag_values: flags.FlagValues, names: Sequence[str]) -> None:
     command.print_json(flag_values, rows)
 
 
-def main(argv: Sequence[str] = tuple(sys.argv)) -> None:
-    """Exits with 0 when everything is counted, and with 2 for a mistake that the user can mend."""
-    jax.config.update("jax_platforms", "cpu")  # nothing is computed
-    with command.mistakes_reported():
-        flag_values = define_flags(flags.FLAGS)
-        run(flag_values, command.parse_arguments(argv, flag_values))
-
+main = partial(command.main, define_flags, run, takes_arguments=True)
 
 if __name__ == "__main__":
-    app.define_help_flags()
     main()

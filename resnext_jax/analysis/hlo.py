@@ -1,11 +1,12 @@
-"""Reads the optimised HLO text of a TPU program: what runs, how often per call, and the compiler's figure for each.
+"""Reads the optimized HLO text of a TPU program: what runs, how often per call, and the compiler's figure for each.
 
-The TPU compiler writes its own estimate into the text, `"estimated_cycles":"1915"` beside an instruction. Adding up
-every such number in the file would count the body of a loop once and know nothing of what has no number; `executed`
-walks the program as it runs instead.
+The TPU compiler writes its estimate into the text, `"estimated_cycles":"1915"` beside an instruction. The sum of all
+such numbers in the file would count the body of a loop once and leave out what has no number. `executed` follows the
+program as it runs instead.
 """
 
 import dataclasses
+import math
 import re
 from collections.abc import Iterator
 
@@ -32,24 +33,24 @@ class Instruction:
 
     @property
     def op_name(self) -> str:
-        """The path of the JAX operation that it comes from, or ""; names that XLA made up have no slash."""
+        """Path of the JAX operation that it comes from, or ""; names that XLA made up have no slash."""
         found = re.search(r'op_name="([^"]*)"', self.attributes)
         return found[1] if found and "/" in found[1] else ""
 
     @property
     def num_bytes(self) -> int:
-        """Of the result (of all arrays of a tuple), without the padding of its tiles."""
+        """Bytes of the result (all arrays of a tuple), without the padding of its tiles."""
         return num_bytes(self.shape)
 
     def called(self, attribute: str) -> list[str]:
-        """The computations that an attribute names: `body=%b` or `branch_computations={%a, %b}`."""
+        """Return the computations that an attribute names: `body=%b` or `branch_computations={%a, %b}`."""
         found = re.search(rf"\b{attribute}=(\{{[^}}]*\}}|%?[\w.\-]+)", self.attributes)
         return re.findall(r"[\w.\-]+", found[1]) if found else []
 
 
 @dataclasses.dataclass(frozen=True)
 class Module:
-    """All computations of a program, and the name of the one that is run."""
+    """All computations of a program, and the name of the one that runs."""
 
     computations: dict[str, Computation]
     entry: str
@@ -57,12 +58,12 @@ class Module:
 
 @dataclasses.dataclass(frozen=True)
 class Executed:
-    """An instruction as it is run.
+    """An instruction as it runs.
 
     Attributes:
-      times: per call of the program.
+      times: how often it runs per call of the program.
       cycles: the compiler's figure for all `times` together; None where it gives none.
-      computation: where the instruction stands, to look up its operands.
+      computation: the computation that contains the instruction, to look up its operands.
     """
 
     instruction: Instruction
@@ -72,7 +73,7 @@ class Executed:
 
 
 def parse(text: str) -> Module:
-    """Parses `compiled.as_text()`; lines that are no instruction are passed over."""
+    """Parse `compiled.as_text()`; lines that are not instructions are skipped."""
     computations, entry, current = {}, "", {}
     for line in text.splitlines():
         if line.endswith("{") and (header := re.match(r"(ENTRY )?%?([\w.\-]+) \(", line)):
@@ -90,7 +91,7 @@ def parse(text: str) -> Module:
 
 
 def _closing(text: str, start: int) -> int:
-    """The position after the parenthesis that closes the one at `start`."""
+    """Return the position after the parenthesis that closes the one at `start`."""
     depth = 0
     for bracket in re.compile(r"[()]").finditer(text, start):
         depth += 1 if bracket[0] == "(" else -1
@@ -100,23 +101,20 @@ def _closing(text: str, start: int) -> int:
 
 
 def num_bytes(shape: str) -> int:
-    """The bytes of `bf16[32,56,56,128]{3,0,2,1:T(8,128)(2,1)}`, or of a tuple of such, without padding."""
+    """Return the bytes of `bf16[32,56,56,128]{3,0,2,1:T(8,128)(2,1)}`, or of a tuple of such, without padding."""
     total = 0
     for dtype, dims in re.findall(r"\b([a-z]+\d*\w*)\[([\d,]*)\]", shape):
         bits = 8 if dtype == "pred" else int(width[0]) if (width := re.findall(r"\d+", dtype)) else 0
-        count = 1
-        for dim in dims.split(","):
-            count *= int(dim) if dim else 1
-        total += (count * bits + 7) // 8
+        total += (math.prod(int(dim) for dim in dims.split(",") if dim) * bits + 7) // 8
     return total
 
 
 def executed(module: Module) -> tuple[list[Executed], list[str]]:
-    """Every instruction that runs as a step of its own, with how often; and the loops whose trips are unknown.
+    """Return the instructions that run as steps of their own, with how often, and the loops with unknown trips.
 
-    A loop's body counts times its trips, once where the trips are unknown. A called computation counts, what a fusion
-    is made of does not, for the figure of the fusion covers it. Of the branches of a conditional the dearest counts.
-    Of an asynchronous pair one figure counts: the start's, or the done's where the start has none.
+    A loop's body counts times its trips, once where the trips are unknown. A called computation counts. The contents
+    of a fusion do not, because the figure of the fusion covers them. Of the branches of a conditional the most
+    expensive counts. Of an asynchronous pair one figure counts: the start's, or the done's where the start has none.
     """
     unknown: list[str] = []
 
@@ -162,9 +160,9 @@ def _figure(module: Module, instruction: Instruction, computation: Computation) 
 
 
 def trip_count(module: Module, loop: Instruction, computation: Computation) -> int | None:
-    """How often a `while` runs its body: what XLA notes in it, or the distance from the start to the limit.
+    """Return how often a `while` runs its body: XLA's note in it, or the distance from the start to the limit.
 
-    JAX's loops of known length count by 1 while `i < limit`, both ends constant; others are unknown (None).
+    JAX's loops of known length count by 1 while `i < limit`, both ends constant; for others the result is None.
     """
     noted = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop.attributes)
     if noted:
@@ -183,7 +181,7 @@ def trip_count(module: Module, loop: Instruction, computation: Computation) -> i
 
 
 def _constant(name: str, computation: Computation) -> int | None:
-    """The value of a whole-number constant, seen through copies."""
+    """Return the value of an integer constant, also behind copies."""
     instruction = computation.get(name)
     while instruction is not None and instruction.opcode in ("copy", "copy-start", "copy-done", "bitcast"):
         instruction = computation.get(instruction.operands[0])
@@ -194,7 +192,7 @@ def _constant(name: str, computation: Computation) -> int | None:
 
 
 def inside(module: Module, instruction: Instruction) -> Iterator[Instruction]:
-    """What a fusion is made of, fusions in fusions opened; nothing for other instructions."""
+    """Yield the instructions of a fusion and of the fusions in it; nothing for other instructions."""
     for name in instruction.called("calls"):
         for part in module.computations[name].values():
             yield part

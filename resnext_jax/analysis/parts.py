@@ -1,4 +1,4 @@
-"""Which part of the network, and which direction, an operation of the compiled training step belongs to.
+"""The part of the network, and the direction, that an operation of the compiled training step belongs to.
 
 JAX notes the path of every operation: `jit(train_step)/transpose(jvp(ResNeXt))/stage3/block1/conv2/mul`. Modules and
 the scopes of `train.step` give the part, `transpose(...)` marks the backward pass, `jvp(...)` the forward pass.
@@ -21,7 +21,7 @@ SCOPES |= {"stem_conv": "stem", "stem_bn": "stem", "shortcut_conv": "shortcut", 
 
 
 def part_of(op_name: str, arch: Row) -> str:
-    """One of PARTS. The batch norms of the stem and of the shortcuts count as stem and shortcut.
+    """Return one of PARTS. The batch norms of the stem and of the shortcuts count as stem and shortcut.
 
     Example:
       >>> from resnext_jax.models.zoo import ARCHS
@@ -47,13 +47,13 @@ def part_of(op_name: str, arch: Row) -> str:
         return "1x1" if isinstance(arch, DenseNetArch) and conv == "conv1" else "3x3"
     if "Vgg" in words:  # ReLU and dropout of the fully connected layers
         return "classifier"
-    if "ResNeXt" in words or "DenseNet" in words:  # between the modules are only the stem's ReLU and the two poolings
+    if "ResNeXt" in words or "DenseNet" in words:  # outside its modules are only the stem's ReLU and the two poolings
         return "stem" if {"relu", "max", "gt", "select_n"} & set(words) else "pooling"
     return "other"
 
 
 def direction_of(op_name: str) -> str:
-    """One of DIRECTIONS; what is recomputed for the backward pass counts as backward."""
+    """Return one of DIRECTIONS; what is recomputed for the backward pass counts as backward."""
     if "transpose(" in op_name:
         return "backward"
     if "jvp(" in op_name or re.search(r"/augment\b", op_name):
@@ -62,10 +62,10 @@ def direction_of(op_name: str) -> str:
 
 
 def op_name_of(module: Module, instruction: Instruction, computation: Computation) -> str:
-    """The JAX operation that an instruction stands for.
+    """Return the JAX operation that an instruction is counted as.
 
-    A fusion stands for its convolution (or matrix product) if it has one, else for what XLA names it after, which is
-    most often its last operation. A copy without a name stands for what it copies.
+    A fusion counts as its convolution (or matrix product) if it has one, else as what XLA names it after, which is
+    usually its last operation. A copy without a name counts as what it copies.
     """
     parts = list(inside(module, instruction)) if instruction.opcode == "fusion" else []
     products = [part.op_name for part in parts if part.opcode in ("convolution", "dot")]

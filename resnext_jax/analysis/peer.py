@@ -21,7 +21,7 @@ DEVICES = {"cpu": "cpu", "gpu": "cuda"}  # JAX's platforms, PyTorch's names
 
 
 def import_torch(platform: str) -> tuple[ModuleType, ModuleType]:
-    """PyTorch and torchvision, for this platform.
+    """Return PyTorch and torchvision, for this platform.
 
     Raises:
       UserError: one is missing, or cannot use the device.
@@ -34,23 +34,12 @@ def import_torch(platform: str) -> tuple[ModuleType, ModuleType]:
             f"the peer needs {' and '.join(missing)}: pip install torch torchvision, or leave the peer out: --peer=none"
         )
     torch: Any = importlib.import_module("torch")
-    if platform == "gpu" and not torch.cuda.is_available():
-        raise UserError(
-            f"JAX has a GPU, but PyTorch {torch.__version__} cannot use it: install a build for CUDA "
-            "(pip install --force-reinstall torch torchvision), or leave the peer out: --peer=none"
-        )
-    if platform == "gpu" and not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
-        raise UserError("torch.compile needs a C compiler: sudo apt install gcc, or leave the peer out: --peer=none")
-    header = pathlib.Path(sysconfig.get_path("include"), "Python.h")
-    if platform == "gpu" and not header.is_file():
-        raise UserError(
-            f"torch.compile needs the headers of Python, and {header} is not there: sudo apt install python3-dev, or "
-            "leave the peer out: --peer=none"
-        )
+    if platform == "gpu":
+        _check_gpu(torch)
     try:
         torchvision = importlib.import_module("torchvision")
     except RuntimeError:
-        # Built for another torch it lacks its compiled operators: none is used, but importing it looks these up.
+        # A build for another torch lacks its compiled operators. None is used here, but the import looks these up.
         operators = torch.library.Library("torchvision", "FRAGMENT")
         for name in ("nms", "qnms"):
             operators.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
@@ -59,11 +48,29 @@ def import_torch(platform: str) -> tuple[ModuleType, ModuleType]:
     return torch, torchvision
 
 
+def _check_gpu(torch: Any) -> None:
+    """Raise UserError where PyTorch cannot use the GPU or cannot compile for it."""
+    leave_out = "or leave the peer out: --peer=none"
+    header = pathlib.Path(sysconfig.get_path("include"), "Python.h")
+    if not torch.cuda.is_available():
+        raise UserError(
+            f"JAX has a GPU, but PyTorch {torch.__version__} cannot use it: install a build for CUDA "
+            f"(pip install --force-reinstall torch torchvision), {leave_out}"
+        )
+    if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
+        raise UserError(f"torch.compile needs a C compiler: sudo apt install gcc, {leave_out}")
+    if not header.is_file():
+        raise UserError(
+            f"torch.compile needs the headers of Python, and {header} does not exist: sudo apt install python3-dev, "
+            f"{leave_out}"
+        )
+
+
 def peer_network(arch: zoo.Row, in_channels: int, num_classes: int, platform: str) -> Any:
-    """The network of torchvision for a row, or for one that it has not, the same template of its blocks.
+    """Return torchvision's network for a row, built from its blocks also where torchvision has no such network.
 
     Raises:
-      UserError: a row that its blocks cannot make.
+      UserError: the row cannot be built from torchvision's blocks.
     """
     torch, torchvision = import_torch(platform)
     if not isinstance(arch, Arch) or arch.preactivation or arch.widen > 1 or arch.dropout:
@@ -72,7 +79,7 @@ def peer_network(arch: zoo.Row, in_channels: int, num_classes: int, platform: st
         raise UserError("torchvision has no blocks without shortcuts (model.shortcut=False): --peer=none")
     nn, basic = torch.nn, arch.block == "basic"
     block: Any = torchvision.models.resnet.BasicBlock if basic else torchvision.models.resnet.Bottleneck
-    # Its blocks count the width of a path for 64 channels.
+    # torchvision's blocks give the width of a path per 64 channels.
     paths = {} if basic else {"groups": arch.cardinality, "base_width": arch.bottleneck_width * 64 / arch.width}
     stem, channels = arch.stem, arch.width
     layers = [nn.Conv2d(in_channels, channels, stem.kernel_px, stem.stride, stem.kernel_px // 2, bias=False)]
@@ -92,7 +99,7 @@ def peer_network(arch: zoo.Row, in_channels: int, num_classes: int, platform: st
 
 
 def torch_peer(config: Any, platform: str, batch: Batch) -> tuple[Contender, str]:
-    """PyTorch's steps for the same batch, and a line about how they run."""
+    """Return PyTorch's steps for the same batch, and a line about how they run."""
     torch, torchvision = import_torch(platform)
     gpu, bfloat16 = platform == "gpu", config.compute_dtype == "bfloat16"
     device = torch.device(DEVICES[platform])
@@ -137,7 +144,7 @@ def torch_peer(config: Any, platform: str, batch: Batch) -> tuple[Contender, str
 
     how = f"PyTorch {torch.__version__}, torchvision {torchvision.__version__}, channels-last, "
     how += f"{'bfloat16 autocast' if bfloat16 else 'float32'}{', torch.compile' if gpu else ''}"
-    # It compiles once more for gradients that are there already.
+    # PyTorch compiles a second time, when gradients exist already.
     contender = Contender(
         {"train": train, "inference": inference},
         wait=lambda _: torch.cuda.synchronize() if gpu else None,
@@ -147,7 +154,7 @@ def torch_peer(config: Any, platform: str, batch: Batch) -> tuple[Contender, str
 
 
 def release_torch(platform: str) -> None:
-    """Gives back the memory and forgets the programs of networks that are no longer there."""
+    """Free the memory and drop the compiled programs of networks that no longer exist."""
     torch, _ = import_torch(platform)
     gc.collect()
     torch.compiler.reset()

@@ -1,4 +1,4 @@
-"""What others publish about the zoo's networks: parameters, multiply-adds and activations, as their digits stand there.
+"""Published parameters, multiply-adds and activations of the zoo's networks, with exactly the published digits.
 
 Digits are cut as often as they are rounded: 25,557,032 is 25.5 M in the paper.
 """
@@ -11,7 +11,7 @@ UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9}
 
 @dataclasses.dataclass(frozen=True)
 class Figures:
-    """Of one network from one source; "" where the source has none. Activations are the outputs of convolutions."""
+    """Figures of one network from one source; "" where it has none. Activations are the outputs of convolutions."""
 
     source: str
     params: str
@@ -74,7 +74,7 @@ PUBLISHED: dict[str, tuple[Figures, ...]] = {
 
 
 def agrees(count: int, published: str) -> bool:
-    """Whether a count is the published one, cut or rounded, down or up; where all digits stand, the very number.
+    """Return whether a count is the published one: cut or rounded, or equal where all digits are published.
 
     Example:
       >>> agrees(25_557_032, "25.5 M"), agrees(25_557_032, "25.6 M"), agrees(25_557_032, "25.7 M")

@@ -1,10 +1,9 @@
-"""From the optimised HLO text of a step to its costs: cycles by part, memory traffic, collectives; and a table of them.
+"""The costs of a step from its optimized HLO text: cycles by part, memory traffic, collectives; and a table of them.
 
 The compiler has no figure for custom calls (Pallas kernels) and a few others, the gradient of max-pooling among them.
-They are listed apart, with the time of their bytes and flops at the peak rates of the chip. That is a lower bound, and
-a friendly one: for single passes over a large array the compiler itself reckons with 0.2 to 0.9 of the peak rate of
-the memory. Collectives are listed with their bytes, and so are copies that run beside the computation; neither is
-part of the sum.
+They are listed separately, with the time of their bytes and flops at the peak rates of the chip. That is a low lower
+bound: for single passes over a large array the compiler itself assumes 0.2 to 0.9 of the peak rate of the memory.
+Collectives are listed with their bytes, and so are copies that run beside the computation; neither is part of the sum.
 """
 
 import collections
@@ -13,20 +12,17 @@ import re
 from typing import Any
 
 from resnext_jax.analysis import hlo, parts
-from resnext_jax.analysis.chips import GIB, Chip
-from resnext_jax.analysis.flops import repeated_flops
+from resnext_jax.analysis.chips import Chip
 from resnext_jax.models import zoo
 
 NOTE = "estimate of the TPU compiler, not a measurement"
-TOO_LARGE_ADVICE = "Lower --config.batch_size, split the batch with --config.accumulation_steps, or take more chips"
 MIB = 2**20
-# What costs nothing or is accounted for elsewhere.
+# What costs nothing or is counted elsewhere.
 FREE_OPCODES = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "opt-barrier"}
 FREE_OPCODES |= {"partition-id", "replica-id"}
 FREE_CUSTOM_CALLS = {"AllocateBuffer", "ConcatBitcast"}
 
 Row = dict[str, Any]
-Named = list[tuple[hlo.Executed, str]]  # with the name of the JAX operation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,15 +32,14 @@ class Costs:
     Attributes:
       estimated_cycles: sum of the compiler's figures, loops counted with their trips.
       estimated_s: the same at the chip's clock.
-      floor_cycles: lower bound for `custom_calls` and `without_figure`, which are no part of the sum.
+      floor_cycles: lower bound for `custom_calls` and `without_figure`, which are not part of the sum.
       parts: part -> direction -> cycles.
-      collective_bytes: of all collectives, of each the larger of what a device puts in and what it gets out.
+      collective_bytes: sum over all collectives of what a device sends or receives, whichever is larger.
       collectives: each with its shapes, its bytes, and its bytes by part.
       custom_calls: one row each.
       without_figure: one row by opcode and part, without those that take less than a cycle at peak rates.
       async_copies: between HBM and on-chip memory, beside the computation: count, bytes and their time at peak.
       unknown_loops: loops of unknown length, counted once.
-      repeated_flops: of convolutions and matrix products in loops, all trips but the first.
     """
 
     estimated_cycles: int
@@ -57,11 +52,10 @@ class Costs:
     without_figure: list[Row]
     async_copies: Row
     unknown_loops: list[str]
-    repeated_flops: int
 
 
 def account(text: str, chip: Chip, arch: zoo.Row) -> Costs:
-    """Counts what stands in the optimised HLO text (`compiled.as_text()`) of a training step of `arch`."""
+    """Return the costs in the optimized HLO text (`compiled.as_text()`) of a training step of `arch`."""
     module = hlo.parse(text)
     steps, unknown_loops = hlo.executed(module)
     named = [(step, parts.op_name_of(module, step.instruction, step.computation)) for step in steps]
@@ -85,11 +79,7 @@ def account(text: str, chip: Chip, arch: zoo.Row) -> Costs:
         without_figure=without_figure,
         async_copies=async_copies,
         unknown_loops=unknown_loops,
-        repeated_flops=repeated_flops(module, steps),
     )
-
-
-# ----------------------------------------------------------------------------------------------------------- Counts
 
 
 def _collectives(module: hlo.Module, steps: list[hlo.Executed], arch: zoo.Row) -> list[Row]:
@@ -112,8 +102,8 @@ def _collective_row(module: hlo.Module, instruction: hlo.Instruction, step: hlo.
     sent, received = _operand_bytes(instruction, step.computation), instruction.num_bytes
     if instruction.opcode.endswith("-start") and instruction.opcode != "all-reduce-start":
         received -= sent + 4 * len(re.findall(r"[us]32\[\]", instruction.shape))  # a tuple of both ends, and counters
-    # A combined collective carries arrays of many parts; each is named where it is taken out again, or else (a `psum`
-    # of `shard_map`) where it is put in.
+    # A combined collective carries arrays of many parts. Each array has its name where it is taken out again, or else
+    # (a `psum` of `shard_map`) where it is put in.
     values = step.computation.values()
     taken = [i for i in values if i.opcode == "get-tuple-element" and i.operands[0] == instruction.name]
     by_part = collections.Counter()
@@ -125,12 +115,13 @@ def _collective_row(module: hlo.Module, instruction: hlo.Instruction, step: hlo.
         name = next((name for name in names if parts.part_of(name, arch) != "other"), instruction.op_name)
         by_part[f"{parts.part_of(name, arch)} {parts.direction_of(name)}"] += step.times * array.num_bytes
     row = {"opcode": instruction.opcode, "count": step.times, "bytes": step.times * max(sent, received)}
-    shapes = re.findall(r"\w+\[[\d,]*\]", instruction.shape)
-    return row | {"shapes": shapes, "parts": dict(by_part.most_common())}
+    return row | {"shapes": _shapes(instruction), "parts": dict(by_part.most_common())}
 
 
-def _without_figure(named: Named, chip: Chip, arch: zoo.Row) -> tuple[list[Row], list[Row], Row]:
-    """Custom calls; everything else by opcode and part; asynchronous copies."""
+def _without_figure(
+    named: list[tuple[hlo.Executed, str]], chip: Chip, arch: zoo.Row
+) -> tuple[list[Row], list[Row], Row]:
+    """Return the custom calls, everything else by opcode and part, and the asynchronous copies."""
     custom_calls: list[Row] = []
     rest: dict[tuple[str, str], Row] = {}
     copies = {"count": 0, "bytes": 0}
@@ -148,9 +139,7 @@ def _without_figure(named: Named, chip: Chip, arch: zoo.Row) -> tuple[list[Row],
                 floor = _floor_cycles(chip, row["bytes"], step.times * (flops or 0))
                 name = {"target": target, "op_name": op_name, "part": part, "direction": parts.direction_of(op_name)}
                 counted = {"flops": None if flops is None else step.times * flops}
-                custom_calls.append(
-                    name | row | counted | {"floor_cycles": floor, "floor_s": floor / chip.clock_hz},
-                )
+                custom_calls.append(name | row | counted | {"floor_cycles": floor, "floor_s": floor / chip.clock_hz})
             continue
         into = copies if opcode.endswith("-start") else rest.setdefault((opcode, part), {"count": 0, "bytes": 0})
         into["count"] += row["count"]
@@ -172,30 +161,26 @@ def _floor_cycles(chip: Chip, num_bytes: int, flops: int = 0) -> int:
 
 
 def _traffic(instruction: hlo.Instruction, computation: hlo.Computation) -> tuple[int, int | None]:
-    """Bytes in and out, and flops: a Pallas kernel's own `cost_estimate` where it has one, else by the shapes."""
-    stated = re.search(r'"cost_estimate":\{[^}]*\}', instruction.attributes)
-    numbers = dict(re.findall(r'"(\w+)":"(\d+)"', stated[0])) if stated else {}
+    """Return bytes in and out, and flops, from a Pallas kernel's `cost_estimate` where it has one, else by shapes."""
     # A copy crosses between the memories once; its operand may be a slice's whole array, its result is both ends.
     if instruction.opcode.endswith("-start"):
-        return _crossing_bytes(instruction), None
+        return min([hlo.num_bytes(shape) for shape in _shapes(instruction)][:2]), None
+    stated = re.search(r'"cost_estimate":\{[^}]*\}', instruction.attributes)
+    numbers = dict(re.findall(r'"(\w+)":"(\d+)"', stated[0])) if stated else {}
     moved = _operand_bytes(instruction, computation) + instruction.num_bytes
     return int(numbers.get("bytes_accessed", 0)) or moved, int(numbers["flops"]) if "flops" in numbers else None
 
 
-def _crossing_bytes(instruction: hlo.Instruction) -> int:
-    sizes = [hlo.num_bytes(shape) for shape in re.findall(r"\w+\[[\d,]*\]", instruction.shape)]
-    return min(sizes[:2])
+def _shapes(instruction: hlo.Instruction) -> list[str]:
+    return re.findall(r"\w+\[[\d,]*\]", instruction.shape)
 
 
 def _operand_bytes(instruction: hlo.Instruction, computation: hlo.Computation) -> int:
     return sum(computation[name].num_bytes for name in instruction.operands if name in computation)
 
 
-# ------------------------------------------------------------------------------------------------------------ Table
-
-
 def table(costs: Costs, chip: Chip) -> str:
-    """The costs for people."""
+    """Return the costs as a text for people."""
     total = costs.estimated_cycles
     lines = [
         f"{_mega(total)} a step on every {chip.device}, {costs.estimated_s * 1e3:.2f} ms at {chip.clock_hz / 1e9:g} GHz"
@@ -230,11 +215,6 @@ def table(costs: Costs, chip: Chip) -> str:
         what = row["shapes"][0] if len(row["shapes"]) == 1 else f"{len(row['shapes'])} arrays"
         lines.append(f"    {times}{row['opcode']} of {what}, {_mib(row)}: {most}{', ...' * (len(row['parts']) > 4)}")
     return "\n".join(lines)
-
-
-def memory_line(peak_bytes: int, chip: Chip) -> str:
-    verdict = "fits" if peak_bytes <= chip.hbm_bytes else f"DOES NOT FIT. {TOO_LARGE_ADVICE}"
-    return f"  HBM: {peak_bytes / GIB:.2f} of {chip.hbm_bytes / GIB:.2f} GiB per {chip.device}: {verdict}"
 
 
 def _mega(cycles: int) -> str:

@@ -1,6 +1,5 @@
-"""Steps timed in turns, and our own: the very ones that `train.loop` and evaluation run."""
+"""Steps timed in turns, and our own steps: those that `train.loop` and evaluation run."""
 
-import copy
 import dataclasses
 import statistics
 import time
@@ -11,24 +10,22 @@ import jax
 import numpy as np
 
 from resnext_jax import sharding
-from resnext_jax.analysis.compiling import dataset_info
-from resnext_jax.ops.conv_choice import chip_of
-from resnext_jax.train.classification import Classification
+from resnext_jax.analysis.compiling import task_of, with_impl
 from resnext_jax.types import Batch
 
-REPEAT_S = 0.5  # a repeat has as many steps as fit into this, and one at least
-SLOW_S = 5.0  # a step that takes longer takes part in a few turns only
+REPEAT_S = 0.5  # a repeat has as many steps as fit into this time, at least one
+SLOW_S = 5.0  # a contender whose step takes longer is timed in `SLOW_REPEATS` turns only
 SLOW_REPEATS = 3
 
 
 @dataclasses.dataclass(frozen=True)
 class Contender:
-    """One of those that are timed.
+    """One of the implementations that are timed.
 
     Attributes:
-      steps: by task; each starts one step and returns its result.
-      wait: returns once a result of a step is there.
-      num_compiles: the first so many steps of a task may compile.
+      steps: functions by task; each starts one step and returns its result.
+      wait: takes a result of a step and returns once it is computed.
+      num_compiles: how many first steps of a task may compile.
     """
 
     steps: dict[str, Callable[[], Any]]
@@ -37,16 +34,16 @@ class Contender:
 
 
 def images_per_s(contenders: dict[str, Contender], task: str, batch_size: int, repeats: int) -> dict[str, list[float]]:
-    """Times a task in turns, so that whatever else the machine does hits all contenders alike.
+    """Time a task in turns, so that other work of the machine slows all contenders alike.
 
     Args:
-      contenders: by name.
-      task: whose steps.
+      contenders: who is timed, by name.
+      task: name of the steps.
       batch_size: images of one step.
-      repeats: turns; a slow contender takes part in `SLOW_REPEATS` of them, spread over all.
+      repeats: number of turns; a slow contender takes part in `SLOW_REPEATS` of them, spread over all.
 
     Returns:
-      By name the images per second of every repeat.
+      The images per second of every repeat, by name.
     """
 
     def seconds(contender: Contender, num_steps: int) -> float:
@@ -72,10 +69,10 @@ def images_per_s(contenders: dict[str, Contender], task: str, batch_size: int, r
 
 
 def summary(rates: dict[str, list[float]]) -> dict[str, Any]:
-    """Medians, their ratios, and of each the number of repeats, the slowest and the fastest.
+    """Return medians, their ratios, and for each the number of repeats, the slowest and the fastest.
 
     Args:
-      rates: of "ours", and of "peer" and "compare" where they took part.
+      rates: images per second of "ours", and of "peer" and "compare" where they took part.
     """
     median = {name: statistics.median(of) for name, of in rates.items()}
     ratio = median["ours"] / median["peer"] if "peer" in median else None
@@ -87,34 +84,31 @@ def summary(rates: dict[str, list[float]]) -> dict[str, Any]:
 
 
 def ours(config: Any, device: Any, batch: Batch, conv_impl: str) -> Contender:
-    """The steps of `train.assemble` on one device; training goes on from state to state.
+    """Return our steps on one device; training goes on from state to state.
 
     Args:
       config: see configs/common.py.
-      device: that they run on.
-      batch: on the host.
-      conv_impl: takes the place of the config's.
+      device: a device of JAX.
+      batch: host arrays.
+      conv_impl: replaces the config's.
     """
-    config = copy.deepcopy(config)
-    config.conv_impl = conv_impl
-    place = sharding.Place(sharding.make_mesh([device]), device.platform, chip_of(device.device_kind))
-    run = Classification(config, place, dataset_info(config.data.name))
+    task, place = task_of(with_impl(config, conv_impl), [device])
     on_device = sharding.to_global(place.mesh, batch)
-    state = run.create_state()
+    state = task.create_state()
 
     def train() -> Any:
         nonlocal state
-        state, metrics = run.train_step(state, on_device)
+        state, metrics = task.train_step(state, on_device)
         return metrics
 
     def inference() -> Any:
-        return run.evaluation_step({"params": state.params, "batch_stats": state.batch_stats}, on_device)
+        return task.evaluation_step({"params": state.params, "batch_stats": state.batch_stats}, on_device)
 
     return Contender({"train": train, "inference": inference}, jax.block_until_ready)
 
 
 def synthetic_batch(batch_size: int, image_shape: tuple[int, int, int], num_classes: int) -> Batch:
-    """Noise: what an image shows costs nothing."""
+    """Return a batch of noise, because the time of a step does not depend on what an image shows."""
     rng = np.random.default_rng(0)
     return Batch(
         image=rng.integers(0, 256, (batch_size, *image_shape), np.uint8),

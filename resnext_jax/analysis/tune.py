@@ -1,21 +1,21 @@
-"""Measures every algorithm for the convolutions of networks and writes the table that `conv_impl=auto` looks up.
+"""Measure every algorithm for the convolutions of networks and write the table that `conv_impl=auto` looks up.
 
 python -m resnext_jax.analysis.tune [--networks=resnet50,resnext50_32x4d] [--out=resnext_jax/ops/conv_table.py]
 
 Run it on an idle machine: the rows of this platform are replaced for the shapes that are measured, all others stay.
-The rows of TPUs are written by `analysis.tune_tpu`, from the compiler's estimates.
+It is for CPUs and GPUs: on a TPU, layouts and fusions extend over neighboring operations, so that the time of one
+convolution says little.
 """
 
-import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from absl import app, flags
+from absl import flags
 
 from resnext_jax.analysis import command
 from resnext_jax.errors import raise_all, unknown
@@ -30,21 +30,21 @@ NETWORKS = (
     *(name for name, arch in zoo.ARCHS.items() if isinstance(arch, zoo.Arch) and arch.stem == IMAGENET_STEM),
     SMALL,
 )
-GPU_IMAGES = 64  # of a batch on anything but a CPU: with fewer the launch of kernels would be timed
+GPU_IMAGES = 64  # batch size except on a CPU; with fewer images the time to launch kernels dominates
 REPEATS = 7
-HOPELESS = 4.0  # times the best after one run: measured no further
-WORTH = 0.95  # of the rule's time: a smaller gain may be noise, and the table would flicker
+HOPELESS = 4.0  # an algorithm that takes so many times the best time is measured only once
+WORTH = 0.95  # the winner must be below this share of the time of the rule's choice; less may be noise
 
-# With one group there is nothing to merge: the other algorithms are the native one again.
+# With one group there is nothing to merge, and the other algorithms equal the native one.
 UNGROUPED = ("native", "im2col", "native+im2col", "im2col+native")
 GROUPED = ("native", "merged64", "merged128", "merged256", "dense", "slabs32", "slabs128", "im2col", "per_tap")
 GROUPED += ("slabs32+im2col", "im2col+slabs32")
 
-Row = tuple[str, str]  # the algorithm, and the milliseconds of all, fastest first
+Row = tuple[str, str]  # the fastest algorithm, and the milliseconds of all, sorted
 
 
 def shapes_of(name: str) -> dict[ConvShape, int]:
-    """The distinct convolutions of a network at its usual image size, and the images to measure with on a CPU."""
+    """Return the distinct convolutions of a network at its usual image size, and how many images to use on a CPU."""
     size_px, channels, batch = (28, 1, 128) if name == SMALL else (224, 3, 8)
     shapes: dict[ConvShape, int] = {}
 
@@ -60,7 +60,7 @@ def shapes_of(name: str) -> dict[ConvShape, int]:
 
 
 def candidates(shape: ConvShape) -> tuple[str, ...]:
-    """The algorithms that differ for a convolution."""
+    """Return the algorithms that differ for a convolution."""
     if shape.groups > 1:
         return GROUPED
     special = {7: ("space_to_depth",), 1: ("subsampled",)}
@@ -68,15 +68,14 @@ def candidates(shape: ConvShape) -> tuple[str, ...]:
 
 
 def step_of(shape: ConvShape, batch: int, dtype: Any, impl: str) -> Callable[[], Any]:
-    """Forward and the gradients that training needs of one convolution; of the stem, not that of the images."""
-    rng = np.random.default_rng(0)
+    """Return a function that runs a convolution and the gradients that training needs (for the stem, the kernel's)."""
     out_px = [(size - 1) // shape.stride + 1 for size in (shape.height, shape.width)]
     sizes = (
         (batch, shape.height, shape.width, shape.in_channels),
         (shape.kernel_px, shape.kernel_px, shape.in_channels // shape.groups, shape.out_channels),
         (batch, *out_px, shape.out_channels),
     )
-    arrays = [jnp.asarray(rng.normal(size=size), dtype) for size in sizes]
+    arrays = [jnp.ones(size, dtype) for size in sizes]
 
     @jax.jit
     def step(x: jax.Array, kernel: jax.Array, grad: jax.Array) -> Any:
@@ -87,13 +86,13 @@ def step_of(shape: ConvShape, batch: int, dtype: Any, impl: str) -> Callable[[],
 
 
 def measure(shape: ConvShape, batch: int, dtype: Any, preferred: str) -> Row:
-    """The fastest algorithm of one convolution, by the least of several times taken in turns.
+    """Return the fastest algorithm of one convolution, by the least of several times taken in turns.
 
     Args:
-      shape: of the convolution.
-      batch: images.
-      dtype: of all arrays.
-      preferred: taken unless another is clearly faster.
+      shape: shape of the convolution.
+      batch: number of images.
+      dtype: dtype of all arrays.
+      preferred: algorithm that wins unless another is clearly faster.
     """
     steps, best_s = {}, {}
     for impl in (preferred, *(name for name in candidates(shape) if name != preferred)):
@@ -108,11 +107,7 @@ def measure(shape: ConvShape, batch: int, dtype: Any, preferred: str) -> Row:
     fastest = min(best_s, key=lambda impl: best_s[impl])
     winner = fastest if best_s[fastest] < WORTH * best_s[preferred] else preferred
     times = sorted((seconds, impl) for impl, seconds in best_s.items())
-    return winner, ", ".join(f"{impl} {_milliseconds(seconds)}" for seconds, impl in times)
-
-
-def _milliseconds(seconds: float) -> str:
-    return f"{1e3 * seconds:.3g}" if seconds < 0.1 else f"{1e3 * seconds:.0f}"
+    return winner, ", ".join(f"{impl} {1e3 * s:{'.3g' if s < 0.1 else '.0f'}}" for s, impl in times)
 
 
 def _seconds(step: Callable[[], Any]) -> float:
@@ -121,23 +116,22 @@ def _seconds(step: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
+HEADER = '''"""The fastest algorithm of every convolution that was measured, with the time of each beside it.
+
+Written by python -m resnext_jax.analysis.tune, not by hand: milliseconds, forward and the gradients that training
+needs; float32 and 8 images (128 of 28 px) on a CPU, else bfloat16 and 64 images.
+"""
+# fmt: off
+# ruff: noqa: E501
+
+Key = tuple[int, int, int, int, int, int]  # kernel_px, stride, groups, in_channels, out_channels, height
+
+TABLE: dict[str, dict[Key, tuple[str, str]]] = {'''
+
+
 def text(table: dict[str, dict[conv_table.Key, Row]]) -> str:
-    """The file of the table."""
-    lines = [
-        '"""The fastest algorithm of every convolution that was tried, with the cost of each beside it.',
-        "",
-        "Written by commands, not by hand. CPU and GPU, python -m resnext_jax.analysis.tune: milliseconds, forward and",
-        "the gradients that training needs; float32 and 8 images (128 of 28 px) on a CPU, else bfloat16 and 64",
-        "images. TPU, python -m resnext_jax.analysis.tune_tpu: the compiler's estimate, in M cycles of a whole",
-        "training step of a network with two blocks in each stage.",
-        '"""',
-        "# fmt: off",
-        "# ruff: noqa: E501",
-        "",
-        "Key = tuple[int, int, int, int, int, int]  # kernel_px, stride, groups, in_channels, out_channels, height",
-        "",
-        "TABLE: dict[str, dict[Key, tuple[str, str]]] = {",
-    ]
+    """Return the text of the table's file."""
+    lines = [HEADER]
     for platform, rows in sorted(table.items()):
         lines.append(f'    "{platform}": {{')
         lines += [f'        {key}: ("{winner}", "{times}"),' for key, (winner, times) in sorted(rows.items())]
@@ -145,8 +139,8 @@ def text(table: dict[str, dict[conv_table.Key, Row]]) -> str:
     return "\n".join([*lines, "}", ""])
 
 
-def run(flag_values: flags.FlagValues) -> None:
-    """Measures what the flags ask for and writes the table."""
+def run(flag_values: flags.FlagValues, _: Sequence[str]) -> None:
+    """Measure what the flags ask for and write the table."""
     names = flag_values.networks or list(NETWORKS)
     raise_all([unknown("network", name, NETWORKS) for name in names if name not in NETWORKS])
     device = jax.devices()[0]
@@ -159,28 +153,17 @@ def run(flag_values: flags.FlagValues) -> None:
         images = batch if platform == "cpu" else GPU_IMAGES
         rows[key_of(shape)] = row = measure(shape, images, dtype, rule(platform, chip, shape))
         print(f"{number}/{len(shapes)} {key_of(shape)}: {row[0]}   {row[1]}", flush=True)
-        # Every row: what is measured stays when the command is stopped.
+        # After every row, so that a stopped command loses nothing.
         Path(flag_values.out).write_text(text(table))
 
 
-def define_out(to: flags.FlagValues) -> None:
-    """Adds `--out`."""
+def define_flags(to: flags.FlagValues) -> None:
+    """Add the command's flags."""
+    flags.DEFINE_list("networks", [], f"Whose convolutions; by default all of: {', '.join(NETWORKS)}.", flag_values=to)
     flags.DEFINE_string("out", str(Path(conv_table.__file__)), "The file to write.", flag_values=to)
 
 
-def define_flags(to: flags.FlagValues) -> flags.FlagValues:
-    """Adds the command's flags to `to` and returns it."""
-    flags.DEFINE_list("networks", [], f"Whose convolutions; by default all of: {', '.join(NETWORKS)}.", flag_values=to)
-    define_out(to)
-    return to
-
-
-def main(argv: Sequence[str] = tuple(sys.argv)) -> None:
-    """Exits with 0 when the table is written, and with 2 for a mistake that the user can mend."""
-    with command.mistakes_reported():
-        run(command.parse(argv, define_flags(flags.FLAGS)))
-
+main = partial(command.main, define_flags, run, uses_devices=True)
 
 if __name__ == "__main__":
-    app.define_help_flags()
     main()

@@ -1,9 +1,7 @@
-"""The fastest algorithm of every convolution that was tried, with the cost of each beside it.
+"""The fastest algorithm of every convolution that was measured, with the time of each beside it.
 
-Written by commands, not by hand. CPU and GPU, python -m resnext_jax.analysis.tune: milliseconds, forward and
-the gradients that training needs; float32 and 8 images (128 of 28 px) on a CPU, else bfloat16 and 64
-images. TPU, python -m resnext_jax.analysis.tune_tpu: the compiler's estimate, in M cycles of a whole
-training step of a network with two blocks in each stage.
+Written by python -m resnext_jax.analysis.tune, not by hand: milliseconds, forward and the gradients that training
+needs; float32 and 8 images (128 of 28 px) on a CPU, else bfloat16 and 64 images.
 """
 # fmt: off
 # ruff: noqa: E501
@@ -69,14 +67,5 @@ TABLE: dict[str, dict[Key, tuple[str, str]]] = {
         (3, 2, 32, 512, 512, 28): ("slabs32", "slabs32 18.1, slabs128 28.4, im2col+slabs32 33.9, im2col 34.3, per_tap 35.7, slabs32+im2col 41.5, dense 100, merged256 205, merged128 252, merged64 426, native 1497"),
         (3, 2, 32, 1024, 1024, 14): ("im2col", "im2col 10.3, slabs32+im2col 11.4, slabs32 11.7, per_tap 12.4, slabs128 16.4, im2col+slabs32 18, dense 117, merged256 161, merged128 227, merged64 380, native 737"),
         (7, 2, 1, 3, 64, 224): ("native", "native 33.6, space_to_depth 48, im2col 68.6, native+im2col 71.3, im2col+native 96.1"),
-    },
-    "tpu v5e": {
-        (1, 1, 1, 64, 128, 56): ("moments", "moments 18.59, native 18.61"),
-        (1, 1, 1, 64, 256, 56): ("moments", "moments 18.59, native 19.07"),
-        (1, 1, 1, 128, 256, 56): ("moments", "moments 18.59, native 19.18"),
-        (1, 1, 1, 256, 128, 56): ("native", "native 18.59, moments 18.84"),
-        (1, 1, 1, 256, 256, 56): ("native", "native 18.59, moments 18.64"),
-        (3, 1, 32, 128, 128, 56): ("merged128", "blocked128 18.59, dense 18.59, merged128 18.59, merged256 18.59, native 42.87"),
-        (7, 2, 1, 3, 64, 224): ("space_to_depth", "space_to_depth 18.59, native 18.93"),
     },
 }

@@ -1,6 +1,6 @@
-"""What one device can do at most: the matrix units' bfloat16 rate, by TPU generation or by the name of a GPU.
+"""Peak bfloat16 rate of one device's matrix units, by TPU generation or by the name of a GPU.
 
-Published figures, dense. A device of JAX is a chip, on a TPU v3 one of its two cores.
+Published figures without sparsity. A device of JAX is a chip, on a TPU v3 one of its two cores.
 """
 
 PEAK_BF16_FLOPS_PER_S: dict[str, float] = {

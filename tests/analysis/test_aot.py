@@ -7,6 +7,7 @@ import re
 import sys
 import warnings
 from collections.abc import Iterator
+from types import SimpleNamespace
 from unittest import mock
 
 import jax
@@ -39,7 +40,7 @@ def command_line(*arguments: str) -> Iterator[list[str]]:
 def failure(capsys, *arguments: str) -> str:
     """What the command prints for a mistake, having left with status 2."""
     with command_line(*arguments) as argv, pytest.raises(SystemExit) as exit_:
-        aot.main(argv)
+        aot.main(argv=argv)
     assert exit_.value.code == 2
     return capsys.readouterr().err
 
@@ -76,21 +77,21 @@ def test_a_batch_that_does_not_divide_over_the_chips_is_refused():
 def no_compiler(monkeypatch):
     """Eight chips that are CPUs; notes what was to be compiled, and refuses it as the compiler does."""
     compiled = []
-    refused = compiling.Program(60.0, False, 18 * 2**30, "RESOURCE_EXHAUSTED: Used 18.00G of 15.75G hbm.")
+    refused = compiling.Program(60.0, False, 18 * 2**30, "RESOURCE_EXHAUSTED: Used 18.00G of 15.75G hbm."), None
     monkeypatch.setattr(aot, "open_topology", lambda name: (chips.CHIPS["v5e"], jax.devices()[:8]))
-    monkeypatch.setattr(aot, "lower", lambda config, devices: (None, config.conv_impl))
+    monkeypatch.setattr(aot, "lower_training_step", lambda config, devices: config.conv_impl)
     monkeypatch.setattr(aot, "compile_for", lambda chip, lowered: compiled.append(lowered) or refused)
     return compiled
 
 
-def test_what_cannot_be_compared_is_refused_before_the_first_compile(capsys, no_compiler):
+def test_an_impossible_comparison_is_refused_before_compiling(capsys, no_compiler):
     assert "conv_impl='merge3' cannot merge 4 groups by 3" in failure(capsys, *TINY, "--compare=native+merge3")
     assert no_compiler == []
 
 
-def test_a_batch_too_large_for_the_topology_is_one_line_with_the_remedy_and_status_1(capsys, no_compiler):
+def test_a_batch_that_does_not_fit_gives_advice_and_status_1(capsys, no_compiler):
     with command_line(*TINY, "--json") as argv, pytest.raises(SystemExit) as exit_:
-        aot.main(argv)
+        aot.main(argv=argv)
     assert exit_.value.code == 1
     shown, last = capsys.readouterr().out.rstrip().rsplit("\n", 1)
     (line,) = [line for line in shown.splitlines() if "DOES NOT FIT" in line]
@@ -99,6 +100,21 @@ def test_a_batch_too_large_for_the_topology_is_one_line_with_the_remedy_and_stat
     assert "--config.accumulation_steps" in line
     assert no_compiler == ["auto"]
     assert (json.loads(last)["fits"], json.loads(last)["estimated_cycles"]) == (False, None)
+
+
+def test_flops_include_every_microbatch(monkeypatch):
+    """XLA counts the body of a loop once; the loop over microbatches is nearly the whole step."""
+    executable = SimpleNamespace(
+        as_text=lambda: "ENTRY %main (x: f32[]) -> f32[] {\n}", cost_analysis=lambda: {"flops": 5e6}
+    )
+    program = compiling.Program(1.0, True, 2**20)
+    monkeypatch.setattr(aot, "compile_for", lambda chip, lowered: (program, executable))
+    monkeypatch.setattr(aot, "lower_training_step", lambda config, devices: None)
+    for steps, flops in ((1, 5e6), (4, 20e6)):
+        config = tiny.config(f"--config.accumulation_steps={steps}")
+        fields, text = aot.compile_step(config, chips.CHIPS["v5e"], [], "auto")
+        assert fields["flops"] == flops
+        assert f"{flops / 1e12:.3f} T flops per chip" in text
 
 
 def test_classes_of_a_folder_are_unknown_without_its_files():
@@ -123,7 +139,7 @@ def test_the_report_of_a_tiny_network(capsys, monkeypatch):
     texts, account = [], report.account
     monkeypatch.setattr(report, "account", lambda text, *rest: account(texts.append(text) or text, *rest))
     with command_line(*TINY, "--config.augment.pad_px=0", "--topology=v5e:2x2", "--json") as argv:
-        aot.main(argv)
+        aot.main(argv=argv)
     shown, last = capsys.readouterr().out.rstrip().rsplit("\n", 1)
     result = json.loads(last)
 

@@ -115,7 +115,7 @@ def test_too_little_memory_is_one_line_with_a_smaller_batch(words, capsys, monke
     assert "--config.batch_size=2" in error
 
 
-def test_what_a_cpu_cannot_do_as_the_config_has_it_is_changed_and_said():
+def test_on_a_cpu_dtype_and_batch_are_changed_with_a_note():
     config = tiny.config("--config.data.image_size_px=224", "--config.batch_size=256", "--config.bn_group_images=32")
     config.compute_dtype = "bfloat16"
     notes = " ".join(bench.fit(config, "cpu", "torch", given=set()))

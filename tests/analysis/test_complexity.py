@@ -28,7 +28,7 @@ def command(capsys, monkeypatch):
         status = None
         with mock.patch.object(sys, "argv", ["complexity", *arguments]):
             try:
-                complexity.main(sys.argv)
+                complexity.main(argv=sys.argv)
             except SystemExit as exit_:
                 status = exit_.code
         printed = capsys.readouterr()

@@ -80,13 +80,13 @@ def test_a_loop_counts_times_its_trips_and_a_fusion_once():
     assert unknown == []
 
 
-def test_a_fusion_stands_for_its_convolution_and_a_copy_for_what_it_copies():
+def test_a_fusion_counts_as_its_convolution_a_copy_as_its_source():
     costs = account(LOOP, CHIPS["v5e"], ARCHS["resnext50_32x4d"])
     assert costs.parts == {"grouped 3x3": {"backward": 300}, "BN": {"forward": 1001}, "optimizer": {"update": 10}}
     assert costs.estimated_s == pytest.approx(1311 / 1.5e9)
 
 
-def test_a_combined_collective_is_split_by_its_arrays_and_counted_per_trip():
+def test_a_combined_collective_is_split_by_array_and_trip():
     costs = account(LOOP, CHIPS["v5e"], ARCHS["resnext50_32x4d"])
     (row,) = costs.collectives
     assert (row["opcode"], row["count"], row["shapes"]) == ("all-reduce", 3, ["f32[8]", "bf16[3,4]"])
@@ -138,14 +138,14 @@ ASYNC_DONE = "%d = f32[4]{0} all-gather-done(%s)"
         ),
         (("%c = f32[4]{0} conditional(%i, %x, %x), branch_computations={%a, %b}",), 50),
     ],
-    ids=["both", "start", "done", "wrapped", "dearest branch"],
+    ids=["both", "start", "done", "wrapped", "costliest branch"],
 )
-def test_asynchronous_pairs_count_once_and_branches_by_the_dearest(lines, total):
+def test_async_pairs_count_once_and_only_the_costliest_branch(lines, total):
     steps, _ = hlo.executed(hlo.parse(entry(*lines)))
     assert hlo.total_cycles(steps) == total
 
 
-def test_an_asynchronous_collective_is_one_row_and_a_copy_is_listed_beside():
+def test_an_async_collective_is_one_row_and_copies_are_separate():
     text = entry(
         "%x = bf16[4,8]{1,0} parameter(0)",
         "%s = (bf16[4,8]{1,0}, bf16[32,8]{1,0}) all-gather-start(%x), channel_id=2",
@@ -161,7 +161,7 @@ def test_an_asynchronous_collective_is_one_row_and_a_copy_is_listed_beside():
     assert costs.without_figure == []
 
 
-def test_what_is_summed_names_the_part_where_the_sum_itself_has_no_other_name_than_psum():
+def test_a_psum_is_named_by_the_part_that_it_sums():
     """As under `shard_map`; operands of both ends of a loop's tuple may be fusions, or taken out of one."""
     psum = named("jit(train_step)/shard_map/psum")
     text = entry(
@@ -189,7 +189,7 @@ def test_what_is_summed_names_the_part_where_the_sum_itself_has_no_other_name_th
         ("f32[32,8]{1,0} all-reduce-start", 32 * 8, 32 * 8),
     ],
 )
-def test_what_an_asynchronous_collective_puts_in_is_not_counted_as_gotten(collective, sent, received):
+def test_an_async_collective_counts_sent_and_received_separately(collective, sent, received):
     costs = account(
         entry("%x = f32[32,8]{1,0} parameter(0)", f"%s = {collective}(%x)"), CHIPS["v5e"], ARCHS["resnet50"]
     )

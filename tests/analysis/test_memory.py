@@ -27,14 +27,17 @@ def in_root(monkeypatch):
     monkeypatch.setattr(flags, "FLAGS", flags.FlagValues())
 
 
-def command(capsys, *arguments: str) -> tuple[int | None, str, str]:
+def command(capsys, *arguments: str) -> tuple[str | int | None, str, str]:
     """The exit status of the command, and what it prints to standard output and for a mistake."""
     with mock.patch.object(sys, "argv", ["memory", *arguments]), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "the load_module", DeprecationWarning)
-        with pytest.raises(SystemExit) as exit_:
-            memory.main(sys.argv)
+        status = None
+        try:
+            memory.main(argv=sys.argv)
+        except SystemExit as exit_:
+            status = exit_.code
     printed = capsys.readouterr()
-    return exit_.value.code, printed.out, printed.err
+    return status, printed.out, printed.err
 
 
 @pytest.fixture
@@ -44,16 +47,16 @@ def compiler(monkeypatch) -> list[str]:
 
     def lower(config, devices):
         assert (config.batch_size, len(devices)) == (128, 4)
-        return None, SimpleNamespace(as_text=lambda: config.model.name)
+        return SimpleNamespace(as_text=lambda: config.model.name)
 
     def compile_for(chip, lowered):
         compiled.append(lowered.as_text())
         if "101" in compiled[-1]:
-            return compiling.Program(80.0, False, 20 * 2**30, "RESOURCE_EXHAUSTED: ...")
-        return compiling.Program(70.0, True, 2**30, executable=object())
+            return compiling.Program(80.0, False, 20 * 2**30, "RESOURCE_EXHAUSTED: ..."), None
+        return compiling.Program(70.0, True, 2**30), object()
 
     monkeypatch.setattr(memory, "open_topology", lambda name: (chips.CHIPS["v5e"], jax.devices()[:4]))
-    monkeypatch.setattr(memory, "lower", lower)
+    monkeypatch.setattr(memory, "lower_training_step", lower)
     monkeypatch.setattr(memory, "compile_for", compile_for)
     return compiled
 
@@ -73,7 +76,7 @@ def test_the_same_program_is_compiled_once_and_the_row_says_so(capsys, compiler)
     assert [row["peak_hbm_bytes"] for row in result["configs"]] == [2**30] * 3
 
 
-def test_by_default_every_config_with_imagenet_data_and_status_1_where_one_does_not_fit(capsys, compiler):
+def test_by_default_imagenet_configs_and_status_1_if_too_large(capsys, compiler):
     status, out, _ = command(capsys, "--json")
     assert status == 1
     *shown, last = out.splitlines()
@@ -107,7 +110,7 @@ def test_a_wrong_argument_is_one_line_with_the_remedy(arguments, words, capsys):
     assert words in err
 
 
-def test_a_batch_that_no_config_can_have_is_refused_before_the_first_compile(capsys, compiler):
+def test_an_impossible_batch_is_refused_before_compiling(capsys, compiler):
     status, _, err = command(capsys, RESNET50, RESNEXT50, "--images_per_chip=20")
     assert (status, compiler) == (2, [])
     assert f"{RESNET50} and 1 more, with a batch_size of --images_per_chip times the chips: bn_group_images=32" in err
@@ -141,8 +144,8 @@ def test_a_refusal_keeps_the_compilers_figure(words, num_bytes):
     def refuse() -> None:
         raise jax.errors.JaxRuntimeError(f"RESOURCE_EXHAUSTED: {words}\nand more lines")
 
-    program = compiling.compile_for(chips.CHIPS["v5e"], SimpleNamespace(compile=refuse))
-    assert (program.fits, program.peak_hbm_bytes, program.executable) == (False, num_bytes, None)
+    program, executable = compiling.compile_for(chips.CHIPS["v5e"], SimpleNamespace(compile=refuse))
+    assert (program.fits, program.peak_hbm_bytes, executable) == (False, num_bytes, None)
     assert program.refusal == f"RESOURCE_EXHAUSTED: {words}"
 
 

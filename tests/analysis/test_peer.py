@@ -39,7 +39,7 @@ def test_float32_on_a_gpu_is_no_tf32_for_either(gpu, monkeypatch):
     assert not gpu.backends.cudnn.allow_tf32
 
 
-def test_what_a_gpu_runs_is_compiled_whole_in_bfloat16_and_channels_last(gpu, monkeypatch):
+def test_on_a_gpu_all_is_compiled_in_bfloat16_channels_last(gpu, monkeypatch):
     """The graph is captured as for a GPU, but no code is generated."""
     torch = gpu
     compile_, compiled = torch.compile, []

@@ -37,7 +37,7 @@ def test_the_written_table_is_read_again_and_rules(monkeypatch, tmp_path):
     monkeypatch.setattr(conv_table, "TABLE", {"gpu": {(1, 1, 1, 8, 8, 4): row}})
     monkeypatch.setattr(tune, "shapes_of", lambda name: {GROUPED: 2})
     monkeypatch.setattr(tune, "measure", lambda *arguments: row)
-    tune.run(_flags(f"--out={file}"))
+    tune.run(_flags(f"--out={file}"), [])
     namespace: dict = {}
     exec(file.read_text(), namespace)  # a table of literals, just written
     assert namespace["TABLE"] == {"cpu": {(3, 2, 4, 8, 8, 4): row}, "gpu": {(1, 1, 1, 8, 8, 4): row}}
@@ -56,12 +56,13 @@ def test_a_gpu_is_measured_with_batches_that_fill_it(monkeypatch, tmp_path):
     )
     device = types.SimpleNamespace(platform="gpu", device_kind="NVIDIA H100 80GB HBM3")
     monkeypatch.setattr(tune.jax, "devices", lambda: [device])
-    tune.run(_flags("--networks=resnext50_32x4d", f"--out={tmp_path / 'table.py'}"))
+    tune.run(_flags("--networks=resnext50_32x4d", f"--out={tmp_path / 'table.py'}"), [])
     assert measured == [(64, jnp.bfloat16)]
 
 
 def _flags(*arguments: str) -> flags.FlagValues:
-    values = tune.define_flags(flags.FlagValues())
+    values = flags.FlagValues()
+    tune.define_flags(values)
     values(["tune", *arguments])
     return values
 
@@ -74,6 +75,6 @@ def test_every_row_names_an_algorithm():
 def test_an_unknown_network(monkeypatch, capsys):
     monkeypatch.setattr(flags, "FLAGS", flags.FlagValues())
     with pytest.raises(SystemExit) as exit_:
-        tune.main(["tune", "--networks=resnet5"])
+        tune.main(argv=["tune", "--networks=resnet5"])
     assert exit_.value.code == 2
     assert "unknown network 'resnet5'. Did you mean" in capsys.readouterr().err
