@@ -8,8 +8,14 @@ from jaxtyping import Array, Float, Key
 LAYERS = 0x64726F70
 
 
-def layer_keys(keys: Key[Array, " batch"], number: int) -> Key[Array, " batch"]:
-    """The key of every image (`ops.augment.image_keys`) for the layer of this number."""
+def layer_keys(keys: Key[Array, " batch"] | None, number: int) -> Key[Array, " batch"]:
+    """Return the key of every image (`ops.augment.image_keys`) for the layer of this number.
+
+    Raises:
+      ValueError: there are no keys.
+    """
+    if keys is None:
+        raise ValueError("dropout and stochastic depth draw from the keys of the images: call the network with keys")
     return jax.vmap(lambda key: jax.random.fold_in(jax.random.fold_in(key, LAYERS), number))(keys)
 
 

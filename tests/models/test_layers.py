@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from resnext_jax.errors import UserError
-from resnext_jax.models.layers import BatchNorm, Classifier, Conv
+from resnext_jax.models.layers import BatchNorm, Classifier, Conv, Numerics
 
 
 def kernel_of(module, shape: tuple[int, ...]) -> np.ndarray:
@@ -14,7 +14,7 @@ def kernel_of(module, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def conv(features: int, kernel_px: int, groups: int = 1) -> Conv:
-    return Conv(features, kernel_px, choose=lambda shape: "native", groups=groups)
+    return Conv(features, kernel_px, Numerics(lambda shape: "native"), groups=groups)
 
 
 @pytest.mark.parametrize(
