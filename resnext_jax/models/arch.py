@@ -5,7 +5,7 @@ from typing import Literal
 
 from resnext_jax.errors import UserError, unknown
 
-Block = Literal["basic", "bottleneck"]
+BlockKind = Literal["basic", "bottleneck"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Arch:
         their number, for the first never.
     """
 
-    block: Block
+    block: BlockKind
     blocks: tuple[int, ...]
     cardinality: int = 1
     bottleneck_width: int = 64
@@ -60,7 +60,7 @@ class Arch:
 
 
 # Blocks per stage by depth (Table 1; He et al. 2015, Table 1). Below 50 layers the block is the basic one.
-IMAGENET_BLOCKS: dict[int, tuple[Block, tuple[int, ...]]] = {
+IMAGENET_BLOCKS: dict[int, tuple[BlockKind, tuple[int, ...]]] = {
     18: ("basic", (2, 2, 2, 2)),
     34: ("basic", (3, 4, 6, 3)),
     50: ("bottleneck", (3, 4, 6, 3)),

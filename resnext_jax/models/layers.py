@@ -5,6 +5,7 @@ algorithm, together or one after the other, in which layout) is decided here and
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 
@@ -79,7 +80,7 @@ class Conv(nn.Module):
 
     @nn.compact
     def __call__(self, x: Images) -> Outputs:
-        impl = self._algorithm(*x.shape[1:3], math.prod(x.shape[3:]))
+        impl = self._algorithm(x.shape[1], x.shape[2], math.prod(x.shape[3:]))
         y = self._convolve(x.astype(self.numerics.dtype), self._kernel(x), impl)
         if self.bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,))
@@ -219,16 +220,8 @@ class BatchNorm(nn.Module):
         return y
 
 
-class Classifier(nn.Module):
-    """The fully connected layer, always in float32: 1000 logits are cheap and the softmax wants the digits."""
-
-    num_classes: int
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "batch channel"]) -> Float[Array, "batch classes"]:
-        kernel = self.param("kernel", fan_in_uniform, (x.shape[-1], self.num_classes))
-        bias = self.param("bias", nn.initializers.zeros, (self.num_classes,))
-        return jnp.dot(x.astype(jnp.float32), kernel, precision="highest") + bias[None]
+# The last layer, always in float32: 1000 logits are cheap and the softmax wants the digits.
+Classifier = functools.partial(nn.Dense, dtype=jnp.float32, precision="highest", kernel_init=fan_in_uniform)
 
 
 def check_size(images: Float[Array, "batch height width channel"], smallest_px: int) -> None:

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Key
 
 from resnext_jax.models.layers import BatchNorm, Classifier, Conv, Numerics, check_size
 from resnext_jax.ops.conv_choice import ConvShape
+from resnext_jax.ops.conv_products import precision
 from resnext_jax.ops.dropout import dropout, layer_keys
 
 Images = Float[Array, "batch height width in_channels"]
@@ -42,20 +43,6 @@ class VggArch:
         return 2 ** len(self.convs)
 
 
-class Hidden(nn.Module):
-    """A fully connected layer in the compute dtype, drawn from N(0, 0.01) as the paper has it."""
-
-    features: int
-    dtype: DTypeLike
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "batch in"]) -> Float[Array, "batch features"]:
-        kernel = self.param("kernel", nn.initializers.normal(0.01), (x.shape[-1], self.features))
-        bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        precision = "highest" if self.dtype == jnp.float32 else "default"
-        return jnp.dot(x, kernel.astype(self.dtype), precision=precision) + bias.astype(self.dtype)[None]
-
-
 class Vgg(nn.Module):
     """The network of one `VggArch`; attributes and call are those of `resnext.ResNeXt`.
 
@@ -83,8 +70,12 @@ class Vgg(nn.Module):
             x = activations[name] = Stage(arch, index, numerics, name=name)(x, train=train)
         # In Torch's order, channels first, so that the weights are Torch's, transposed.
         x = jnp.moveaxis(adaptive_average(x, POOLED_PX), 3, 1).reshape(x.shape[0], -1)
+        draw = nn.initializers.normal(0.01)  # as the paper has it
         for number in (1, 2):
-            x = nn.relu(Hidden(arch.hidden, self.dtype, name=f"hidden{number}")(x))
+            dense = nn.Dense(
+                arch.hidden, dtype=self.dtype, precision=precision(x), kernel_init=draw, name=f"hidden{number}"
+            )
+            x = nn.relu(dense(x))
             if arch.dropout and train:
                 x = dropout(x, layer_keys(keys, number), arch.dropout)
         logits = Classifier(self.num_classes, name="classifier")(x)

@@ -1,4 +1,4 @@
-"""The template against torchvision's networks, and its structure where torchvision has none to compare with."""
+"""ResNeXt against torchvision's networks, and its structure where torchvision has none to compare with."""
 
 from functools import partial
 
