@@ -13,7 +13,7 @@ from resnext_jax import api as net_module
 from resnext_jax.data.one_image import USUAL, prepare
 from resnext_jax.errors import UserError
 from resnext_jax.models import zoo
-from resnext_jax.models.template import CIFAR_STEM, IMAGENET_STEM, SMALL_STEM, Arch
+from resnext_jax.models.arch import CIFAR_STEM, IMAGENET_STEM, SMALL_STEM, Arch
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from PIL import Image
 from resnext_jax import cli
 from resnext_jax.builders import open_data
 from resnext_jax.errors import THIS_COMMAND, UserError, report_error
-from resnext_jax.models.layers import Conv
+from resnext_jax.models.layers import Conv, Numerics
 from resnext_jax.runtime.lock import Lock
 from resnext_jax.sharding import Place, make_mesh
 from resnext_jax.train.classification import Classification
@@ -166,7 +166,7 @@ def test_good_values_of_every_type_pass(run_main, monkeypatch):
 
 
 def test_cardinality_must_divide_the_width():
-    layer = Conv(features=128, kernel_px=3, choose=lambda shape: "native", groups=24)
+    layer = Conv(features=128, kernel_px=3, numerics=Numerics(lambda shape: "native"), groups=24)
     with pytest.raises(cli.UserError, match="cardinality 24 does not divide the width"):
         layer.init(jax.random.key(0), jnp.zeros((1, 8, 8, 128)))
 

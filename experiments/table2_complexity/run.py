@@ -21,7 +21,7 @@ from experiments.common.command import end, parser_of
 from experiments.common.draw import COLORS
 from resnext_jax.analysis.complexity import Complexity
 from resnext_jax.errors import raise_all, unknown
-from resnext_jax.models.by_depth import by_depth
+from resnext_jax.models.arch import by_depth
 
 EXPERIMENT = "table2_complexity"
 TAKES = {"tiny": "the small networks of the other experiments, seconds", "full": "the paper's networks, below a minute"}

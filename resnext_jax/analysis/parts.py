@@ -7,8 +7,8 @@ the scopes of `train.step` give the part, `transpose(...)` marks the backward pa
 import re
 
 from resnext_jax.analysis.hlo import Computation, Instruction, Module, inside
+from resnext_jax.models.arch import Arch
 from resnext_jax.models.densenet import DenseNetArch
-from resnext_jax.models.template import Arch
 from resnext_jax.models.zoo import Row
 
 PARTS = ("input", "stem", "pooling", "1x1", "3x3", "grouped 3x3", "BN", "shortcut", "add and ReLU", "classifier")

@@ -14,7 +14,7 @@ from resnext_jax.analysis.compiling import dataset_info
 from resnext_jax.analysis.timing import Contender
 from resnext_jax.errors import UserError
 from resnext_jax.models import zoo
-from resnext_jax.models.template import Arch
+from resnext_jax.models.arch import Arch
 from resnext_jax.types import Batch
 
 DEVICES = {"cpu": "cpu", "gpu": "cuda"}  # JAX's platforms, PyTorch's names

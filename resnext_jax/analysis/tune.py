@@ -20,7 +20,7 @@ from absl import flags
 from resnext_jax.analysis import command
 from resnext_jax.errors import raise_all, unknown
 from resnext_jax.models import zoo
-from resnext_jax.models.template import IMAGENET_STEM
+from resnext_jax.models.arch import IMAGENET_STEM
 from resnext_jax.ops import conv_table
 from resnext_jax.ops.conv_choice import ConvShape, chip_of, key_of, rule, section
 from resnext_jax.ops.grouped_conv import grouped_conv

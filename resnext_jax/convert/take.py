@@ -15,7 +15,7 @@ from resnext_jax.convert.weights import Weights, class_names_problem, find_weigh
 from resnext_jax.data.imagenet_classes import imagenet_classes
 from resnext_jax.errors import UserError, raise_all
 from resnext_jax.models import zoo
-from resnext_jax.models.template import Arch
+from resnext_jax.models.arch import Arch
 from resnext_jax.types import TrainState
 
 FORMATS = ("torchvision", "timm", "torch7")

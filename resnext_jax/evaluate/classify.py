@@ -30,7 +30,7 @@ def predict_step(
       images: (batch, height, width, channel), uint8 or float, on the scale 0..255.
       model: the network.
       mean, std: of the normalisation, per channel, on the same scale.
-      features: see `models.template.ResNeXt`.
+      features: see `models.resnext.ResNeXt`.
     """
     return model.apply(variables, normalize(images.astype("float32"), mean, std), train=False, features=features)
 

@@ -2,18 +2,21 @@
 
 import dataclasses
 from collections.abc import Callable
-from functools import partial
 from typing import ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key
 
-from resnext_jax.models.layers import BatchNorm, Classifier, Conv, check_size
-from resnext_jax.models.template import IMAGENET_STEM, Stem
+from resnext_jax.models.arch import IMAGENET_STEM, Stem
+from resnext_jax.models.layers import BatchNorm, Classifier, Conv, ConvBN, Numerics, check_size
 from resnext_jax.ops.conv_choice import ConvShape
 from resnext_jax.ops.pool import global_average, max_pool
+
+Images = Float[Array, "batch height width in_channels"]
+Outputs = Float[Array, "batch out_height out_width out_channels"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +27,7 @@ class DenseNetArch:
       layers: of each dense block.
       growth: k, the channels that a layer adds; its 1x1 bottleneck has 4k.
       width: channels of the stem.
-      stem: see `template.Stem`. With pooling it has batch norm and ReLU, without (CIFAR) it is the convolution alone.
+      stem: see `arch.Stem`. With pooling it has batch norm and ReLU, without (CIFAR) it is the convolution alone.
     """
 
     layers: tuple[int, ...]
@@ -42,7 +45,7 @@ class DenseNetArch:
 
 
 class DenseNet(nn.Module):
-    """The network of one `DenseNetArch`; attributes and call are those of `template.ResNeXt`.
+    """The network of one `DenseNetArch`; attributes and call are those of `resnext.ResNeXt`.
 
     `stage2` on are the outputs of the dense blocks, before the batch norm and ReLU of what reads them.
     """
@@ -51,35 +54,32 @@ class DenseNet(nn.Module):
     num_classes: int
     choose_conv: Callable[[ConvShape], str]
     bn_group_images: int = 32
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
     pool: Callable[[Array], Array] = global_average
 
     first_layer: ClassVar[str] = "stem_conv"
 
     @nn.compact
     def __call__(
-        self,
-        images: Float[Array, "batch height width channel"],
-        *,
-        train: bool,
-        features: bool = False,
-        keys: Key[Array, " batch"] | None = None,
+        self, images: Images, *, train: bool, features: bool = False, keys: Key[Array, " batch"] | None = None
     ) -> Array | tuple[Array, dict[str, Array]]:
         arch, stem = self.arch, self.arch.stem
         check_size(images, arch.smallest_px)
-        conv = partial(Conv, choose=self.choose_conv, dtype=self.dtype)
-        norm = partial(BatchNorm, group_images=self.bn_group_images)
+        numerics = Numerics(self.choose_conv, self.bn_group_images, self.dtype)
 
-        bn = norm(name="stem_bn") if stem.pool else None
-        x = conv(arch.width, stem.kernel_px, stride=stem.stride, name="stem_conv")(images, norm=bn, train=train)
-        x = nn.relu(x) if stem.pool else x
-        activations = {"stage1": x}
-        x = max_pool(x) if stem.pool else x
+        activations = {}
+        if stem.pool:
+            conv = ConvBN(arch.width, stem.kernel_px, numerics, stride=stem.stride, name="stem_conv")
+            x = activations["stage1"] = nn.relu(conv(images, train=train))
+            x = max_pool(x)
+        else:
+            conv = Conv(arch.width, stem.kernel_px, numerics, stride=stem.stride, name="stem_conv")
+            x = activations["stage1"] = conv(images)
         for index in range(len(arch.layers)):
             name = f"stage{index + 2}"
-            x = activations[name] = Stage(arch, index, conv, norm, name=name)(x, train=train)
+            x = activations[name] = Stage(arch, index, numerics, name=name)(x, train=train)
 
-        x = norm(name="final_bn")(x, train=train)
+        x = BatchNorm(self.bn_group_images, name="final_bn")(x, train=train)
         with jax.named_scope("final_bn"):
             x = nn.relu(x)
         pooled = self.pool(x)
@@ -92,15 +92,14 @@ class Stage(nn.Module):
 
     arch: DenseNetArch
     index: int
-    conv: Callable[..., nn.Module]
-    norm: Callable[..., nn.Module]
+    numerics: Numerics
 
     @nn.compact
-    def __call__(self, x: Float[Array, "batch height width in"], *, train: bool) -> Array:
+    def __call__(self, x: Images, *, train: bool) -> Outputs:
         if self.index:
-            x = Transition(self.conv, self.norm, name="transition")(x, train=train)
+            x = Transition(self.numerics, name="transition")(x, train=train)
         for number in range(1, self.arch.layers[self.index] + 1):
-            x = Layer(self.arch.growth, self.conv, self.norm, name=f"layer{number}")(x, train=train)
+            x = Layer(self.arch.growth, self.numerics, name=f"layer{number}")(x, train=train)
         return x
 
 
@@ -108,27 +107,25 @@ class Layer(nn.Module):
     """BN, ReLU, 1x1 to 4k channels, BN, ReLU, 3x3 to k channels, which are put after those of the input."""
 
     growth: int
-    conv: Callable[..., nn.Module]
-    norm: Callable[..., nn.Module]
+    numerics: Numerics
 
     @nn.compact
-    def __call__(self, x: Float[Array, "batch height width in"], *, train: bool) -> Array:
-        y = nn.relu(self.norm(name="bn1")(x, train=train))
-        y = self.conv(4 * self.growth, 1, name="conv1")(y, norm=self.norm(name="bn2"), train=train)
-        y = self.conv(self.growth, 3, name="conv2")(nn.relu(y), train=train)
+    def __call__(self, x: Images, *, train: bool) -> Outputs:
+        y = nn.relu(BatchNorm(self.numerics.bn_group_images, name="bn1")(x, train=train))
+        y = nn.relu(ConvBN(4 * self.growth, 1, self.numerics, name="conv1", bn="bn2")(y, train=train))
+        y = Conv(self.growth, 3, self.numerics, name="conv2")(y)
         return jnp.concatenate([x, y], axis=-1)
 
 
 class Transition(nn.Module):
     """BN, ReLU, 1x1 to half the channels, 2x2 average pool."""
 
-    conv: Callable[..., nn.Module]
-    norm: Callable[..., nn.Module]
+    numerics: Numerics
 
     @nn.compact
-    def __call__(self, x: Float[Array, "batch height width in"], *, train: bool) -> Array:
-        x = nn.relu(self.norm(name="bn1")(x, train=train))
-        x = self.conv(x.shape[-1] // 2, 1, name="conv1")(x, train=train)
+    def __call__(self, x: Images, *, train: bool) -> Outputs:
+        x = nn.relu(BatchNorm(self.numerics.bn_group_images, name="bn1")(x, train=train))
+        x = Conv(x.shape[-1] // 2, 1, self.numerics, name="conv1")(x)
         batch, height, width, channels = x.shape
         x = x[:, : height // 2 * 2, : width // 2 * 2]
         return x.reshape(batch, height // 2, 2, width // 2, 2, channels).mean(axis=(2, 4))

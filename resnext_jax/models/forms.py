@@ -1,135 +1,125 @@
 """Figure 3 of the paper, three forms of one block, and the exact maps between their parameters both ways.
 
-The networks are made of (c): `Grouped` has the parameters of `blocks.Bottleneck`. With `kernels_px=(3, 3)` the same is
+The networks are made of (c): `Grouped` has the parameters of `resnext.Bottleneck`. With `kernels_px=(3, 3)` the same is
 Figure 4: paths of depth 2 are nothing but a wider dense block, for there is no convolution left to be grouped.
-
-Attributes: `features`, channels of the output; `cardinality`, the paths C; `path_width`, the channels d of a path;
-`stride`, of the first 3x3; `conv` and `norm` come from outside, as in `blocks`.
 """
 
 import functools
 import operator
-from collections.abc import Callable
 
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from resnext_jax.errors import UserError
+from resnext_jax.models.layers import BatchNorm, Conv, ConvBN, Numerics
 from resnext_jax.types import PyTree
 
-Layer = Callable[..., nn.Module]
-Images = Float[Array, "batch height width in"]
+Images = Float[Array, "batch height width in_channels"]
+Outputs = Float[Array, "batch out_height out_width out_channels"]
 
 
-class Summed(nn.Module):
+class Form(nn.Module):
+    """What the three forms have in common.
+
+    Attributes:
+      features: channels of the output.
+      cardinality: the number of paths C.
+      path_width: the channels d of a path.
+      stride: of the first 3x3.
+      numerics: how the layers compute.
+      kernels_px: of the convolutions of a path, from first to last.
+    """
+
+    features: int
+    cardinality: int
+    path_width: int
+    stride: int
+    numerics: Numerics
+    kernels_px: tuple[int, ...] = (1, 3, 1)
+
+    @nn.nowrap
+    def first_convs(self, x: Images, width: int, groups: int, *, train: bool) -> Outputs:
+        """Return x after all convolutions but the last. The first reads all channels; those after it are grouped."""
+        for number, kernel_px in enumerate(self.kernels_px[:-1], start=1):
+            stride, groups_of = self.stride if kernel_px == 3 else 1, 1 if number == 1 else groups
+            conv = ConvBN(width, kernel_px, self.numerics, stride=stride, groups=groups_of, name=f"conv{number}")
+            x = nn.relu(conv(x, train=train))
+        return x
+
+    @nn.nowrap
+    def paths(self, x: Images, *, whole: bool, train: bool) -> list[Outputs]:
+        """Return the outputs of the C paths."""
+        common = self.features, self.cardinality, self.path_width, self.stride, self.numerics, self.kernels_px
+        return [Path(*common, whole, name=f"path{n + 1}")(x, train=train) for n in range(self.cardinality)]
+
+    @nn.nowrap
+    def last_conv(self, y: Images, *, train: bool) -> Outputs:
+        """Return the last convolution of y, with batch norm."""
+        return ConvBN(self.features, self.kernels_px[-1], self.numerics, name=f"conv{self.depth}")(y, train=train)
+
+    @nn.nowrap
+    def add_shortcut(self, x: Images, y: Outputs, *, train: bool) -> Outputs:
+        """Return the ReLU of y and x, which is projected where the block changes the shape."""
+        project = ConvBN(self.features, 1, self.numerics, stride=self.stride, name="shortcut_conv")
+        return nn.relu(y + (x if x.shape == y.shape else project(x, train=train)))
+
+    @property
+    def depth(self) -> int:
+        """The number of convolutions."""
+        return len(self.kernels_px)
+
+
+class Path(Form):
+    """One path: the convolutions with batch norm and ReLU; where it is `whole` also the last one, alone."""
+
+    whole: bool = True
+
+    @nn.compact
+    def __call__(self, x: Images, *, train: bool) -> Outputs:
+        y = self.first_convs(x, self.path_width, 1, train=train)
+        if not self.whole:
+            return y
+        return Conv(self.features, self.kernels_px[-1], self.numerics, name=f"conv{self.depth}")(y)
+
+
+class Summed(Form):
     """(a) C paths of 1x1, 3x3 and 1x1, summed. The last batch norm comes after the sum, before the shortcut."""
 
-    features: int
-    cardinality: int
-    path_width: int
-    stride: int
-    conv: Layer
-    norm: Layer
-    kernels_px: tuple[int, ...] = (1, 3, 1)
-
     @nn.compact
-    def __call__(self, x: Images, *, train: bool) -> Array:
-        y = functools.reduce(operator.add, _paths(self, x, features=self.features, train=train))
-        y = self.norm(name=f"bn{len(self.kernels_px)}")(y, train=train)
-        return nn.relu(y + _shortcut(self, x, y, train=train))
+    def __call__(self, x: Images, *, train: bool) -> Outputs:
+        y = functools.reduce(operator.add, self.paths(x, whole=True, train=train))
+        y = BatchNorm(self.numerics.bn_group_images, name=f"bn{self.depth}")(y, train=train)
+        return self.add_shortcut(x, y, train=train)
 
 
-class Concatenated(nn.Module):
+class Concatenated(Form):
     """(b) C paths of 1x1 and 3x3, concatenated, and one 1x1."""
 
-    features: int
-    cardinality: int
-    path_width: int
-    stride: int
-    conv: Layer
-    norm: Layer
-    kernels_px: tuple[int, ...] = (1, 3, 1)
-
     @nn.compact
-    def __call__(self, x: Images, *, train: bool) -> Array:
-        y = jnp.concatenate(_paths(self, x, features=None, train=train), axis=-1)
-        y = _last_conv(self, y, self.features, norm=self.norm(name=f"bn{len(self.kernels_px)}"), train=train)
-        return nn.relu(y + _shortcut(self, x, y, train=train))
+    def __call__(self, x: Images, *, train: bool) -> Outputs:
+        y = jnp.concatenate(self.paths(x, whole=False, train=train), axis=-1)
+        return self.add_shortcut(x, self.last_conv(y, train=train), train=train)
 
 
-class Grouped(nn.Module):
+class Grouped(Form):
     """(c) 1x1, grouped 3x3, 1x1, each as wide as all paths together."""
 
-    features: int
-    cardinality: int
-    path_width: int
-    stride: int
-    conv: Layer
-    norm: Layer
-    kernels_px: tuple[int, ...] = (1, 3, 1)
-
     @nn.compact
-    def __call__(self, x: Images, *, train: bool) -> Array:
-        y = _first_convs(self, x, self.cardinality * self.path_width, self.cardinality, train=train)
-        y = _last_conv(self, y, self.features, norm=self.norm(name=f"bn{len(self.kernels_px)}"), train=train)
-        return nn.relu(y + _shortcut(self, x, y, train=train))
-
-
-Form = Summed | Concatenated | Grouped
-
-
-class Path(nn.Module):
-    """One path: the convolutions with batch norm and ReLU; with `features` also the last one, alone."""
-
-    width: int
-    kernels_px: tuple[int, ...]
-    stride: int
-    conv: Layer
-    norm: Layer
-    features: int | None
-
-    @nn.compact
-    def __call__(self, x: Images, *, train: bool) -> Array:
-        y = _first_convs(self, x, self.width, 1, train=train)
-        return y if self.features is None else _last_conv(self, y, self.features, norm=None, train=train)
-
-
-def _paths(form: Summed | Concatenated, x: Images, *, features: int | None, train: bool) -> list[Array]:
-    common = form.path_width, form.kernels_px, form.stride, form.conv, form.norm, features
-    return [Path(*common, name=f"path{number + 1}")(x, train=train) for number in range(form.cardinality)]
-
-
-def _first_convs(form: Form | Path, x: Images, width: int, groups: int, *, train: bool) -> Array:
-    """All convolutions but the last. The first reads all channels, only those after it can be in groups."""
-    for number, kernel_px in enumerate(form.kernels_px[:-1], start=1):
-        stride = form.stride if kernel_px == 3 else 1
-        conv = form.conv(width, kernel_px, stride=stride, groups=1 if number == 1 else groups, name=f"conv{number}")
-        x = nn.relu(conv(x, norm=form.norm(name=f"bn{number}"), train=train))
-    return x
-
-
-def _last_conv(form: Form | Path, x: Array, features: int, *, norm: nn.Module | None, train: bool) -> Array:
-    last = len(form.kernels_px)
-    return form.conv(features, form.kernels_px[-1], name=f"conv{last}")(x, norm=norm, train=train)
-
-
-def _shortcut(form: Form, x: Images, y: Array, *, train: bool) -> Array:
-    if x.shape == y.shape:
-        return x
-    conv = form.conv(form.features, 1, stride=form.stride, name="shortcut_conv")
-    return conv(x, norm=form.norm(name="shortcut_bn"), train=train)
+    def __call__(self, x: Images, *, train: bool) -> Outputs:
+        y = self.first_convs(x, self.cardinality * self.path_width, self.cardinality, train=train)
+        return self.add_shortcut(x, self.last_conv(y, train=train), train=train)
 
 
 # ---- The maps
 
 
 def to_paths(variables: PyTree, form: type[Summed] | type[Concatenated], cardinality: int) -> PyTree:
-    """The parameters and statistics of (c) as those of (a) or (b): every array that spans the paths is cut into C.
+    """Return the parameters and statistics of (c) as those of (a) or (b): an array that spans the paths is cut into C.
 
     Args:
       variables: `params` and `batch_stats` of a `Grouped` (or a `Bottleneck`), or any tree like `params`: gradients.
-      form: whose they become.
+      form: `Summed` or `Concatenated`.
       cardinality: C.
 
     Raises:
@@ -150,7 +140,7 @@ def to_paths(variables: PyTree, form: type[Summed] | type[Concatenated], cardina
 
 
 def to_grouped(variables: PyTree, form: type[Summed] | type[Concatenated]) -> PyTree:
-    """The parameters and statistics of (a) or (b) as those of (c); the inverse of `to_paths`."""
+    """Return the parameters and statistics of (a) or (b) as those of (c); the inverse of `to_paths`."""
     result = {}
     for kind, modules in variables.items():
         result[kind] = {module: arrays for module, arrays in modules.items() if not module.startswith("path")}

@@ -1,12 +1,19 @@
-"""The three layers that every network is made of, initialised as in the original code."""
+"""The layers that every network is made of, initialized as in the original code.
 
+`ConvBN`, a convolution with its batch norm, is the layer of the paper's tables. How a chip computes the two (which
+algorithm, together or one after the other, in which layout) is decided here and nowhere else in the networks.
+"""
+
+import dataclasses
+import functools
 import math
 from collections.abc import Callable
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Key
 
 from resnext_jax.errors import UserError
 from resnext_jax.ops import batch_norm, blocked, moments
@@ -17,8 +24,29 @@ from resnext_jax.ops.grouped_conv import grouped_conv
 BN_MOMENTUM = 0.9
 BN_EPSILON = 1e-5
 
+# Channels are one dimension, or two where they come in blocks (`ops.blocked`).
+Images = Float[Array, "batch height width *in_channels"]
+Outputs = Float[Array, "batch out_height out_width *out_channels"]
 
-def fan_out_normal(key: Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> Array:
+
+@dataclasses.dataclass(frozen=True)
+class Numerics:
+    """How the layers of a network compute. No parameter depends on it.
+
+    Attributes:
+      choose_conv: names the algorithm for the shape of a convolution (`ops.conv_choice.resolver`).
+      bn_group_images: images per batch-norm group, 0 for the whole batch.
+      dtype: of activations, float32 or bfloat16; parameters and statistics are always float32.
+    """
+
+    choose_conv: Callable[[ConvShape], str]
+    bn_group_images: int = 32
+    dtype: DTypeLike = jnp.float32
+
+
+def fan_out_normal(
+    key: Key[Array, ""], shape: tuple[int, ...], dtype: DTypeLike = jnp.float32
+) -> Float[Array, "kernel kernel in_channels out_channels"]:
     """N(0, sqrt(2 / (k * k * C_out))), the original's rule; the fan-out is *not* divided by the groups.
 
     Flax's default (fan-in of one group) would make a 32x4d kernel 4 times as large.
@@ -28,49 +56,39 @@ def fan_out_normal(key: Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.fl
     return std * jax.random.normal(key, shape, dtype)
 
 
-def fan_in_uniform(key: Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> Array:
+def fan_in_uniform(
+    key: Key[Array, ""], shape: tuple[int, ...], dtype: DTypeLike = jnp.float32
+) -> Float[Array, "in out"]:
     """U(-1/sqrt(fan_in), 1/sqrt(fan_in)), Torch's rule for a fully connected layer of shape (fan_in, fan_out)."""
     bound = shape[0] ** -0.5
     return jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
 class Conv(nn.Module):
-    """A convolution with symmetric padding `kernel_px // 2`, and without bias (VGG's alone have one).
+    """A convolution with symmetric padding `kernel_px // 2`, and without bias (only VGG has one).
 
     The float32 parameter `kernel` is (kernel_px, kernel_px, in_channels / groups, features), whichever algorithm
-    computes it; `choose` names the algorithm for a shape. Channels may come in blocks (see `ops.blocked`).
+    computes it.
     """
 
     features: int
     kernel_px: int
-    choose: Callable[[ConvShape], str]
+    numerics: Numerics
     stride: int = 1
     groups: int = 1
-    dtype: jnp.dtype = jnp.float32
     bias: bool = False
 
-    def input_blocks(self, height: int, width: int, in_channels: int) -> int:
-        """Into how many blocks of channels its input is best split (1: not at all)."""
-        if self.stride > 1:
-            return 1  # strided reads bring the plain layout back
-        return blocked.num_blocks(self.choose(self._shape(height, width, in_channels)), self.groups, in_channels)
-
     @nn.compact
-    def __call__(
-        self,
-        x: Float[Array, "batch height width *in"],
-        *,
-        train: bool = False,
-        norm: "BatchNorm | None" = None,
-        pool: Callable[[Array], Array] | None = None,
-        blocks: int = 1,
-    ) -> Array:
-        """The convolution of x; of that the batch norm `norm`, as it trains or not; and of that the max-pool `pool`.
+    def __call__(self, x: Images) -> Outputs:
+        impl = self._algorithm(x.shape[1], x.shape[2], math.prod(x.shape[3:]))
+        y = self._convolve(x.astype(self.numerics.dtype), self._kernel(x), impl)
+        if self.bias:
+            bias = self.param("bias", nn.initializers.zeros, (self.features,))
+            y = y + bias.astype(self.numerics.dtype)[None, None, None]
+        return y
 
-        x is (batch, height, width, channel) or (batch, height, width, block, channel). A 1x1 puts its outputs into
-        `blocks` blocks of channels, or takes blocks in; a grouped one puts out the blocks that its algorithm is fast
-        with.
-        """
+    @nn.nowrap
+    def _kernel(self, x: Images) -> Float[Array, "kernel kernel group_in_channels out_channels"]:
         in_channels = math.prod(x.shape[3:])
         if in_channels % self.groups or self.features % self.groups:
             raise UserError(
@@ -78,20 +96,21 @@ class Conv(nn.Module):
                 f"{self.features} channels needs a cardinality that divides both. Change the cardinality or the width."
             )
         kernel_shape = (self.kernel_px, self.kernel_px, in_channels // self.groups, self.features)
-        kernel = self.param("kernel", fan_out_normal, kernel_shape).astype(self.dtype)
-        x = x.astype(self.dtype)
-        height, width = x.shape[1], x.shape[2]
-        impl = self.choose(self._shape(height, width, in_channels))
-        as_one = impl == "moments" and self._is_product and blocks == 1 and not self.bias
-        if as_one and norm is not None and train and norm.covers_batch(x):
-            return norm(x, train=True, kernel=kernel)
-        y = self._convolve(x, kernel, impl, blocks)
-        if self.bias:
-            y = y + self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)[None, None, None]
-        return y if norm is None else norm(y, train=train, pool=pool)
+        return self.param("kernel", fan_out_normal, kernel_shape).astype(self.numerics.dtype)
 
     @nn.nowrap
-    def _convolve(self, x: Array, kernel: Array, impl: str, blocks: int) -> Array:
+    def _algorithm(self, height: int, width: int, in_channels: int) -> str:
+        shape = ConvShape(self.kernel_px, self.stride, self.groups, in_channels, self.features, height, width)
+        return self.numerics.choose_conv(shape)
+
+    @property
+    def _is_product(self) -> bool:
+        """Whether each output is a matrix product of one input."""
+        return self.kernel_px == self.stride == self.groups == 1
+
+    @nn.nowrap
+    def _convolve(self, x: Images, kernel: Array, impl: str, blocks: int = 1) -> Outputs:
+        """Return the convolution of x; of a 1x1 in `blocks` blocks of channels."""
         if blocks > 1:
             return blocked.to_blocks(x, kernel, blocks)
         if x.ndim == 5 and self._is_product:
@@ -100,13 +119,53 @@ class Conv(nn.Module):
         out_blocks = blocked.num_blocks(impl, self.groups, self.features)
         return y if out_blocks == 1 else y.reshape(*y.shape[:3], out_blocks, -1)
 
-    @property
-    def _is_product(self) -> bool:
-        """Whether each output is a matrix product of one input."""
-        return self.kernel_px == self.stride == self.groups == 1
 
-    def _shape(self, height: int, width: int, in_channels: int) -> ConvShape:
-        return ConvShape(self.kernel_px, self.stride, self.groups, in_channels, self.features, height, width)
+class ConvBN(Conv):
+    """A convolution with batch norm, as one layer.
+
+    The parameters of the two lie side by side in the module around them, as in checkpoints of PyTorch: the layer
+    "conv1" has those of `conv1` and of `bn1`.
+
+    Attributes:
+      bn: name of the batch norm; by default that of the layer with "bn" for "conv".
+    """
+
+    bn: str = ""
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Images,
+        *,
+        train: bool,
+        reader: "ConvBN | None" = None,
+        pool: Callable[[Array], Array] | None = None,
+    ) -> Outputs:
+        """Return the batch norm of the convolution of x.
+
+        Args:
+          x: activations.
+          train: whether batch norm takes the statistics of the batch, else the running ones.
+          reader: layer that reads the outputs of this 1x1. Its algorithm may be faster with channels in blocks.
+          pool: max-pool after the batch norm.
+        """
+        bn = self.bn or str(self.name).replace("conv", "bn")
+        norm = BatchNorm(self.numerics.bn_group_images, name=bn, parent=self.parent)
+        height, width = x.shape[1:3]
+        blocks = 1 if reader is None else reader.input_blocks(height, width, self.features)
+        kernel, x = self._kernel(x), x.astype(self.numerics.dtype)
+        impl = self._algorithm(height, width, math.prod(x.shape[3:]))
+        one_group = self.numerics.bn_group_images in (0, x.shape[0])
+        if impl == "moments" and self._is_product and blocks == 1 and train and one_group:
+            return norm(x, train=True, kernel=kernel)
+        return norm(self._convolve(x, kernel, impl, blocks), train=train, pool=pool)
+
+    @nn.nowrap
+    def input_blocks(self, height: int, width: int, in_channels: int) -> int:
+        """Return into how many blocks of channels the input is best split (1: not at all)."""
+        if self.stride > 1:
+            return 1  # strided reads bring the plain layout back
+        return blocked.num_blocks(self._algorithm(height, width, in_channels), self.groups, in_channels)
 
 
 class BatchNorm(nn.Module):
@@ -117,27 +176,23 @@ class BatchNorm(nn.Module):
 
     group_images: int
 
-    def covers_batch(self, x: Array) -> bool:
-        """Whether the batch is a single group."""
-        return self.group_images in (0, x.shape[0])
-
     @nn.compact
     def __call__(
         self,
-        x: Float[Array, "batch height width *channel"],
+        x: Images,
         *,
         train: bool,
-        kernel: Array | None = None,
+        kernel: Float[Array, "1 1 in_channels out_channels"] | None = None,
         pool: Callable[[Array], Array] | None = None,
-    ) -> Array:
-        """Normalises x.
+    ) -> Outputs:
+        """Return x normalized.
 
         Args:
           x: activations.
-          train: with the statistics of x, else with the running ones.
-          kernel: normalises the 1x1 convolution of x with it, both as one (`ops.moments`); when training, and where
-            the batch is one group.
-          pool: a max-pool that follows; it is applied within.
+          train: whether to take the statistics of x, else the running ones.
+          kernel: filters of a 1x1 convolution of x, whose outputs are normalized; computed with it as one
+            (`ops.moments`). Only in training, and where the batch is one group.
+          pool: max-pool after the batch norm. It is computed before it.
         """
         channels = math.prod(x.shape[3:]) if kernel is None else kernel.shape[3]
         scale = self.param("scale", nn.initializers.ones, (channels,))
@@ -165,23 +220,15 @@ class BatchNorm(nn.Module):
         return y
 
 
+# The last layer, always in float32: 1000 logits are cheap and the softmax wants the digits.
+Classifier = functools.partial(nn.Dense, dtype=jnp.float32, precision="highest", kernel_init=fan_in_uniform)
+
+
 def check_size(images: Float[Array, "batch height width channel"], smallest_px: int) -> None:
-    """Raises UserError for images of which the last stage would see nothing, or less than it is made for."""
+    """Raise UserError for images of which the last stage would see nothing, or less than it is made for."""
     height, width = images.shape[1:3]
     if min(height, width) < smallest_px:
         raise UserError(
             f"images of {height}x{width} px are too small for this network: it takes {smallest_px} px or more. Take "
             "larger images (data.image_size_px), or a network for small ones (model.family='cifar', or a row for them)."
         )
-
-
-class Classifier(nn.Module):
-    """The fully connected layer, always in float32: 1000 logits are cheap and the softmax wants the digits."""
-
-    num_classes: int
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "batch channel"]) -> Float[Array, "batch classes"]:
-        kernel = self.param("kernel", fan_in_uniform, (x.shape[-1], self.num_classes))
-        bias = self.param("bias", nn.initializers.zeros, (self.num_classes,))
-        return jnp.dot(x.astype(jnp.float32), kernel, precision="highest") + bias[None]

@@ -6,12 +6,16 @@ from typing import ClassVar
 
 import flax.linen as nn
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key
 
-from resnext_jax.models.layers import BatchNorm, Classifier, Conv, check_size
+from resnext_jax.models.layers import BatchNorm, Classifier, Conv, Numerics, check_size
 from resnext_jax.ops.conv_choice import ConvShape
+from resnext_jax.ops.conv_products import precision
 from resnext_jax.ops.dropout import dropout, layer_keys
 
+Images = Float[Array, "batch height width in_channels"]
+Outputs = Float[Array, "batch out_height out_width out_channels"]
 POOLED_PX = 7  # what the first fully connected layer sees, of images of 224 px
 
 
@@ -39,22 +43,8 @@ class VggArch:
         return 2 ** len(self.convs)
 
 
-class Hidden(nn.Module):
-    """A fully connected layer in the compute dtype, drawn from N(0, 0.01) as the paper has it."""
-
-    features: int
-    dtype: jnp.dtype
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "batch in"]) -> Float[Array, "batch features"]:
-        kernel = self.param("kernel", nn.initializers.normal(0.01), (x.shape[-1], self.features))
-        bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        precision = "highest" if self.dtype == jnp.float32 else "default"
-        return jnp.dot(x, kernel.astype(self.dtype), precision=precision) + bias.astype(self.dtype)[None]
-
-
 class Vgg(nn.Module):
-    """The network of one `VggArch`; attributes and call are those of `template.ResNeXt`.
+    """The network of one `VggArch`; attributes and call are those of `resnext.ResNeXt`.
 
     `stage1` to `stage5` are the outputs of the max-pools, strides 2 to 32, `pooled` what the classifier reads. Images
     of other sizes than 224 px reach the fully connected layers through an adaptive average pool, as in torchvision.
@@ -64,32 +54,29 @@ class Vgg(nn.Module):
     num_classes: int
     choose_conv: Callable[[ConvShape], str]
     bn_group_images: int = 32
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     first_layer: ClassVar[str] = "stage1"
 
     @nn.compact
     def __call__(
-        self,
-        images: Float[Array, "batch height width channel"],
-        *,
-        train: bool,
-        features: bool = False,
-        keys: Key[Array, " batch"] | None = None,
+        self, images: Images, *, train: bool, features: bool = False, keys: Key[Array, " batch"] | None = None
     ) -> Array | tuple[Array, dict[str, Array]]:
         arch, x, activations = self.arch, images, {}
         check_size(images, arch.smallest_px)
+        numerics = Numerics(self.choose_conv, self.bn_group_images, self.dtype)
         for index in range(len(arch.convs)):
             name = f"stage{index + 1}"
-            stage = Stage(arch, index, self.choose_conv, self.bn_group_images, self.dtype, name=name)
-            x = activations[name] = stage(x, train=train)
+            x = activations[name] = Stage(arch, index, numerics, name=name)(x, train=train)
         # In Torch's order, channels first, so that the weights are Torch's, transposed.
         x = jnp.moveaxis(adaptive_average(x, POOLED_PX), 3, 1).reshape(x.shape[0], -1)
+        draw = nn.initializers.normal(0.01)  # as the paper has it
         for number in (1, 2):
-            x = nn.relu(Hidden(arch.hidden, self.dtype, name=f"hidden{number}")(x))
+            dense = nn.Dense(
+                arch.hidden, dtype=self.dtype, precision=precision(x), kernel_init=draw, name=f"hidden{number}"
+            )
+            x = nn.relu(dense(x))
             if arch.dropout and train:
-                if keys is None:
-                    raise ValueError("dropout draws from the keys of the images: call the network with keys")
                 x = dropout(x, layer_keys(keys, number), arch.dropout)
         logits = Classifier(self.num_classes, name="classifier")(x)
         return (logits, activations | {"pooled": x.astype(jnp.float32)}) if features else logits
@@ -100,25 +87,21 @@ class Stage(nn.Module):
 
     arch: VggArch
     index: int
-    choose_conv: Callable[[ConvShape], str]
-    bn_group_images: int
-    dtype: jnp.dtype
+    numerics: Numerics
 
     @nn.compact
-    def __call__(self, x: Float[Array, "batch height width in"], *, train: bool) -> Array:
+    def __call__(self, x: Images, *, train: bool) -> Outputs:
         arch = self.arch
         for number in range(1, arch.convs[self.index] + 1):
-            features = arch.widths[self.index]
-            conv = Conv(features, 3, self.choose_conv, bias=True, dtype=self.dtype, name=f"conv{number}")
-            norm = BatchNorm(self.bn_group_images, name=f"bn{number}") if arch.batch_norm else None
-            x = nn.relu(conv(x, norm=norm, train=train))
+            x = Conv(arch.widths[self.index], 3, self.numerics, bias=True, name=f"conv{number}")(x)
+            if arch.batch_norm:
+                x = BatchNorm(self.numerics.bn_group_images, name=f"bn{number}")(x, train=train)
+            x = nn.relu(x)
         return nn.max_pool(x, (2, 2), (2, 2))
 
 
-def adaptive_average(
-    x: Float[Array, "batch height width channel"], size_px: int
-) -> Float[Array, "batch size_px size_px channel"]:
-    """Averages over `size_px` windows in each direction, as even as can be: they overlap where they do not divide.
+def adaptive_average(x: Images, size_px: int) -> Float[Array, "batch {size_px} {size_px} in_channels"]:
+    """Return averages over `size_px` windows in each direction, as even as can be; they overlap if they do not divide.
 
     Window i reaches from floor(i * n / size_px) to ceil((i + 1) * n / size_px), as Torch's AdaptiveAvgPool2d has it.
     """

@@ -6,9 +6,9 @@ from typing import Any
 import jax.numpy as jnp
 
 from resnext_jax.errors import UserError, raise_all, unknown
-from resnext_jax.models.by_depth import by_depth, wide_resnet
+from resnext_jax.models.arch import CIFAR_STEM, SMALL_STEM, Arch, by_depth, wide_resnet
 from resnext_jax.models.densenet import DenseNet, DenseNetArch
-from resnext_jax.models.template import CIFAR_STEM, SMALL_STEM, Arch, ResNeXt
+from resnext_jax.models.resnext import ResNeXt
 from resnext_jax.models.vgg import Vgg, VggArch
 from resnext_jax.ops.conv_choice import resolver
 
@@ -105,7 +105,7 @@ def select(
       shortcut: False takes the residual connections away.
       preactivation: True puts batch norm and ReLU before the convolutions.
       dropout: takes the place of the row's rate, where it is set.
-      stochastic_depth: see `template.Arch`.
+      stochastic_depth: see `arch.Arch`.
 
     Raises:
       UserError: there is no such row (the close matches are named) or no such depth, or the network cannot have what

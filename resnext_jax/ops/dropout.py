@@ -8,17 +8,23 @@ from jaxtyping import Array, Float, Key
 LAYERS = 0x64726F70
 
 
-def layer_keys(keys: Key[Array, " batch"], number: int) -> Key[Array, " batch"]:
-    """The key of every image (`ops.augment.image_keys`) for the layer of this number."""
+def layer_keys(keys: Key[Array, " batch"] | None, number: int) -> Key[Array, " batch"]:
+    """Return the key of every image (`ops.augment.image_keys`) for the layer of this number.
+
+    Raises:
+      ValueError: there are no keys.
+    """
+    if keys is None:
+        raise ValueError("dropout and stochastic depth draw from the keys of the images: call the network with keys")
     return jax.vmap(lambda key: jax.random.fold_in(jax.random.fold_in(key, LAYERS), number))(keys)
 
 
 def dropout(x: Float[Array, "batch *dims"], keys: Key[Array, " batch"], rate: float) -> Float[Array, "batch *dims"]:
-    """Each value is 0 with probability `rate`, and otherwise divided by `1 - rate`.
+    """Return x, each value 0 with probability `rate`, and otherwise divided by `1 - rate`.
 
     Args:
       x: activations.
-      keys: one per image; of `layer_keys`, for each layer its own.
+      keys: one per image, from `layer_keys`.
       rate: in [0, 1).
     """
     kept = jax.vmap(lambda key: jax.random.bernoulli(key, 1.0 - rate, x.shape[1:]))(keys)
@@ -28,7 +34,7 @@ def dropout(x: Float[Array, "batch *dims"], keys: Key[Array, " batch"], rate: fl
 def stochastic_depth(
     x: Float[Array, "batch *dims"], keys: Key[Array, " batch"], rate: float
 ) -> Float[Array, "batch *dims"]:
-    """The whole of an image's `x` is 0 with probability `rate`, and otherwise divided by `1 - rate`.
+    """Return x, all of an image 0 with probability `rate`, and otherwise divided by `1 - rate`.
 
     Source: Huang et al. 2016 (arXiv 1603.09382), scaled while training as in timm, so that inference is as it is.
     """

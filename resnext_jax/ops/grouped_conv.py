@@ -122,9 +122,8 @@ def _apart(forward: Algorithm, backward: Algorithm) -> Algorithm:
 
 def _space_to_depth(x: Images, kernel: Kernel, stride: int) -> Outputs:
     """Over blocks of 2x2 pixels where that is possible, else native."""
-    if not space_to_depth.fits(x.shape[1], x.shape[2], stride, x.shape[3] // kernel.shape[2]):
-        return _native(x, kernel, stride)
-    return space_to_depth.conv_by_blocks(x, kernel)
+    fits = stride == 2 and x.shape[3] == kernel.shape[2] and x.shape[1] % 2 == x.shape[2] % 2 == 0
+    return space_to_depth.conv_by_blocks(x, kernel) if fits else _native(x, kernel, stride)
 
 
 def _subsampled(x: Images, kernel: Kernel, stride: int) -> Outputs:

@@ -107,10 +107,7 @@ def _products(x: Inputs, y: Float[Array, "batch height width *other_channels"]) 
 
 
 def _conv(x: Inputs, kernel: Kernel) -> Outputs:
-    if x.ndim == 4:
-        return _plain(x, kernel, x.dtype)
-    filters = kernel.reshape(*x.shape[3:], -1)
-    return jnp.einsum("bhwgi,gio->bhwo", x, filters, precision=precision(x))
+    return _plain(x, kernel, x.dtype) if x.ndim == 4 else blocked.from_blocks(x, kernel)
 
 
 def _mix(grad: Outputs, x: Inputs, to_grad: Matrix, to_x: Matrix) -> Inputs:

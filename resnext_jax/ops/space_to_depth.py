@@ -15,13 +15,8 @@ Kernel = Float[Array, "kernel kernel in_channels out_channels"]
 Outputs = Float[Array, "batch out_height out_width out_channels"]
 
 
-def fits(height: int, width: int, stride: int, groups: int) -> bool:
-    """Whether a convolution can be computed so."""
-    return stride == 2 and groups == 1 and height % 2 == width % 2 == 0
-
-
 def conv_by_blocks(x: Images, kernel: Kernel) -> Outputs:
-    """The convolution of stride 2, padded by k // 2; height and width must be even."""
+    """Return the convolution of stride 2, padded by k // 2, of one group; height and width must be even."""
     batch, height, width, channels = x.shape
     blocks = x.reshape(batch, height // 2, 2, width // 2, 2, channels)
     blocks = blocks.transpose(0, 1, 3, 2, 4, 5).reshape(batch, height // 2, width // 2, 4 * channels)

@@ -21,8 +21,8 @@ from resnext_jax.convert.mapping import entries_of, to_variables
 from resnext_jax.convert.names import their_names
 from resnext_jax.data.imagenet_classes import imagenet_classes
 from resnext_jax.models import zoo
+from resnext_jax.models.arch import Arch
 from resnext_jax.models.densenet import DenseNetArch
-from resnext_jax.models.template import Arch
 from resnext_jax.models.vgg import VggArch
 from resnext_jax.types import TrainState
 

@@ -12,7 +12,7 @@ from resnext_jax.convert.take import convert
 from resnext_jax.convert.torch7 import Function, Module, read_torch7
 from resnext_jax.errors import UserError
 from resnext_jax.models import zoo
-from resnext_jax.models.template import Arch
+from resnext_jax.models.arch import Arch
 
 ARCHS = {
     "tiny_resnext": Arch("bottleneck", (1, 2), 4, 2, width=8),

@@ -16,7 +16,7 @@ from resnext_jax.data.views import multi_scale, ten_crop
 from resnext_jax.errors import UserError
 from resnext_jax.evaluate.protocols import PROTOCOLS, Classes, Member, score_step, view_scores
 from resnext_jax.models import zoo
-from resnext_jax.models.template import Arch
+from resnext_jax.models.arch import Arch
 from resnext_jax.ops.pool import dense_average
 from resnext_jax.types import Batch
 

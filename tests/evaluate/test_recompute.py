@@ -10,7 +10,8 @@ import torch
 import torch_reference
 
 from resnext_jax.evaluate.recompute import average_statistics, statistics_step
-from resnext_jax.models.template import SMALL_STEM, Arch, ResNeXt
+from resnext_jax.models.arch import SMALL_STEM, Arch
+from resnext_jax.models.resnext import ResNeXt
 from resnext_jax.ops.augment import make_augment
 from resnext_jax.ops.conv_choice import resolver
 from resnext_jax.sharding import Place, make_mesh, put_replicated

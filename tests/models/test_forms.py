@@ -9,20 +9,20 @@ import optax
 import pytest
 
 from resnext_jax.errors import UserError
-from resnext_jax.models.blocks import Bottleneck
 from resnext_jax.models.forms import Concatenated, Grouped, Summed, to_grouped, to_paths
-from resnext_jax.models.layers import BatchNorm, Conv
+from resnext_jax.models.layers import Numerics
+from resnext_jax.models.resnext import Bottleneck
 from resnext_jax.optim import sgd_nesterov
 
 RNG = np.random.default_rng(0)
 IMAGES, TARGET = (jnp.asarray(RNG.normal(size=shape), jnp.float32) for shape in ((8, 9, 9, 10), (8, 5, 5, 24)))
-CONV, NORM = partial(Conv, choose=lambda shape: "native"), partial(BatchNorm, group_images=4)
+NUMERICS = Numerics(choose_conv=lambda shape: "native", bn_group_images=4)
 PATHS, WIDTH, STEPS = 4, 3, 10
 
 
 def block(form, kernels_px=(1, 3, 1)):
     """With a stride, and with a projection: all parts of a block."""
-    return form(24, PATHS, WIDTH, 2, CONV, NORM, kernels_px)
+    return form(24, PATHS, WIDTH, 2, NUMERICS, kernels_px)
 
 
 def random_variables(model) -> dict:
@@ -98,7 +98,7 @@ def test_the_grouped_form_is_the_block_of_the_networks(grouped):
         assert variables["params"]["conv1"]["kernel"].shape == (3, 3, 10, PATHS * WIDTH)
         assert variables["params"]["conv2"]["kernel"].shape == (3, 3, PATHS * WIDTH, 24)
         return
-    model = Bottleneck(24, PATHS * WIDTH, PATHS, 2, True, CONV, NORM)
+    model = Bottleneck(24, 2, NUMERICS, inner=PATHS * WIDTH, cardinality=PATHS)
     for mode in (True, False):
         ours, theirs = (
             jax.jit(partial(form.apply, train=mode, mutable=["batch_stats"]))(variables, IMAGES)

@@ -1,12 +1,15 @@
 """layers.py: the original's initialisation, and batch norm's running statistics by hand."""
 
+from functools import partial
+
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from resnext_jax.errors import UserError
-from resnext_jax.models.layers import BatchNorm, Classifier, Conv
+from resnext_jax.models.layers import BatchNorm, Classifier, Conv, ConvBN, Numerics
 
 
 def kernel_of(module, shape: tuple[int, ...]) -> np.ndarray:
@@ -14,7 +17,7 @@ def kernel_of(module, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def conv(features: int, kernel_px: int, groups: int = 1) -> Conv:
-    return Conv(features, kernel_px, choose=lambda shape: "native", groups=groups)
+    return Conv(features, kernel_px, Numerics(lambda shape: "native"), groups=groups)
 
 
 @pytest.mark.parametrize(
@@ -111,3 +114,43 @@ def test_the_max_pool_may_come_before_the_batch_norm(train):
     new_var = 0.9 * np.arange(1, 6) + 0.1 * grouped.var(1, ddof=1).mean(0) if train else np.arange(1, 6)
     np.testing.assert_allclose(running["mean"], new_mean, rtol=1e-5)
     np.testing.assert_allclose(running["var"], new_var, rtol=1e-5)
+
+
+# ---- Both as one layer
+
+
+class Pair(nn.Module):
+    """A 1x1 and the grouped 3x3 that reads it, as in a block."""
+
+    impl: str
+
+    @nn.compact
+    def __call__(self, x, *, train: bool):
+        numerics = Numerics(lambda shape: self.impl, bn_group_images=0)
+        conv1 = ConvBN(256, 1, numerics, name="conv1")
+        conv2 = ConvBN(256, 3, numerics, groups=2, name="conv2", bn="after")
+        y = conv1(x, reader=conv2, train=train)
+        return y, conv2(y, train=train)
+
+
+@pytest.mark.parametrize(("impl", "dims"), [("native", (256,)), ("moments", (256,)), ("blocked128", (2, 128))])
+@pytest.mark.parametrize("train", [True, False])
+def test_conv_bn_equals_conv_and_then_batch_norm(impl, dims, train):
+    rng = np.random.default_rng(1)
+    x = jnp.asarray(rng.normal(size=(2, 4, 4, 8)), jnp.float32)
+    shapes = jax.eval_shape(partial(Pair(impl).init, train=False), jax.random.key(0), x)
+    variables = jax.tree.map(lambda leaf: jnp.asarray(rng.uniform(0.5, 1.5, leaf.shape), jnp.float32), shapes)
+    assert variables["params"].keys() == {"conv1", "bn1", "conv2", "after"}  # side by side
+    outputs, updated = jax.jit(partial(Pair(impl).apply, train=train, mutable=["batch_stats"]))(variables, x)
+    assert [y.shape for y in outputs] == [(2, 4, 4, *dims)] * 2
+
+    y, statistics = x, {}
+    layers = [("conv1", "bn1", 1, 1), ("conv2", "after", 3, 2)]
+    for (name, norm, kernel_px, groups), got in zip(layers, outputs, strict=True):
+        own = {kind: arrays[norm] for kind, arrays in variables.items()}
+        y = conv(256, kernel_px, groups).apply({"params": variables["params"][name]}, y)
+        y, changed = BatchNorm(0).apply(own, y, train=train, mutable=["batch_stats"])
+        statistics[norm] = changed["batch_stats"]
+        np.testing.assert_allclose(np.reshape(got, y.shape), y, rtol=1e-3, atol=1e-4 * np.abs(y).max())
+    for got, want in zip(*map(jax.tree.leaves, (updated["batch_stats"], statistics)), strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-6)

@@ -4,8 +4,9 @@ import jax.numpy as jnp
 import pytest
 
 from resnext_jax.models import zoo
+from resnext_jax.models.arch import CIFAR_STEM, Arch
 from resnext_jax.models.complexity import multiply_adds
-from resnext_jax.models.template import CIFAR_STEM, Arch, ResNeXt
+from resnext_jax.models.resnext import ResNeXt
 from resnext_jax.ops.conv_choice import resolver
 
 # In 10^9 at 224 px: torchvision's figures of its weights.

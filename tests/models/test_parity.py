@@ -13,8 +13,8 @@ import torch_neighbours
 import torch_reference
 
 from resnext_jax.models import zoo
+from resnext_jax.models.arch import CIFAR_STEM, IMAGENET_STEM, Arch
 from resnext_jax.models.densenet import DenseNetArch
-from resnext_jax.models.template import CIFAR_STEM, IMAGENET_STEM, Arch
 from resnext_jax.models.vgg import VggArch
 from resnext_jax.ops.augment import image_keys
 from resnext_jax.ops.conv_choice import ConvShape, resolver

@@ -11,8 +11,9 @@ import pytest
 
 from resnext_jax.errors import UserError
 from resnext_jax.models import zoo
+from resnext_jax.models.arch import CIFAR_STEM, IMAGENET_STEM, Arch, Stem
 from resnext_jax.models.densenet import DenseNetArch
-from resnext_jax.models.template import CIFAR_STEM, IMAGENET_STEM, Arch, ResNeXt, Stem
+from resnext_jax.models.resnext import ResNeXt
 from resnext_jax.models.vgg import VggArch
 
 
@@ -143,7 +144,7 @@ def test_all_mistakes_are_raised_together():
 
 
 def test_select():
-    assert zoo.select("resnext50_32x4d") == zoo.select(None, depth=50, cardinality=32, bottleneck_width=4)
+    assert zoo.select("resnext50_32x4d") == zoo.select("", depth=50, cardinality=32, bottleneck_width=4)
     assert zoo.select("resnet50", shortcut=False) == dataclasses.replace(zoo.ARCHS["resnet50"], shortcut=False)
     assert zoo.select(family="cifar", depth=29, cardinality=8, bottleneck_width=64) == zoo.ARCHS["resnext29_8x64d"]
     small = zoo.select(family="small", depth=20, cardinality=32, bottleneck_width=2)

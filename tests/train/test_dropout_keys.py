@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from resnext_jax.models import zoo
-from resnext_jax.models.template import SMALL_STEM, Arch
+from resnext_jax.models.arch import SMALL_STEM, Arch
 from resnext_jax.models.vgg import VggArch
 from resnext_jax.ops.augment import image_keys
 from resnext_jax.sharding import Place, make_mesh, put_replicated, to_global

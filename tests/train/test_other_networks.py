@@ -6,8 +6,8 @@ import tiny
 
 from resnext_jax import api as net
 from resnext_jax.models import zoo
+from resnext_jax.models.arch import SMALL_STEM
 from resnext_jax.models.densenet import DenseNetArch
-from resnext_jax.models.template import SMALL_STEM
 from resnext_jax.models.vgg import VggArch
 from resnext_jax.runtime.writer import read_metrics
 

@@ -210,8 +210,8 @@ def test_stochastic_depth_grows_from_block_to_block():
     rates = {}
 
     def look(call, args, kwargs, context):
-        if context.method_name == "__call__" and hasattr(context.module, "drop_block"):
-            rates["/".join(context.module.path)] = context.module.drop_block
+        if context.method_name == "__call__" and hasattr(context.module, "stochastic_depth"):
+            rates["/".join(context.module.path)] = context.module.stochastic_depth
         return call(*args, **kwargs)
 
     with nn.intercept_methods(look):

@@ -11,7 +11,8 @@ import pytest
 import torch
 import torch_reference
 
-from resnext_jax.models.template import CIFAR_STEM, IMAGENET_STEM, SMALL_STEM, Arch, ResNeXt
+from resnext_jax.models.arch import CIFAR_STEM, IMAGENET_STEM, SMALL_STEM, Arch
+from resnext_jax.models.resnext import ResNeXt
 from resnext_jax.ops.augment import normalize
 from resnext_jax.ops.conv_choice import resolver
 from resnext_jax.ops.loss import softmax

@@ -1,4 +1,4 @@
-"""The template against torchvision's networks, and its structure where torchvision has none to compare with."""
+"""ResNeXt against torchvision's networks, and its structure where torchvision has none to compare with."""
 
 from functools import partial
 
@@ -10,7 +10,8 @@ import torch
 import torch_reference
 
 from resnext_jax.models import zoo
-from resnext_jax.models.template import SMALL_STEM, Arch, ResNeXt
+from resnext_jax.models.arch import SMALL_STEM, Arch
+from resnext_jax.models.resnext import ResNeXt
 from resnext_jax.ops.conv_choice import ConvShape, resolver
 
 RNG = np.random.default_rng(0)

@@ -1,10 +1,66 @@
-"""The template by numbers: a depth, a cardinality, a width."""
+"""The numbers of a ResNeXt (Table 1): what `resnext.ResNeXt` builds, and how to find them by depth and cardinality."""
+
+import dataclasses
+from typing import Literal
 
 from resnext_jax.errors import UserError, unknown
-from resnext_jax.models.template import CIFAR_STEM, IMAGENET_STEM, SMALL_STEM, Arch, Block
+
+BlockKind = Literal["basic", "bottleneck"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Stem:
+    """The first convolution, and whether a 3x3 max-pool of stride 2 follows."""
+
+    kernel_px: int
+    stride: int
+    pool: bool
+
+
+IMAGENET_STEM = Stem(kernel_px=7, stride=2, pool=True)
+CIFAR_STEM = Stem(kernel_px=3, stride=1, pool=False)
+SMALL_STEM = Stem(kernel_px=3, stride=2, pool=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class Arch:
+    """One network of the zoo.
+
+    Attributes:
+      block: "basic" (3x3, 3x3) or "bottleneck" (1x1, grouped 3x3, 1x1).
+      blocks: blocks of each stage; from the second stage on, the first block has stride 2.
+      cardinality: C, the number of paths of a bottleneck.
+      bottleneck_width: d, the channels of a path in the first stage; doubles with every stage.
+      stem: see `Stem`.
+      width: n, channels of the stem and of a basic block in the first stage (a bottleneck puts out 4n); doubles.
+      shortcut: False removes the residual connections (the paper's ablation, section 5.1).
+      preactivation: batch norm and ReLU before the convolutions of a block, not after, and once at the end.
+      widen: k, how many times as wide basic blocks are as `width` says; the stem is not (Zagoruyko & Komodakis 2016).
+      dropout: the rate between the two convolutions of a basic block, 0 for none.
+      stochastic_depth: how often the last block is left out, 0 for never; for the blocks before it in proportion to
+        their number, for the first never.
+    """
+
+    block: BlockKind
+    blocks: tuple[int, ...]
+    cardinality: int = 1
+    bottleneck_width: int = 64
+    stem: Stem = IMAGENET_STEM
+    width: int = 64
+    shortcut: bool = True
+    preactivation: bool = False
+    widen: int = 1
+    dropout: float = 0.0
+    stochastic_depth: float = 0.0
+
+    @property
+    def smallest_px(self) -> int:
+        """The height and width of images of which the last stage still sees a whole pixel: its stride."""
+        return self.stem.stride * (2 if self.stem.pool else 1) * 2 ** (len(self.blocks) - 1)
+
 
 # Blocks per stage by depth (Table 1; He et al. 2015, Table 1). Below 50 layers the block is the basic one.
-IMAGENET_BLOCKS: dict[int, tuple[Block, tuple[int, ...]]] = {
+IMAGENET_BLOCKS: dict[int, tuple[BlockKind, tuple[int, ...]]] = {
     18: ("basic", (2, 2, 2, 2)),
     34: ("basic", (3, 4, 6, 3)),
     50: ("bottleneck", (3, 4, 6, 3)),
@@ -33,7 +89,7 @@ def by_depth(
       family: "imagenet" (7x7 stem, pooling, four stages), "cifar" (3x3 stem, three stages), or "small": the latter for
         a CPU, with a stem of stride 2 and half as wide, so that 1x32d, 2x20d, 4x12d, 8x7d and 32x2d cost the same.
       shortcut: False removes the residual connections.
-      preactivation: see `template.Arch`.
+      preactivation: see `Arch`.
 
     Raises:
       UserError: a family or depth that does not exist, or a cardinality that the block cannot have.
