@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from experiments.common import files, runs
 from experiments.common.command import FAILED_STATUS, end, parser_of
 from experiments.common.draw import COLORS
-from resnext_jax.errors import UserError, raise_all, unknown
+from resnext_jax.errors import UserError
 from resnext_jax.files import write_whole
 from resnext_jax.progress import say
 
@@ -66,9 +66,8 @@ SCALES = {
 
 def execute(arguments: Namespace) -> int:
     """Times what is not timed yet, prints, writes."""
-    raise_all([unknown("scale", arguments.scale, SCALES)] if arguments.scale not in SCALES else [])
+    out = files.folder_of(arguments, EXPERIMENT, SCALES)
     scale = SCALES[arguments.scale]
-    out = files.folder_of(arguments.out, EXPERIMENT, arguments.scale)
     if scale.on_device and not arguments.run:
         for network in PUBLISHED_S:
             print("python " + " ".join(scale.command(network)))
@@ -76,20 +75,18 @@ def execute(arguments: Namespace) -> int:
         again = shlex.join(["python", sys.argv[0], *asked])
         print(f"# or all of them, and the table: {again} --run")
         return 0
-    files.claim_folder(out, EXPERIMENT, arguments.scale)
-    logs, failures = files.logs_of(out, EXPERIMENT, arguments.scale), []
-    for network in PUBLISHED_S:
-        kept, log = epath.Path(out) / f"{network}.json", logs / f"{network}.log"
-        if not kept.exists():
-            say(f"{network} ...")
-            log.unlink(missing_ok=True)
-            status = runs.start(scale.command(network), log)
-            if status:
-                failures.append(network)
-                say(f"{network}: {runs.failed(status, log)}")
-                continue
-            last = next(line for line in reversed(log.read_text().splitlines()) if line.startswith("{"))
-            write_whole(kept, last + "\n")
+    logs, failures = files.claim_folder(out, EXPERIMENT, arguments.scale), []
+    with files.locked(logs):
+        for network in PUBLISHED_S:
+            kept = epath.Path(out) / f"{network}.json"
+            if not kept.exists():
+                say(f"{network} ...")
+                try:
+                    found = runs.call_json(scale.command(network), logs / f"{network}.log")
+                    write_whole(kept, json.dumps(found) + "\n")
+                except runs.Failed as failure:
+                    failures.append(network)
+                    say(f"{network}: {failure}")
     rows = [row_of(network, epath.Path(out) / f"{network}.json", scale) for network in PUBLISHED_S]
     devices = {row["device"]: row["name"] for row in rows if row["device"]}
     if len(devices) > 1:
@@ -99,9 +96,8 @@ def execute(arguments: Namespace) -> int:
         )
     text = table(rows, arguments.scale, scale)
     result = {"experiment": EXPERIMENT, "scale": arguments.scale, "complete": not failures, "rows": rows}
-    picture = partial(draw, rows=rows, ours=ESTIMATE if ESTIMATE in scale.unit else "ours")
-    written = files.write(out, text, result, picture if rows[0]["ours"] else None)
-    print(f"{text}\n" + "\n".join(map(str, written)))
+    ours = ESTIMATE if ESTIMATE in scale.unit else "ours"
+    files.write(out, text, result, (lambda figure: draw(figure, rows, ours)) if rows[0]["ours"] else None)
     return FAILED_STATUS if failures else 0
 
 

@@ -20,7 +20,6 @@ from experiments.common import files
 from experiments.common.command import end, parser_of
 from experiments.common.draw import COLORS
 from resnext_jax.analysis.complexity import Complexity
-from resnext_jax.errors import raise_all, unknown
 from resnext_jax.models.by_depth import by_depth
 
 EXPERIMENT = "table2_complexity"
@@ -60,8 +59,7 @@ SMALL = {(1, 32): "1x64d", (2, 20): "2x40d", (4, 12): "4x24d", (8, 7): "8x14d", 
 
 def execute(arguments: Namespace) -> int:
     """Counts, prints, writes."""
-    raise_all([unknown("scale", arguments.scale, TAKES)] if arguments.scale not in TAKES else [])
-    out = files.folder_of(arguments.out, EXPERIMENT, arguments.scale)
+    out = files.folder_of(arguments, EXPERIMENT, TAKES)
     files.claim_folder(out, EXPERIMENT, arguments.scale)
     rows = full_rows() if arguments.scale == "full" else small_rows()
     head = ["network", "C x d", "width", "parameters", "published", "multiply-adds", "published"]
@@ -69,8 +67,7 @@ def execute(arguments: Namespace) -> int:
     lines = [head, *([str(cell) for cell in cells_of(row)] for row in rows)]
     text = f"# Tables 1 and 2, complexity, --scale={arguments.scale}\n\n{files.markdown(lines)}\n"
     result = {"experiment": EXPERIMENT, "scale": arguments.scale, "rows": rows}
-    written = files.write(out, text, result, partial(draw, rows=rows))
-    print(f"{text}\n" + "\n".join(map(str, written)))
+    files.write(out, text, result, lambda figure: draw(figure, rows))
     return 0
 
 
@@ -119,14 +116,14 @@ def cells_of(row: dict[str, Any]) -> list[Any]:
 
 
 def draw(figure: Any, rows: Sequence[dict[str, Any]]) -> None:
-    """Weights of a block, and how the width grows that they buy."""
+    """Draw the weights of a block, and the width that they buy."""
     figure.set_size_inches(9, 3.8)
     left, right = figure.subplots(1, 2)
     forms = [row["published"]["form"] for row in rows]
-    left.bar(forms, [row["block_weights"] / 1e3 for row in rows], color=COLORS[0])
+    left.bar(forms, [row["block_weights"] / 1e3 for row in rows], color=COLORS[: len(rows)])
     left.set_ylabel("weights of a block (k)")
     left.set_title("at equal cost ...", fontsize=10)
-    right.bar(forms, [row["published"]["width"] for row in rows], color=COLORS[1])
+    right.bar(forms, [row["published"]["width"] for row in rows], color=COLORS[: len(rows)])
     right.set_ylabel("channels of the grouped convolution")
     right.set_title("... more paths are wider together", fontsize=10)
     for axes in (left, right):

@@ -1,5 +1,6 @@
 """Experiments told wrong things, and where what they are told is meant."""
 
+import argparse
 import json
 import runpy
 import subprocess
@@ -9,7 +10,7 @@ import pytest
 import tiny
 
 from experiments.common import command, files, runs
-from experiments.common.study import Row, chosen
+from experiments.common.study import Row
 from resnext_jax.errors import UserError
 from tests.studies.made_up import FIELDS, STUDIES, execute, study_of
 
@@ -60,14 +61,15 @@ def test_paths_are_meant_where_the_command_was_typed(tmp_path, monkeypatch):
     assert execute(study_of(Row("one", "quickstart", FIELDS)), "out", "--data_dir=images") == command.FAILED_STATUS
     assert f"--workdir={tmp_path}/out/one_seed0" in started[0]
     assert f"--config.data.dir={tmp_path}/images" in started[0]
-    assert files.folder_of("gs://bucket/out", "", "") == "gs://bucket/out"
-    assert files.folder_of(None, "two_steps", "tiny") == str(tiny.ROOT / "runs" / "two_steps_tiny")
+    flags = argparse.Namespace(scale="tiny", out="gs://bucket/out")
+    assert files.folder_of(flags, "two_steps", ["tiny"]) == "gs://bucket/out"
+    flags.out = None
+    assert files.folder_of(flags, "two_steps", ["tiny"]) == str(tiny.ROOT / "runs" / "two_steps_tiny")
 
 
 def test_rows_are_chosen_by_name_or_slug():
-    names = [
-        row.name for row in chosen(STUDIES["table3_cardinality"], "full", ["ResNet-50 1x64d", "resnext_101_32x4d"])
-    ]
+    scale = STUDIES["table3_cardinality"].scales["full"]
+    names = [row.name for row in command.chosen(scale, "ResNet-50 1x64d,resnext_101_32x4d")]
     assert names == ["ResNet-50 1x64d", "ResNeXt-101 32x4d"]
 
 
