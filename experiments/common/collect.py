@@ -88,11 +88,7 @@ def errors_of(row: dict[str, Any], column: str) -> list[float]:
 
 
 def mean_and_error(values: Sequence[float]) -> tuple[float, float | None]:
-    """Return the mean and its standard error sqrt(sum((x - mean)^2) / (n - 1) / n), None for one value.
-
-    >>> mean_and_error([1.0, 2.0, 3.0, 6.0])  # the squares sum to 14: sqrt(14 / 3 / 4)
-    (3.0, 1.0801234497346435)
-    """
+    """Return the mean and its standard error sqrt(sum((x - mean)^2) / (n - 1) / n), None for one value."""
     error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
     return statistics.fmean(values), error
 

@@ -22,16 +22,15 @@ FAILED_STATUS = 1
 
 
 def main(study: Study, description: str | None) -> None:
-    """Run the command of an experiment and exit.
-
-    Status: 0 when the table is complete or the commands are printed, 1 where runs failed, 2 for a mistake that the user
-    can correct, 130 after Ctrl-C or SIGTERM, 141 where no one reads the table (`| head`).
-    """
+    """Run the command of an experiment that trains, and exit."""
     end(partial(execute, study, flags(study, description).parse_args()))
 
 
 def end(do: Callable[[], int]) -> None:
-    """Exit with the status of `do`: without a traceback for a mistake of the user, Ctrl-C or `| head`."""
+    """Exit with the status of `do`: 0, or 1 where runs failed.
+
+    It is 2 for a mistake of the user, 130 after Ctrl-C or SIGTERM, and 141 where no one reads the output (`| head`).
+    """
     # Like Ctrl-C: if this process ended at once, a run that is saving its step would be killed.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     jax.config.update("jax_platforms", "cpu")  # this process computes nothing, and only one process can use a TPU
@@ -80,7 +79,7 @@ def execute(study: Study, arguments: argparse.Namespace) -> int:
             return 0
     if arguments.collect and not epath.Path(out).exists():
         raise UserError(f"there is no results folder {out} to collect: give --out=DIR of one that was made.")
-    logs, failures = files.claim_folder(out, study.name, name, {row.slug for row in scale.rows}), {}
+    logs, failures = files.claim_folder(out, study.name, name, {row.slug for row in scale.rows}), []
     if not prints and not arguments.collect:
         with files.locked(logs, [run.seed * len(scale.rows) + scale.rows.index(run.row) for run in mine]):
             say(f"{study.title}, --scale={name}: {len(mine)} of {len(all_runs)} runs, {scale.takes}")
@@ -107,10 +106,10 @@ def execute(study: Study, arguments: argparse.Namespace) -> int:
 
 def seeds_of(text: str) -> list[int]:
     """Return the numbers of `0,1,2`; raise UserError where they are none."""
-    parts = [part.strip() for part in text.split(",")]
-    if not all(map(str.isdecimal, parts)) or len(set(map(int, parts))) < len(parts):
+    seeds = [int(part) if part.strip().isdecimal() else -1 for part in text.split(",")]
+    if min(seeds) < 0 or len(set(seeds)) < len(seeds):
         raise UserError(f"--seeds={text} must be different whole numbers from 0 on: --seeds=0,1,2")
-    return list(map(int, parts))
+    return seeds
 
 
 def chosen(scale: Scale, text: str) -> list[Row]:

@@ -32,15 +32,12 @@ def absolute(path: str) -> str:
 
 
 def claim_folder(out: str, experiment: str, scale: str, runs: Collection[str] = ()) -> Path:
-    """Make the results folder, or raise UserError where it belongs to another experiment or cannot be used.
+    """Make the results folder and return the folder for logs, which is on this machine where `out` is in a bucket.
 
-    Args:
-      out: the folder.
-      experiment, scale: what it belongs to.
-      runs: slugs of its rows. A folder of their runs alone is claimed, too: the commands for a pod make only those.
+    A folder with only runs of rows with the slugs `runs` is claimed, too: the commands for a pod make only those.
 
-    Returns:
-      The folder for logs, which is on this machine where `out` is in a bucket.
+    Raises:
+      UserError: it belongs to another experiment, or cannot be used.
     """
     root, ours = epath.Path(out), {"experiment": experiment, "scale": scale}
     mark, problem = root / MARK, ""
@@ -77,10 +74,9 @@ def claim_folder(out: str, experiment: str, scale: str, runs: Collection[str] = 
 
 @contextlib.contextmanager
 def locked(folder: Path, numbers: Iterable[int] = (0,)) -> Iterator[None]:
-    """Lock runs of a results folder for this process, or raise UserError where another process makes one of them.
+    """Lock runs of a results folder until this process ends; raise UserError where another process makes one of them.
 
-    Each run has a number and locks that byte of a file, so that other runs can be made at the same time. The system
-    frees it when this process ends, whatever ends it.
+    A run locks the byte of its number, so that another process can make other runs at the same time.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "run.lock").open("a") as file:
@@ -88,10 +84,8 @@ def locked(folder: Path, numbers: Iterable[int] = (0,)) -> Iterator[None]:
             for number in numbers:
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, number)
         except BlockingIOError as error:
-            raise UserError(
-                f"this experiment is already running in {folder} (run.lock there is locked). Wait for it or end it, "
-                "or give this one another folder with --out=DIR."
-            ) from error
+            where = f"this experiment is already running in {folder} (run.lock there is locked)"
+            raise UserError(f"{where}. Wait for it or end it, or give this one another --out=DIR.") from error
         except OSError:
             pass  # a file system without locks; every run still locks its own workdir
         yield
@@ -100,9 +94,9 @@ def locked(folder: Path, numbers: Iterable[int] = (0,)) -> Iterator[None]:
 def markdown(lines: Sequence[Sequence[str]]) -> str:
     """Return a table in Markdown, its columns aligned; the first line is the head."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    texts = [" | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines]
-    rule = " | ".join("-" * width for width in widths)
-    return "\n".join(f"| {text} |" for text in (texts[0], rule, *texts[1:]))
+    lines = [lines[0], ["-" * width for width in widths], *lines[1:]]
+    texts = [" | ".join(map(str.ljust, line, widths)) for line in lines]
+    return "\n".join(f"| {text} |" for text in texts)
 
 
 def write(out: str, table: str, result: Any, draw: Callable[[Any], None] | None) -> None:

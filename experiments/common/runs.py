@@ -28,7 +28,6 @@ FREE = (
     *("protocol", "evaluate.batch_size", "evaluate.ensemble", "evaluate.classes", "evaluate.class_map"),
     *("evaluate.real_labels", "conv_impl", "accumulation_steps", "debug_nans", "resume_changed"),
 )
-LAST_LINES, MOST_LINES = 6, 30  # of the log of a run that failed
 SAVE_S = 60.0  # for a run to save its step when it is told to end
 # Runs a script or module that ends when its standard input closes: the process that started it is gone.
 CHILD = """
@@ -57,10 +56,7 @@ def is_done(run: Run) -> bool:
 
 
 def is_saved(run: Run) -> bool:
-    """Return whether the weights of the last evaluation are saved, or none are kept, as in kept results.
-
-    Checkpoints are written in the background: after a kill the newest one can be older than the last evaluation.
-    """
+    """Return whether no checkpoint is older than the last evaluation, as after a kill in the middle of a save."""
     steps = finished_steps(epath.Path(run.workdir) / DIRECTORY)
     return not steps or steps[0] >= evaluations(run)[-1]["step"]
 
@@ -69,12 +65,11 @@ def evaluations(run: Run) -> list[dict[str, Any]]:
     """Return the rows of its evaluations so far."""
     rows = [row for row in read_metrics(run.workdir) if row["phase"] == "evaluate"]
     for row in rows:
-        found = {name: row.get(name) for name in ("top1", "top5")}
-        if not all(isinstance(value, float | int) and 0 <= value <= 1 for value in found.values()):
-            said = " and ".join(f"{name}={value!r}" for name, value in found.items())
+        top1, top5 = row.get("top1"), row.get("top5")
+        if not all(isinstance(value, float | int) and 0 <= value <= 1 for value in (top1, top5)):
             raise UserError(
-                f"{run.workdir}/metrics.jsonl has an evaluation at step {row['step']} with {said}: both must be "
-                "accuracies in [0, 1]. Correct that line, or remove the run to make it again."
+                f"{run.workdir}/metrics.jsonl has an evaluation at step {row['step']} with top1={top1!r} and "
+                f"top5={top5!r}: both must be accuracies in [0, 1]. Correct that line, or remove the run."
             )
     return rows
 
@@ -98,17 +93,12 @@ def same_recipe(run: Run) -> None:
         )
 
 
-def make(runs: Sequence[Run], others: Sequence[Evaluation], data_dir: str | None, logs: Path) -> dict[str, str]:
-    """Train the runs that are not done and saved, then make their other evaluations that are missing.
-
-    Returns:
-      What to read, by the name of each run or evaluation that failed; the others are made all the same.
-    """
-    images, failures = flags_of({"data.dir": data_dir} if data_dir else {}), {}
+def make(runs: Sequence[Run], others: Sequence[Evaluation], data_dir: str | None, logs: Path) -> list[str]:
+    """Train and evaluate what is missing; return the names of what failed, which does not stop the rest."""
+    images, failures, begin_s = flags_of({"data.dir": data_dir} if data_dir else {}), [], time.monotonic()
     left = [run for run in runs if not (is_done(run) and is_saved(run))]
     if len(left) < len(runs):
         say(f"{len(runs) - len(left)} of {len(runs)} runs are done")
-    begin_s = time.monotonic()
     for number, run in enumerate(left, start=1):
         print(f"[{number}/{len(left)}] {run.name} ... ", end="", file=sys.stderr, flush=True)
         start_s, log = time.monotonic(), logs / f"{Path(run.workdir).name}.log"
@@ -116,26 +106,28 @@ def make(runs: Sequence[Run], others: Sequence[Evaluation], data_dir: str | None
             call(["main.py", *run.flags, f"--workdir={run.workdir}", *images], log)
             if not is_done(run):
                 raise Failed(end_of(log, "ended without its last evaluation"))
+            now_s, error = time.monotonic(), 100 * (1 - evaluations(run)[-1]["top1"])
+            eta = f", ETA {duration((now_s - begin_s) / number * (len(left) - number))}" if number < len(left) else ""
+            say(f"{duration(now_s - start_s)}, top-1 error {error:.2f} %{eta}")
         except Failed as failure:
-            failures[run.name] = str(failure)
+            failures.append(run.name)
             say(str(failure))
-            continue
-        now_s, error = time.monotonic(), 100 * (1 - evaluations(run)[-1]["top1"])
-        eta = f", ETA {duration((now_s - begin_s) / number * (len(left) - number))}" if number < len(left) else ""
-        say(f"{duration(now_s - start_s)}, top-1 error {error:.2f} %{eta}")
-    for evaluation, run in itertools.product(others, runs):
-        if run.name in failures or evaluated(run, evaluation):
-            continue
-        name, kept = f"{run.name} {evaluation.column}", run.file(evaluation)
-        flags = [f"--workdir={run.workdir}", *flags_of(evaluation.fields), *images]
-        try:
-            row = call_json(
-                ["main.py", "--mode=evaluate", "--json", *flags], logs / f"{Path(run.workdir).name}.{kept.stem}.log"
-            )
-            write_whole(kept, json.dumps({"fields": dict(evaluation.fields), **row}) + "\n")
-        except Failed as failure:
-            failures[name] = str(failure)
-            say(f"{name}: {failure}")
+    for other, run in itertools.product(others, runs):
+        if run.name not in failures and not evaluated(run, other):
+            words = [
+                "main.py",
+                "--mode=evaluate",
+                f"--workdir={run.workdir}",
+                "--json",
+                *flags_of(other.fields),
+                *images,
+            ]
+            try:
+                row = call_json(words, logs / f"{Path(run.workdir).name}.{run.file(other).stem}.log")
+                write_whole(run.file(other), json.dumps({"fields": dict(other.fields), **row}) + "\n")
+            except Failed as failure:
+                failures.append(f"{run.name} {other.column}")
+                say(f"{failures[-1]}: {failure}")
     return failures
 
 
@@ -149,8 +141,9 @@ def evaluated(run: Run, evaluation: Evaluation) -> dict[str, Any] | None:
 def call(words: Sequence[str], log: Path) -> None:
     """Run `python WORDS` and append its output to `log`; raise Failed with the end of the log where it fails."""
     if status := start(words, log):
-        preempted = f"preempted; run the command again. Its log: {log}"
-        raise Failed(preempted if status == PREEMPTED_STATUS else end_of(log, f"failed (status {status})"))
+        if status == PREEMPTED_STATUS:
+            raise Failed(f"preempted; run the command again. Its log: {log}")
+        raise Failed(end_of(log, f"failed (status {status})"))
 
 
 def call_json(words: Sequence[str], log: Path) -> dict[str, Any]:
@@ -182,6 +175,6 @@ def start(words: Sequence[str], log: Path) -> int:
 
 def end_of(log: Path, what: str) -> str:
     """Return what happened with the end of the log; an instruction is shown from its beginning."""
-    lines = log.read_text(errors="replace").splitlines()[-MOST_LINES:] if log.exists() else []
+    lines = log.read_text(errors="replace").splitlines()[-30:] if log.exists() else []
     errors = [number for number, line in enumerate(lines) if line.startswith("error: ")]
-    return "\n    ".join([f"{what}; the end of {log}:", *lines[errors[-1] if errors else -LAST_LINES :]])
+    return "\n    ".join([f"{what}; the end of {log}:", *lines[errors[-1] if errors else -6 :]])

@@ -32,8 +32,7 @@ class Row:
     like: str = ""  # the row of the paper that a small network stands for
 
     @property
-    def slug(self) -> str:
-        """The name in workdirs and flags: `resnext_50_32x4d`."""
+    def slug(self) -> str:  # the name in workdirs and flags: `resnext_50_32x4d`
         return _slug(self.name)
 
 
@@ -80,16 +79,13 @@ class Run:
         return f"{self.row.name} seed {self.seed}"
 
     @property
-    def flags(self) -> list[str]:
-        """The flags of `main.py` that make its config."""
+    def flags(self) -> list[str]:  # of `main.py`
         return [f"--config=configs/{self.row.config}.py", *flags_of({**self.row.fields, "seed": self.seed})]
 
-    def file(self, evaluation: Evaluation) -> epath.Path:
-        """Return where the row of another evaluation is kept."""
+    def file(self, evaluation: Evaluation) -> epath.Path:  # where its row is kept
         return epath.Path(self.workdir) / f"evaluation_{_slug(evaluation.column)}.json"
 
     def config(self) -> Any:
-        """Return the config that these flags make."""
         config = command_line.load(str(ROOT / "configs" / f"{self.row.config}.py"))
         config.update_from_flattened_dict({**self.row.fields, "seed": self.seed})
         return config
@@ -102,12 +98,18 @@ def small_row(depth: int, cardinality: int, width: int, name: str = "", **others
     return Row(name or f"{cardinality}x{width}d", BUILTIN, fields, **others)
 
 
-def small_scale(config: str, rows: Sequence[Row], takes: str, num_epochs: float = 0.0, **others: Any) -> Scale:
-    """Return a scale for small networks: with BUILTIN minutes on two cores, with FASHION_MNIST hours."""
-    num_epochs, seeds = num_epochs or (4.0 if config == BUILTIN else 6.0), (0, 1) if config == BUILTIN else (0, 1, 2)
-    fields = [{**row.fields, "num_epochs": num_epochs} for row in rows]
-    trained = [dataclasses.replace(row, config=config, fields=own) for row, own in zip(rows, fields, strict=True)]
-    return Scale(trained, seeds, takes, **others)
+def tiny_scale(rows: Sequence[Row], takes: str, num_epochs: float = 4.0, **others: Any) -> Scale:
+    """Return a scale of minutes on two cores: the built-in images, two seeds."""
+    return Scale([_trained(row, BUILTIN, num_epochs) for row in rows], (0, 1), takes, **others)
+
+
+def small_scale(rows: Sequence[Row], takes: str, num_epochs: float = 6.0, **others: Any) -> Scale:
+    """Return a scale of hours on a CPU: all of Fashion-MNIST, three seeds."""
+    return Scale([_trained(row, FASHION_MNIST, num_epochs) for row in rows], (0, 1, 2), takes, **others)
+
+
+def _trained(row: Row, config: str, num_epochs: float) -> Row:
+    return dataclasses.replace(row, config=config, fields={**row.fields, "num_epochs": num_epochs})
 
 
 def flags_of(fields: Fields) -> list[str]:

@@ -41,7 +41,7 @@ FRESH = (
 
 
 def execute(arguments: Namespace) -> int:
-    """Makes the folder of images and the runs, and prints the table; returns the exit status."""
+    """Make the folder of images and the runs, print the table, and return the exit status."""
     folder = files.folder_of(arguments, EXPERIMENT, SCALES)
     if in_bucket(folder):
         raise UserError(f"--out={folder} is in a bucket; the images and runs of this experiment want a local folder.")
@@ -87,7 +87,7 @@ def fine_tune(out: Path, num_epochs: int, images_per_class: int, num_steps: int,
 
 
 def write_folder(directory: Path, images_per_class: int) -> None:
-    """Class folders of PNG files: the first few training images of each class, and all for validation."""
+    """Write class folders of PNG files: the first training images of each class, and all for validation."""
     for split, limit in (("train", images_per_class), ("validation", None)):
         source = open_source("builtin", split)
         labels = source.all_labels()

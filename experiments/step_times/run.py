@@ -33,16 +33,13 @@ PUBLISHED_S = {"resnet101": 0.70, "resnext101_32x4d": 0.95, "resnext101_64x4d": 
 
 @dataclasses.dataclass(frozen=True)
 class Scale:
-    """Attributes: how long it takes, in words; the module of `analysis`; its flags; the unit of what it gives.
+    """How the networks are timed or compiled."""
 
-    `on_device` commands are printed, and run here only with --run.
-    """
-
-    takes: str
-    module: str
+    takes: str  # how long, in words
+    module: str  # of `analysis`
     flags: tuple[str, ...]
-    unit: str
-    on_device: bool = False
+    unit: str  # of the result
+    on_device: bool = False  # commands are printed, and run here only with --run
 
     def command(self, network: str) -> list[str]:
         """The words after `python`. The config comes before its fields."""
@@ -65,7 +62,7 @@ SCALES = {
 
 
 def execute(arguments: Namespace) -> int:
-    """Times what is not timed yet, prints, writes."""
+    """Time what is not timed yet, print and write the table."""
     out = files.folder_of(arguments, EXPERIMENT, SCALES)
     scale = SCALES[arguments.scale]
     if scale.on_device and not arguments.run:
@@ -102,7 +99,6 @@ def execute(arguments: Namespace) -> int:
 
 
 def row_of(network: str, kept: epath.Path, scale: Scale) -> dict[str, Any]:
-    """What was timed, None where nothing was."""
     found = json.loads(kept.read_text()) if kept.exists() else None
     ours = None
     if found is not None:
@@ -113,7 +109,6 @@ def row_of(network: str, kept: epath.Path, scale: Scale) -> dict[str, Any]:
 
 
 def table(rows: Sequence[dict[str, Any]], name: str, scale: Scale) -> str:
-    """The table in Markdown."""
     lines = [["network", "published", "of ResNet-101", f"here, {scale.unit}", "of ResNet-101"]]
     for row in rows:
         both = row["ours"] and rows[0]["ours"]
@@ -129,7 +124,7 @@ def table(rows: Sequence[dict[str, Any]], name: str, scale: Scale) -> str:
 
 
 def draw(figure: Any, rows: Sequence[dict[str, Any]], ours: str) -> None:
-    """The ratios to ResNet-101, published and here, which is called `ours`."""
+    """Draw the ratios to ResNet-101, published and here, which is called `ours`."""
     figure.set_size_inches(6.4, 3.8)
     axes = figure.add_subplot()
     made = [row for row in rows if row["ours"]]

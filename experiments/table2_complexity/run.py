@@ -28,20 +28,13 @@ TAKES = {"tiny": "the small networks of the other experiments, seconds", "full":
 
 @dataclasses.dataclass(frozen=True)
 class Figures:
-    """Of one network: published ones as they stand in the paper, "" where it has none.
+    """What the paper has of a network; "" where it has nothing."""
 
-    Attributes:
-      form: C x d.
-      width: channels of the grouped convolution, C * d.
-      params, multiply_adds: of the network, Table 1.
-      block_params, block_multiply_adds: of a block, Table 2.
-    """
-
-    form: str
-    width: int
-    params: str = ""
+    form: str  # C x d
+    width: int  # channels of the grouped convolution, C * d
+    params: str = ""  # of the network, Table 1
     multiply_adds: str = ""
-    block_params: str = "70 k"
+    block_params: str = "70 k"  # of a block, Table 2
     block_multiply_adds: str = "0.22 G"
 
 
@@ -58,7 +51,6 @@ SMALL = {(1, 32): "1x64d", (2, 20): "2x40d", (4, 12): "4x24d", (8, 7): "8x14d", 
 
 
 def execute(arguments: Namespace) -> int:
-    """Counts, prints, writes."""
     out = files.folder_of(arguments, EXPERIMENT, TAKES)
     files.claim_folder(out, EXPERIMENT, arguments.scale)
     rows = full_rows() if arguments.scale == "full" else small_rows()
@@ -72,7 +64,6 @@ def execute(arguments: Namespace) -> int:
 
 
 def full_rows() -> list[dict[str, Any]]:
-    """The five networks of Table 2."""
     return [row_of(Complexity(name), figures) for name, figures in PAPER.items()]
 
 
@@ -88,23 +79,18 @@ def small_rows() -> list[dict[str, Any]]:
 
 
 def row_of(counted: Complexity, published: Figures) -> dict[str, Any]:
-    """What was counted, beside what is published."""
-    block = counted.of("stage2", counted.blocks("stage2")[-1])
-    # The paper counts the weights of the three convolutions.
-    weights = counted.weights("stage2", counted.blocks("stage2")[-1])
-    total = counted.of()
+    block, total = ("stage2", counted.blocks("stage2")[-1]), counted.of()
     return {
         "name": counted.name,
         "params": total.params,
         "multiply_adds": total.multiply_adds,
-        "block_weights": weights,
-        "block_multiply_adds": block.multiply_adds,
+        "block_weights": counted.weights(*block),  # the paper counts those of the three convolutions
+        "block_multiply_adds": counted.of(*block).multiply_adds,
         "published": dataclasses.asdict(published),
     }
 
 
 def cells_of(row: dict[str, Any]) -> list[Any]:
-    """A line of the table."""
     published = row["published"]
     return [
         *(row["name"], published["form"], published["width"]),

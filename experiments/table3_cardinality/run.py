@@ -9,7 +9,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from experiments.common.command import main
-from experiments.common.study import BUILTIN, FASHION_MNIST, Row, Scale, Study, small_row, small_scale
+from experiments.common.study import Row, Scale, Study, small_row, small_scale, tiny_scale
 from experiments.table3_cardinality.curves import curves_and_errors
 
 # Top-1 errors of Table 3 in %, by the number of layers.
@@ -45,10 +45,8 @@ STUDY = Study(
     name="table3_cardinality",
     title="Table 3, cardinality against width",
     scales={
-        "tiny": small_scale(BUILTIN, SHALLOW, "11 layers on 15,000 images, about 10 minutes on two cores"),
-        "small": small_scale(
-            FASHION_MNIST, [*SHALLOW, *DEEPER], "11 and 20 layers on 60,000 images, hours on two cores"
-        ),
+        "tiny": tiny_scale(SHALLOW, "11 layers on 15,000 images, about 10 minutes on two cores"),
+        "small": small_scale([*SHALLOW, *DEEPER], "11 and 20 layers on 60,000 images, hours on two cores"),
         "full": Scale(
             [full(depth, form) for depth, forms in PUBLISHED.items() for form in forms],
             seeds=(0,),

@@ -10,7 +10,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from experiments.common import draw
 from experiments.common.command import main
-from experiments.common.study import BUILTIN, FASHION_MNIST, Row, Scale, Study, small_row, small_scale
+from experiments.common.study import Row, Scale, Study, small_row, small_scale, tiny_scale
 
 # Top-1 and top-5 errors of Table 4 in %; the first two rows have the cost of ResNet-101, the others twice that.
 ONE, TWO = "cost of ResNet-101", "twice that cost"
@@ -37,10 +37,10 @@ STUDY = Study(
     name="table4_capacity",
     title="Table 4, deeper, wider, or more paths",
     scales={
-        "tiny": small_scale(
-            BUILTIN, halves(11, 20), "11 or 20 layers on 15,000 images, about 15 minutes on two cores", num_epochs=3.0
+        "tiny": tiny_scale(
+            halves(11, 20), "11 or 20 layers on 15,000 images, about 15 minutes on two cores", num_epochs=3.0
         ),
-        "small": small_scale(FASHION_MNIST, halves(11, 20), "11 or 20 layers on 60,000 images, hours on two cores"),
+        "small": small_scale(halves(11, 20), "11 or 20 layers on 60,000 images, hours on two cores"),
         "full": Scale(FULL, (0,), "the paper's recipe on ImageNet, for a TPU pod", on_pod=True),
     },
     draw=draw.final,

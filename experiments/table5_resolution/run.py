@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from experiments.common.collect import errors_of
 from experiments.common.command import main
 from experiments.common.draw import Rows, groups_of, is_published, label, means
-from experiments.common.study import BUILTIN, FASHION_MNIST, Evaluation, Row, Scale, Study, small_row, small_scale
+from experiments.common.study import Evaluation, Row, Scale, Study, small_row, small_scale, tiny_scale
 
 # Top-1 and top-5 errors of Table 5 in %: at 224 px, at 320 px; multi-scale from the text below it.
 FULL = [
@@ -73,15 +73,12 @@ STUDY = Study(
     name="table5_resolution",
     title="Table 5, larger images",
     scales={
-        "tiny": small_scale(
-            BUILTIN,
+        "tiny": tiny_scale(
             HALVES,
             "28 px against 32 and 40 px, 15,000 images, about 8 minutes on two cores",
             evaluations=LARGER,
         ),
-        "small": small_scale(
-            FASHION_MNIST, HALVES, "28 px against 32 and 40 px, 60,000 images, hours on a CPU", evaluations=LARGER
-        ),
+        "small": small_scale(HALVES, "28 px against 32 and 40 px, 60,000 images, hours on a CPU", evaluations=LARGER),
         "full": Scale(FULL, (0,), "the paper's recipe on ImageNet, for a TPU pod", ON_IMAGENET, on_pod=True),
     },
     draw=draw,

@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from experiments.common.command import main
 from experiments.common.draw import Rows, label
-from experiments.common.study import BUILTIN, FASHION_MNIST, Evaluation, Row, Scale, Study, small_row, small_scale
+from experiments.common.study import Evaluation, Row, Scale, Study, small_row, small_scale, tiny_scale
 from experiments.table3_cardinality.curves import curves_and_errors, mean_curves, panels
 
 # Errors of Table 6 in %: 5K-way top-1 and top-5, 1K-way top-1 and top-5.
@@ -62,16 +62,13 @@ STUDY = Study(
     name="table6_imagenet5k",
     title="Table 6, ImageNet-5K (top-1 and top-5 are 5K-way)",
     scales={
-        "tiny": small_scale(
-            BUILTIN,
+        "tiny": tiny_scale(
             HALVES,
             "11 and 20 layers on 15,000 images, about 10 minutes on two cores",
             num_epochs=3.0,
             evaluations=OF_FIVE,
         ),
-        "small": small_scale(
-            FASHION_MNIST, HALVES, "11 and 20 layers on 60,000 images, hours on a CPU", evaluations=OF_FIVE
-        ),
+        "small": small_scale(HALVES, "11 and 20 layers on 60,000 images, hours on a CPU", evaluations=OF_FIVE),
         "full": Scale(
             FULL,
             seeds=(0,),

@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from experiments.common.collect import errors_of
 from experiments.common.command import main
 from experiments.common.draw import COLORS, Rows, groups_of, label, means
-from experiments.common.study import BUILTIN, FASHION_MNIST, Row, Scale, Study, small_row, small_scale
+from experiments.common.study import Row, Scale, Study, small_row, small_scale, tiny_scale
 
 # Errors of Table 7 in %: CIFAR-10, CIFAR-100.
 PUBLISHED = {
@@ -77,8 +77,8 @@ STUDY = Study(
     name="table7_cifar",
     title="Table 7 and Figure 7, CIFAR",
     scales={
-        "tiny": small_scale(BUILTIN, small_rows(11), "11 layers on 15,000 images, about 10 minutes on two cores"),
-        "small": small_scale(FASHION_MNIST, small_rows(20), "20 layers on 60,000 images, hours on a CPU"),
+        "tiny": tiny_scale(small_rows(11), "11 layers on 15,000 images, about 10 minutes on two cores"),
+        "small": small_scale(small_rows(20), "20 layers on 60,000 images, hours on a CPU"),
         "full": Scale(
             [*TABLE_7, *FIGURE_7], tuple(range(10)), "the paper's recipe, ten runs each, for a TPU", on_pod=True
         ),

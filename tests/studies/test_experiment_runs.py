@@ -60,7 +60,7 @@ def test_killed_resumed_skipped_and_refused(tmp_path, monkeypatch, capfd):
     with monkeypatch.context() as context:
         started = []
         context.setattr(runs, "start", lambda words, log: started.append(log.name) or 2)
-        with pytest.raises(UserError, match="already running in .*--out=DIR"):
+        with pytest.raises(UserError, match=r"already running in .*--out=DIR"):
             execute(study, out)
         assert not started
         assert execute(study, out, "--seeds=1") == command.FAILED_STATUS
