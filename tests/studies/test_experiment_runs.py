@@ -165,7 +165,7 @@ def test_a_damaged_evaluation_is_made_again(tmp_path, monkeypatch, damage):
     evaluation = Evaluation("32 px", {"data.image_size_px": 32})
     (tmp_path / "one_seed0" / "evaluation_32_px.json").write_text(damage)
     assert runs.evaluated(run, evaluation) is None
-    assert runs.make([run], [evaluation], None, tmp_path) == {}
+    assert runs.make([run], [evaluation], None, tmp_path) == []
     assert runs.evaluated(run, evaluation)["top1"] == 0.7
 
 
