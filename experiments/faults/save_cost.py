@@ -13,25 +13,26 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import jax
 
 from resnext_jax import sharding
-from resnext_jax.analysis.compiling import dataset_info
+from resnext_jax.analysis.compiling import task_of
 from resnext_jax.analysis.timing import synthetic_batch
 from resnext_jax.checkpoint import Checkpoints
 from resnext_jax.config import command_line
 from resnext_jax.runtime import startup
-from resnext_jax.train.assemble import assemble
 
 SHARE = 0.03  # of the step time that saving may cost
 
 
 def main() -> None:
-    """Prints the table."""
+    """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default="configs/resnext50_32x4d.py")
     parser.add_argument("--batch_size", type=int, default=8)
@@ -40,22 +41,8 @@ def main() -> None:
     parser.add_argument("--workdir", help="where to save; by default a temporary directory")
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     arguments = parser.parse_args()
-    startup.quiet_logging()
-    config = command_line.load(arguments.config)
-    config.batch_size = config.bn_group_images = config.evaluate.batch_size = arguments.batch_size
     device = jax.devices()[0]
-    if device.platform == "cpu":
-        config.compute_dtype = "float32"  # what a CPU computes in
-    place = sharding.Place(sharding.make_mesh([device]), jax.default_backend())
-    info = dataset_info(config.data.name)
-    run = assemble(config, info, place)
-    state = run.create_state()
-    size_px = config.data.image_size_px
-    images = synthetic_batch(arguments.batch_size, (size_px, size_px, len(config.data.mean)), info.num_classes)
-    batch = sharding.to_global(place.mesh, images)
-    shapes = run.state_shapes(place.mesh), run.batch_shapes(place.mesh, arguments.batch_size)
-    step = run.train_step.lower(*shapes).compile()
-    description = {"config": {}, "dataset": {"name": info.name, "class_names": list(info.class_names)}}
+    step, state, batch, description = compiled_step(arguments.config, arguments.batch_size, device)
     workdir = arguments.workdir or tempfile.mkdtemp(prefix="save_cost_")
     checkpoints = Checkpoints(workdir, keep_newest=1, keep_best=0)
     directory = Path(workdir) / "checkpoints"
@@ -100,6 +87,20 @@ def main() -> None:
         print(f"{name:36}{value}")
     if arguments.json:
         print(json.dumps(result))
+
+
+def compiled_step(config_file: str, batch_size: int, device: Any) -> tuple[Callable, Any, Any, dict[str, Any]]:
+    """Return the compiled training step, its first state, a batch, and what a checkpoint says of them."""
+    startup.quiet_logging()
+    config = command_line.load(config_file)
+    config.batch_size = config.bn_group_images = config.evaluate.batch_size = batch_size
+    if device.platform == "cpu":
+        config.compute_dtype = "float32"  # what a CPU computes in
+    task, place = task_of(config, [device])
+    images = synthetic_batch(batch_size, task.image_shape, task.info.num_classes)
+    step = task.train_step.lower(task.state_shapes(), task.batch_shapes()).compile()
+    description = {"config": {}, "dataset": task.dataset}
+    return step, task.create_state(), sharding.to_global(place.mesh, images), description
 
 
 if __name__ == "__main__":
