@@ -8,6 +8,7 @@ from typing import ClassVar
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key
 
 from resnext_jax.models.layers import BatchNorm, Classifier, Conv, check_size
@@ -51,7 +52,7 @@ class DenseNet(nn.Module):
     num_classes: int
     choose_conv: Callable[[ConvShape], str]
     bn_group_images: int = 32
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
     pool: Callable[[Array], Array] = global_average
 
     first_layer: ClassVar[str] = "stem_conv"

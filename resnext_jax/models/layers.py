@@ -6,6 +6,7 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from resnext_jax.errors import UserError
@@ -18,7 +19,7 @@ BN_MOMENTUM = 0.9
 BN_EPSILON = 1e-5
 
 
-def fan_out_normal(key: Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> Array:
+def fan_out_normal(key: Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> Array:
     """N(0, sqrt(2 / (k * k * C_out))), the original's rule; the fan-out is *not* divided by the groups.
 
     Flax's default (fan-in of one group) would make a 32x4d kernel 4 times as large.
@@ -28,7 +29,7 @@ def fan_out_normal(key: Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.fl
     return std * jax.random.normal(key, shape, dtype)
 
 
-def fan_in_uniform(key: Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> Array:
+def fan_in_uniform(key: Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> Array:
     """U(-1/sqrt(fan_in), 1/sqrt(fan_in)), Torch's rule for a fully connected layer of shape (fan_in, fan_out)."""
     bound = shape[0] ** -0.5
     return jax.random.uniform(key, shape, dtype, -bound, bound)
@@ -46,7 +47,7 @@ class Conv(nn.Module):
     choose: Callable[[ConvShape], str]
     stride: int = 1
     groups: int = 1
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
     bias: bool = False
 
     def input_blocks(self, height: int, width: int, in_channels: int) -> int:

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key
 
 from resnext_jax.models.blocks import Basic, Bottleneck
@@ -131,7 +132,7 @@ class ResNeXt(nn.Module):
     num_classes: int
     choose_conv: Callable[[ConvShape], str]
     bn_group_images: int = 32
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
     pool: Callable[[Array], Array] = global_average
 
     first_layer: ClassVar[str] = "stem_conv"

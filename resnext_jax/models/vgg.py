@@ -6,6 +6,7 @@ from typing import ClassVar
 
 import flax.linen as nn
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key
 
 from resnext_jax.models.layers import BatchNorm, Classifier, Conv, check_size
@@ -43,7 +44,7 @@ class Hidden(nn.Module):
     """A fully connected layer in the compute dtype, drawn from N(0, 0.01) as the paper has it."""
 
     features: int
-    dtype: jnp.dtype
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch in"]) -> Float[Array, "batch features"]:
@@ -64,7 +65,7 @@ class Vgg(nn.Module):
     num_classes: int
     choose_conv: Callable[[ConvShape], str]
     bn_group_images: int = 32
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     first_layer: ClassVar[str] = "stage1"
 
@@ -102,7 +103,7 @@ class Stage(nn.Module):
     index: int
     choose_conv: Callable[[ConvShape], str]
     bn_group_images: int
-    dtype: jnp.dtype
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch height width in"], *, train: bool) -> Array:
