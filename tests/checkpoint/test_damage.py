@@ -3,6 +3,7 @@
 import functools
 import re
 import resource
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -209,7 +210,7 @@ def test_a_save_that_misses_another_process_is_not_the_fault_of_the_directory(wo
 
 def test_kept_for_ever_and_the_best_after_a_restart(tmp_path):
     """Every third step for ever; 1 was the best and stays so in the next process, which knows it from the metrics."""
-    keep = dict(keep_newest=1, keep_best=1, keep_for_ever=lambda step: step % 3 == 0)
+    keep: dict[str, Any] = dict(keep_newest=1, keep_best=1, keep_for_ever=lambda step: step % 3 == 0)
     checkpoints = Checkpoints(str(tmp_path), **keep)
     for step, top1 in ((1, 0.9), (2, 0.5), (3, 0.7), (4, 0.6)):
         checkpoints.save(state_at(step), DESCRIPTION, {"top1": top1}, PROGRESS)

@@ -1,6 +1,7 @@
 """N images count exactly N, in any batches on any devices."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -68,7 +69,7 @@ def step_on(devices):
 def test_counts_are_exact(source, variables, expected, devices, batch_size):
     place = Place(make_mesh(jax.devices()[:devices]), "cpu")
     seen = []
-    sizes = dict(image_size_px=28, resize_px=28, crop="none", num_threads=1)
+    sizes: dict[str, Any] = dict(image_size_px=28, resize_px=28, crop="none", num_threads=1)
     batches = evaluation_batches(source, batch_size=batch_size, **sizes)
     sums = evaluate(step_on(devices), variables, batches, place, progress=lambda sums: seen.append(int(sums.images)))
     assert sums.images == NUM_IMAGES

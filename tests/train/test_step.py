@@ -37,8 +37,13 @@ class Setup:
         self.batches: list[Batch] = list(
             train_batches(
                 self.source,
-                **dict(batch_size=BATCH, seed=0, start_step=0, num_steps=STEPS, image_size_px=28),
-                **dict(crop="none", process_index=0, process_count=1, num_threads=1),
+                batch_size=BATCH,
+                seed=0,
+                start_step=0,
+                num_steps=STEPS,
+                image_size_px=28,
+                crop="none",
+                num_threads=1,
             )
         )
         self.runs: dict[tuple[int, int, int], tuple[Place, Run]] = {}
