@@ -47,7 +47,7 @@ def ours(arrays: dict[str, np.ndarray], shape: tuple[int, ...], dtype=jnp.float3
 
     @jax.jit
     def run(x, kernel, scale, bias, grad):
-        compute = lambda *args: (lambda y, *statistics: (y, statistics))(*conv_norm(*args, EPSILON))  # noqa: E731
+        compute = lambda *args: (lambda y, *statistics: (y, statistics))(*conv_norm(*args, epsilon=EPSILON))  # noqa: E731
         y, vjp, statistics = jax.vjp(compute, x, kernel, scale, bias, has_aux=True)
         return y, statistics, vjp(grad)
 

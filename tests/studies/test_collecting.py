@@ -134,7 +134,7 @@ def test_figure_6_has_the_1k_way_errors_while_training(tmp_path):
         study.draw(figure, results)
         left = figure.axes[0]
         # Two networks of each depth; in Figure 6 their validation errors alone, 30 % throughout.
-        lines = [line.get_ydata().tolist() for line in left.get_lines() if len(line.get_ydata())]
+        lines = [y.tolist() for y in (np.asarray(line.get_ydata()) for line in left.get_lines()) if len(y)]
         assert left.get_ylabel() == ("1K-way top-1 error (%)" if has else "top-1 error (%)")
         assert lines == (
             [[pytest.approx(30.0)] * 3] * 2
