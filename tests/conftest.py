@@ -11,6 +11,8 @@ os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
 os.environ.setdefault("JAX_NUMPY_DTYPE_PROMOTION", "strict")
 os.environ.setdefault("JAX_NUMPY_RANK_PROMOTION", "raise")
 os.environ.setdefault("MPLBACKEND", "Agg")
+# XLA spends more time on optimizing these small programs than they run.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 # One new compilation cache for all tests, their subprocesses and the workers of pytest-xdist, which inherit it. What it
 # returns is the compiled program, bit for bit.
 if "PYTEST_XDIST_WORKER" not in os.environ:

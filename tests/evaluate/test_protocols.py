@@ -17,7 +17,7 @@ from resnext_jax.data.views import multi_scale, ten_crop
 from resnext_jax.errors import UserError
 from resnext_jax.evaluate.protocols import PROTOCOLS, Classes, Member, score_step, view_scores
 from resnext_jax.models import zoo
-from resnext_jax.models.template import Arch
+from resnext_jax.models.template import Arch, ResNeXt
 from resnext_jax.ops.pool import dense_average
 from resnext_jax.types import Batch
 
@@ -114,7 +114,7 @@ def test_one_window_is_the_global_average():
 def fixed(logits: np.ndarray, **classes):
     """The sums of images whose network gives these logits: images that only carry their number."""
 
-    class Net:
+    class Net(ResNeXt):
         def apply(self, variables, images, **_):
             return variables[images[:, 0, 0, 0].astype(jnp.int32)]
 
@@ -125,7 +125,7 @@ def fixed(logits: np.ndarray, **classes):
             jnp.asarray(labels),
             jnp.ones(len(labels)) if mask is None else jnp.asarray(mask),
         )
-        members = [Member(Net(), (0.0,), (1.0,))] * len(scores)
+        members = [Member(Net(Arch("basic", (1,)), 1, lambda shape: "native"), (0.0,), (1.0,))] * len(scores)
         return score_step(
             [jnp.asarray(one, jnp.float32) for one in scores],
             batch,

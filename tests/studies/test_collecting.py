@@ -75,7 +75,7 @@ def test_a_table_with_an_evaluation_missing_is_not_complete(tmp_path):
     (axes,) = figure.axes
     assert [label.get_text() for label in axes.get_xticklabels()] == ["as trained", "32 px", "40 px"]
     for bars, errors in zip(axes.containers, ([20, np.nan, 40], [20, 32, 40]), strict=True):
-        np.testing.assert_allclose(np.asarray(bars.lines[0].get_ydata(), float), errors)
+        np.testing.assert_allclose(np.asarray(vars(bars)["lines"][0].get_ydata(), float), errors)
 
 
 @pytest.mark.parametrize("top1", ["1.7", '"bad"', "NaN", "null"])
