@@ -1,14 +1,17 @@
-# `make demo` and `make test` do all the set-up themselves: a Python 3.11 to 3.13 and this folder are enough.
+# `make demo`, `make check` and `make test` do all the set-up themselves: a Python 3.11 to 3.13 and this folder are enough.
 
 VENV := .venv
 BIN := $(VENV)/bin
 BASE := $(VENV)/base.stamp
 DEV := $(VENV)/dev.stamp
 UV ?= uv
+# Processes that run the tests.
+JOBS ?= 2
+PYTEST = $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lock clean
+.PHONY: help demo check test lock clean
 .DELETE_ON_ERROR:
 
 help: ## this list
@@ -19,11 +22,13 @@ demo: $(BASE) ## train the quickstart network on the built-in images, evaluate i
 	@$(BIN)/python main.py --config=configs/quickstart.py
 	@$(BIN)/python main.py --config=configs/quickstart.py --mode=evaluate
 
-test: $(DEV) ## ruff, pyright and pytest
-	@$(BIN)/ruff check .
-	@$(BIN)/ruff format --check .
-	@PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright
-	@$(BIN)/python -m pytest
+check: $(DEV) ## ruff, pyright and the fast tests: about 3 minutes
+	@$(lint)
+	@$(PYTEST) -m "not slow"
+
+test: $(DEV) ## ruff, pyright and all tests: about 15 minutes
+	@$(lint)
+	@$(PYTEST)
 
 # Without a stamp nobody knows how far an earlier installation came, so the environment is made anew. Each recipe
 # takes the stamps away before it changes anything: an interrupted installation leaves none.
@@ -59,6 +64,10 @@ if [ -n "$$in_range" ]; then \
 else \
   echo "No Python 3.11, 3.12 or 3.13 on the PATH; found:$${found:- none}. Install one and run make again." >&2; \
 fi; exit 1
+endef
+
+define lint
+$(BIN)/ruff check . && $(BIN)/ruff format --check . && PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright
 endef
 
 LOCK := $(UV) pip compile --quiet --universal --python-version 3.11 --upgrade --no-header --no-annotate setup.py -

@@ -1,6 +1,9 @@
 """How every test runs: on eight fake CPU devices, with strict dtypes and ranks, with shapes checked at run time."""
 
+import atexit
 import os
+import shutil
+import tempfile
 
 # Before JAX is imported: it reads these once.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -8,7 +11,15 @@ os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
 os.environ.setdefault("JAX_NUMPY_DTYPE_PROMOTION", "strict")
 os.environ.setdefault("JAX_NUMPY_RANK_PROMOTION", "raise")
 os.environ.setdefault("MPLBACKEND", "Agg")
-os.environ.setdefault("JAX_ENABLE_COMPILATION_CACHE", "0")  # nothing from an earlier run, nothing in the user's home
+# XLA spends more time on optimizing these small programs than they run.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+# One new compilation cache for all tests, their subprocesses and the workers of pytest-xdist, which inherit it. What it
+# returns is the compiled program, bit for bit.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="resnext_jax_compiled_")
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "0"
 
 import importlib
 from collections.abc import Iterator
@@ -17,8 +28,8 @@ from types import ModuleType
 import jaxtyping
 import pytest
 
-# The rooms of array functions: from here on a call with a wrong shape or dtype raises.
-jaxtyping.install_import_hook(["resnext_jax.ops", "resnext_jax.models", "resnext_jax.metrics"], "beartype.beartype")
+# From here on a call with a wrong type, shape or dtype raises.
+jaxtyping.install_import_hook("resnext_jax", "beartype.beartype")
 
 
 @pytest.fixture(scope="session")

@@ -76,17 +76,19 @@ class Theirs:
         """Logits, features, gradients of sum(logits * weights), and running statistics after, in our layout."""
         network = copy.deepcopy(self.network).to(dtype).train(train)
         features: dict[str, torch.Tensor] = {}
+
+        def keep(module: nn.Module, args: tuple, out: torch.Tensor, ours: str) -> None:
+            features[ours] = out.detach().clone()
+
         for ours, module in self.stages.items():
-            network.get_submodule(module).register_forward_hook(
-                lambda module, args, out, ours=ours: features.update({ours: out.detach().clone()})
-            )
+            network.get_submodule(module).register_forward_hook(partial(keep, ours=ours))
         network.get_submodule(self.classifier).register_forward_pre_hook(
             lambda module, args: features.update(pooled=args[0].detach())
         )
         logits = network(torch.from_numpy(images).to(dtype).permute(0, 3, 1, 2))
         (logits * torch.from_numpy(weights)).sum().backward()
         shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, np.float64), variables)
-        arrays = {name: array.grad for name, array in network.named_parameters()}
+        arrays = {name: array.grad for name, array in network.named_parameters() if array.grad is not None}
         arrays |= {name: array for name, array in network.named_buffers() if "running" in name}
         return {
             "logits": logits.detach().numpy(),
@@ -163,8 +165,8 @@ def randomize(network: nn.Module) -> nn.Module:
             module.running_mean.uniform_(-0.5, 0.5, generator=generator)
             module.running_var.uniform_(0.5, 2, generator=generator)
             module.weight.data.uniform_(0.5, 1.5, generator=generator)
-        if getattr(module, "bias", None) is not None:
-            module.bias.data.uniform_(-0.5, 0.5, generator=generator)
+        if isinstance(bias := getattr(module, "bias", None), torch.Tensor):
+            bias.data.uniform_(-0.5, 0.5, generator=generator)
     return network
 
 
@@ -177,7 +179,11 @@ def of_torchvision(arch: zoo.Row, network: nn.Module) -> Theirs:
         if isinstance(module, nn.Dropout):
             module.p = 0.0
     if isinstance(arch, VggArch):
-        pools = [i for i, module in enumerate(network.features) if isinstance(module, nn.MaxPool2d)]
+        pools = [
+            i
+            for i, module in enumerate(network.get_submodule("features").children())
+            if isinstance(module, nn.MaxPool2d)
+        ]
         return Theirs(
             network, vgg_name(arch), {f"stage{n}": f"features.{i}" for n, i in enumerate(pools, 1)}, "classifier.6"
         )

@@ -40,7 +40,7 @@ def test_load_predicts_what_the_model_does(state_and_net, images):
     )
     normalized = (images.astype(np.float32) - np.float32(72.94)) / np.float32(90.02)
     variables = {"params": state.params, "batch_stats": state.batch_stats}
-    expected = model.apply(variables, jnp.asarray(normalized), train=False)
+    expected = np.asarray(model.apply(variables, jnp.asarray(normalized), train=False))
     logits = net(images)
     assert logits.dtype == jnp.float32
     np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)

@@ -74,8 +74,9 @@ def axis_names(tree: ast.AST) -> Iterator[tuple[int, str]]:
         function = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
         values = [keyword.value for keyword in call.keywords if keyword.arg and "axis_name" in keyword.arg]
         for value in [call] if function in AXIS_FUNCTIONS else values:
-            texts = (node for node in ast.walk(value) if isinstance(node, ast.Constant) and isinstance(node.value, str))
-            yield from ((node.lineno, node.value) for node in texts)
+            for node in ast.walk(value):
+                if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                    yield node.lineno, node.value
 
 
 def problems(path: pathlib.PurePath, source: str) -> list[str]:

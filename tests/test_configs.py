@@ -9,6 +9,7 @@ import pytest
 
 from configs import common
 from resnext_jax.config.command_line import field_names
+from resnext_jax.models.template import Arch
 from resnext_jax.sharding import Place, make_mesh
 from resnext_jax.train import resume
 from resnext_jax.train.classification import Classification
@@ -66,7 +67,7 @@ def test_activations_are_bfloat16_and_the_rest_float32():
 @pytest.mark.parametrize("name", NAMES)
 def test_docstring_gives_the_command(name):
     module = importlib.import_module(f"configs.{name}")
-    assert f"python main.py --config=configs/{name}.py" in module.__doc__
+    assert f"python main.py --config=configs/{name}.py" in str(module.__doc__)
 
 
 def test_the_rows_of_the_tables_are_there():
@@ -142,6 +143,7 @@ def test_wide_resnet_recipe():
     assert run.total_steps == 78_125  # 200 * 50,000 / 128; the rate falls after 60, 120 and 160 epochs of 390.625 steps
     rates = [float(run.schedule(step)) for step in (23_437, 23_438, 46_875, 62_500)]
     assert rates == pytest.approx([0.1, 0.02, 0.004, 0.0008])
+    assert isinstance(run.model.arch, Arch)
     assert not run.model.arch.dropout
 
 

@@ -197,7 +197,10 @@ def test_what_weight_decay_is_for_in_a_real_network():
     model = zoo.build_model(
         zoo.select("resnext50_32x4d"),
         1000,
-        **dict(platform="cpu", conv_impl="auto", compute_dtype="float32", bn_group_images=0),
+        platform="cpu",
+        conv_impl="auto",
+        compute_dtype="float32",
+        bn_group_images=0,
     )
     images = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
     params = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), images)["params"]

@@ -38,8 +38,8 @@ class PreactivatedBlock(nn.Module):
             self.downsample = nn.Sequential(conv(first, last, 1, stride))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        opened = x if self.kind == "none" else functional.relu(self.bn1(x))
-        y = self.conv1(opened)
+        opened = x if self.kind == "none" else functional.relu(self.get_submodule("bn1")(x))
+        y = self.get_submodule("conv1")(opened)
         for number in range(2, self.depth + 1):
             y = functional.relu(getattr(self, f"bn{number}")(y))
             y = getattr(self, f"conv{number}")(self.drop(y) if number == 2 else y)
@@ -95,7 +95,9 @@ class WideResNet(nn.Module):
         self.final_bn, self.fc = nn.BatchNorm2d(channels), nn.Linear(channels, num_classes)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.layer3(self.layer2(self.layer1(self.conv1(x))))
+        x = self.conv1(x)
+        for number in (1, 2, 3):
+            x = self.get_submodule(f"layer{number}")(x)
         return self.fc(functional.relu(self.final_bn(x)).mean((2, 3)))
 
 

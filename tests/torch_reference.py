@@ -23,6 +23,8 @@ class GroupedBatchNorm(nn.BatchNorm2d):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if not self.training:
             return super().forward(x)
+        assert self.running_mean is not None
+        assert self.running_var is not None
         outputs, means, variances = [], [], []
         for images in x.split(self.group_images or len(x)):
             # With momentum 1 Torch leaves the group's own mean and unbiased variance in the running buffers.

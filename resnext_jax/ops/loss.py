@@ -3,13 +3,14 @@
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from resnext_jax.ops.mix import Labels
 
 
 def targets(
-    labels: Labels, num_classes: int, smoothing: float, dtype: jnp.dtype = jnp.float32
+    labels: Labels, num_classes: int, smoothing: float, dtype: DTypeLike = jnp.float32
 ) -> Float[Array, "batch classes"]:
     """The shares of the classes, `(1 - smoothing) * shares + smoothing / classes`; they sum to 1."""
     shares = jax.nn.one_hot(labels.own, num_classes, dtype=dtype)

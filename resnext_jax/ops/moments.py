@@ -14,6 +14,7 @@ import functools
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from resnext_jax.ops import blocked
@@ -115,14 +116,14 @@ def _mix(grad: Outputs, x: Inputs, to_grad: Matrix, to_x: Matrix) -> Inputs:
     if x.ndim == 4:
         # One product of both side by side is cheaper than the sum of two.
         both = jnp.concatenate([grad, x], axis=3)
-        return _plain(both, jnp.concatenate([to_grad, to_x])[None, None], jnp.dtype(jnp.float32))
+        return _plain(both, jnp.concatenate([to_grad, to_x])[None, None], jnp.float32)
     product = functools.partial(jnp.einsum, precision=precision(x), preferred_element_type=jnp.float32)
     block, channel = x.shape[3:]
     first = product("bhwo,ogi->bhwgi", grad, to_grad.reshape(-1, block, channel))
     return first + product("bhwkj,kjgi->bhwgi", x, to_x.reshape(block, channel, block, channel))
 
 
-def _plain(x: Float[Array, "batch height width in_channels"], kernel: Kernel, dtype: jnp.dtype) -> Outputs:
+def _plain(x: Float[Array, "batch height width in_channels"], kernel: Kernel, dtype: DTypeLike) -> Outputs:
     dimensions = ("NHWC", "HWIO", "NHWC")
     return lax.conv_general_dilated(
         *(x, kernel, (1, 1), "VALID"),

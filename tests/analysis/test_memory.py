@@ -27,7 +27,7 @@ def in_root(monkeypatch):
     monkeypatch.setattr(flags, "FLAGS", flags.FlagValues())
 
 
-def command(capsys, *arguments: str) -> tuple[str | int | None, str, str]:
+def command(capsys, *arguments: str) -> tuple[object, str, str]:
     """The exit status of the command, and what it prints to standard output and for a mistake."""
     with mock.patch.object(sys, "argv", ["memory", *arguments]), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "the load_module", DeprecationWarning)

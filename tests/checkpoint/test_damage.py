@@ -3,6 +3,7 @@
 import functools
 import re
 import resource
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -211,7 +212,7 @@ def test_a_save_that_misses_another_process_is_not_the_fault_of_the_directory(wo
 
 def test_best_and_permanent_are_kept_after_a_restart(tmp_path):
     """Every third step is permanent. Step 1 has the best score; the second process gets the scores at its start."""
-    keep = dict(keep_newest=1, keep_best=1, keep_permanently=lambda step: step % 3 == 0)
+    keep: dict[str, Any] = dict(keep_newest=1, keep_best=1, keep_permanently=lambda step: step % 3 == 0)
     checkpoints = Checkpoints(str(tmp_path), **keep)
     for step, score in ((1, 0.9), (2, 0.5), (3, 0.7), (4, 0.6)):
         checkpoints.scores[step] = score

@@ -1,6 +1,7 @@
 """Weights of torchvision and timm, in and out: the same logits, the same bytes, or a refusal that names both sides."""
 
 import dataclasses
+import importlib
 import json
 import struct
 from collections import OrderedDict
@@ -51,7 +52,7 @@ def randomized(network, seed=0):
                 *((module.weight.data, 0.5, 1.5), (module.bias.data, -0.5, 0.5)),
             ):
                 array.uniform_(low, high, generator=generator)
-            module.num_batches_tracked += int(torch.randint(100, (), generator=generator))
+            module.num_batches_tracked.fill_(int(torch.randint(100, (), generator=generator)))
     return network.eval()
 
 
@@ -158,8 +159,7 @@ def write_safetensors(path, arrays):
 
 def test_timm(tmp_path, torchvision):
     """By the classes and names of timm: a ResNeXt as .safetensors, a VGG (hidden layers are convolutions) as .pth."""
-    import timm
-
+    timm = importlib.import_module("timm")
     torch.manual_seed(0)
     bottleneck = timm.models.resnet.Bottleneck
     network = randomized(timm.models.ResNet(bottleneck, [1, 2, 1, 1], 5, cardinality=4, base_width=2))

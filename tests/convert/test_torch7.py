@@ -153,6 +153,7 @@ def test_broken_files(tmp_path, content, problem):
 )
 def test_logits_are_torch7s(tmp_path, model, library, tensor_class):
     builder, arch = Builder(library=library), zoo.ARCHS[model]
+    assert isinstance(arch, zoo.Arch)
     inner = arch.cardinality * arch.bottleneck_width
     network = builder.network(arch.blocks, 8, inner, arch.cardinality, 5, arch.preactivation)
     if library == "nn":  # keeps kernels as matrices, where it is old

@@ -3,12 +3,23 @@
 import io
 import pathlib
 import tarfile
+from typing import Any
 
 import numpy as np
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
+from resnext_jax.data.readers import GatherSource
+from resnext_jax.data.sources import open_source
+
 PHOTOS = load_sample_images().images  # china.jpg and flower.jpg, uint8 (427, 640, 3)
+
+
+def open_arrays(name: str, split: str, **arguments: Any) -> GatherSource:
+    """Return the source of a data set whose images all have the same shape."""
+    source = open_source(name, split, **arguments)
+    assert isinstance(source, GatherSource)
+    return source
 
 
 def jpeg(number: int, width: int = 64, height: int = 48) -> bytes:

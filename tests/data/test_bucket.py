@@ -9,6 +9,7 @@ import threading
 import types
 import urllib.parse
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import fsspec
 import numpy as np
@@ -19,6 +20,7 @@ from fake_bucket import Bucket
 from resnext_jax.data.prepare import imagenet
 from resnext_jax.data.prepare.__main__ import main
 from resnext_jax.data.prepare.job import Job, prepare
+from resnext_jax.data.readers import GatherSource
 from resnext_jax.data.sources import open_source
 from resnext_jax.errors import UserError
 from tests.data.archives import class_tar_of_tars, jpeg, validation_tar, write_folders
@@ -150,7 +152,7 @@ def test_tfds_in_a_bucket(bucket, google, tmp_path):
     for file in directory.iterdir():
         bucket.pipe(f"gs://bucket/tfds/imagenet2012/5.1.0/{file.name}", file.read_bytes())
     (tmp_path / "list").write_text("n02\n")
-    arguments = {"data_dir": "gs://bucket/tfds", "class_list": str(tmp_path / "list")}
+    arguments: dict[str, Any] = {"data_dir": "gs://bucket/tfds", "class_list": str(tmp_path / "list")}
     source = open_source("imagenet2012", "train", **arguments)
     assert [(source[i].image, source[i].label) for i in range(3)] == [(images[i], 0) for i in (1, 2, 4)]
     google.clear()
@@ -180,6 +182,7 @@ def test_idx_files_in_a_bucket(bucket):
         open_source("fashion_mnist", "train", data_dir="gs://bucket/fashion")
     bucket.pipe("gs://bucket/fashion/train-labels-idx1-ubyte", idx(np.array(labels, np.uint8)))
     source = open_source("fashion_mnist", "train", data_dir="gs://bucket/fashion")
+    assert isinstance(source, GatherSource)
     found, of_found = source.gather(np.arange(3))
     np.testing.assert_array_equal(found[..., 0], images)
     assert of_found.tolist() == labels

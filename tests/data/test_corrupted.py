@@ -7,6 +7,7 @@ import logging
 import pathlib
 import struct
 import zlib
+from typing import Any
 
 import numpy as np
 import pytest
@@ -129,7 +130,7 @@ def test_training_goes_on_past_all_of_them_and_names_each_once(folder, broken, c
     monkeypatch.setattr(stream, "GIVE_UP_AFTER_S", 30.0)  # at one image
     source = open_source("folder", "train", data_dir=str(folder), on_bad_image="replace")
     assert len(source) == 200 + NUM_GOOD
-    arguments = {"batch_size": 25, "seed": 0, "steps": range(20), "num_threads": 4}
+    arguments: dict[str, Any] = {"batch_size": 25, "seed": 0, "steps": range(20), "num_threads": 4}
     with caplog.at_level(logging.WARNING):
         batches = list(pipeline.train_batches(source, Crop("random_sized", 16), **arguments))
     assert len(batches) == 20  # two epochs
@@ -165,10 +166,13 @@ def test_evaluation_stops_at_each(folder, broken):
         def __len__(self) -> int:
             return 1
 
-        def __getitem__(self, _: int):
+        def all_labels(self):
+            return source.all_labels()[[self.index]]
+
+        def __getitem__(self, index: int):
             return source[self.index]
 
-        def locate(self, _: int) -> str:
+        def locate(self, index: int) -> str:
             return source.locate(self.index)
 
     stopped = []

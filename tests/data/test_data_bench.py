@@ -123,7 +123,7 @@ def test_an_epoch_has_imagenets_size(tmp_path):
     assert memory.IMAGENET >= 1_281_167
     source = memory.linked_shards(tmp_path, 2000)
     assert len(source) == 2504
-    sizes = [Image.open(io.BytesIO(source[index].image)).size for index in (0, 1, 15, 16, 1252, 2503)]
+    sizes = [Image.open(io.BytesIO(bytes(source[index].image))).size for index in (0, 1, 15, 16, 1252, 2503)]
     assert sizes == [(500, 375), (96, 72), (96, 72), (500, 375), (500, 375), (96, 72)]
     assert [source[index].label for index in (0, 999, 1000, 1251, 1252)] == [0, 999, 0, 251, 0]
     np.testing.assert_array_equal(source.all_labels()[[0, 999, 1000, 1251, 1252]], [0, 999, 0, 251, 0])

@@ -25,7 +25,7 @@ class FixedDraws(np.random.Generator):
     """An rng that returns what the test wrote down, and records the ranges that it was asked for."""
 
     def __new__(cls, *draws):
-        return super().__new__(cls, np.random.PCG64(0))
+        return super().__new__(cls, np.random.PCG64(0))  # pyright: ignore[reportCallIssue]
 
     def __init__(self, *draws):
         super().__init__(np.random.PCG64(0))
@@ -249,7 +249,7 @@ def test_images_are_at_most_200_times_as_long_as_wide(file_format):
             decode.decode,
             decode.check,
             decode.size,
-            lambda *image: decode.read_random_sized_crop(*image, 8, np.random.default_rng(0)),
+            lambda data, name: decode.read_random_sized_crop(data, name, 8, np.random.default_rng(0)),
         ):
             with pytest.raises(UserError, match=rf"thinner is not .*{shape[1]} x {shape[0]} pixels.*200 times"):
                 read(data, "thinner")

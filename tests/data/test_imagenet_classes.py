@@ -17,7 +17,7 @@ def test_names_in_torchvisions_order(torchvision):
 
 def test_wordnet_ids_in_label_order(torchvision):
     wnids = list(imagenet_classes())
-    labels = Path(tensorflow_datasets.__file__).parent / "image_classification" / "imagenet_resized_labels.txt"
+    labels = Path(str(tensorflow_datasets.__file__)).parent / "image_classification" / "imagenet_resized_labels.txt"
     assert wnids == sorted(labels.read_text().split())
     assert wnids == imagenet1k_classes()  # what prepared data has
 

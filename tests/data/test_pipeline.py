@@ -99,7 +99,7 @@ def test_the_shuffle_of_a_small_set_is_uniform():
     order = train_indices(10, 0, np.arange(10 * 2000)).reshape(2000, 10)
     places, successors = np.zeros((10, 10)), np.zeros((10, 10))
     for place in range(10):
-        np.add.at(places, (place, order[:, place]), 1)
+        np.add.at(places[place], order[:, place], 1)
         if place:
             np.add.at(successors, (order[:, place - 1], order[:, place]), 1)
     assert chi_square(places) < 135  # p = 0.0001 at 81 degrees of freedom

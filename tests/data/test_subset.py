@@ -3,6 +3,7 @@
 import logging
 import pathlib
 import pickle
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from resnext_jax.data.readers import GatherSource
 from resnext_jax.data.sources import open_source
 from resnext_jax.data.subset import ReplacingSource
 from resnext_jax.errors import UserError
-from tests.data.archives import write_folders
+from tests.data.archives import open_arrays, write_folders
 
 
 def write_list(path: pathlib.Path, *names: str) -> str:
@@ -22,9 +23,9 @@ def write_list(path: pathlib.Path, *names: str) -> str:
 
 
 def test_a_subset_of_arrays(tmp_path):
-    whole = open_source("builtin", "validation")
+    whole = open_arrays("builtin", "validation")
     class_list = write_list(tmp_path / "list", "Bag", "", "  T-shirt/top", "Sandal")
-    part = open_source("builtin", "validation", class_list=class_list)
+    part = open_arrays("builtin", "validation", class_list=class_list)
     assert part.info.class_names == ("T-shirt/top", "Sandal", "Bag")  # in the order of the whole set
     assert isinstance(part, GatherSource)
     images, labels = whole.gather(np.arange(3000))
@@ -51,10 +52,10 @@ def test_a_subset_of_folders_and_of_synthetic_images(tmp_path):
         (1, "cat/000.JPEG"),
     ]
     assert not isinstance(part, GatherSource)
-    sizes = {"num_images": 10, "num_classes": 4, "image_size_px": 8}
-    part = open_source("synthetic", "train", class_list=write_list(tmp_path / "list", "class 3"), **sizes)
+    sizes: dict[str, Any] = {"num_images": 10, "num_classes": 4, "image_size_px": 8}
+    part = open_arrays("synthetic", "train", class_list=write_list(tmp_path / "list", "class 3"), **sizes)
     assert part.info.class_names == ("class 3",)
-    whole = open_source("synthetic", "train", **sizes)
+    whole = open_arrays("synthetic", "train", **sizes)
     np.testing.assert_array_equal(part.gather(np.arange(2))[0], whole.gather(np.array([3, 7]))[0])
 
 

@@ -1,6 +1,7 @@
 """Protocols beside PyTorch and numpy, on real photographs."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +24,7 @@ from resnext_jax.types import Batch
 PHOTOS = load_sample_images().images
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 NUM_CLASSES = 7
-SMALL = dict(block="bottleneck", blocks=(1, 1), cardinality=2, bottleneck_width=4, width=8)
+SMALL: dict[str, Any] = dict(block="bottleneck", blocks=(1, 1), cardinality=2, bottleneck_width=4, width=8)
 
 
 @functools.cache
@@ -61,7 +62,7 @@ def resized(photo: np.ndarray, short: int) -> np.ndarray:
 def test_ten_crop_logits():
     ours, variables, theirs = networks()
     views = [np.stack(cuts) for cuts in zip(*(ten_crop(32, 40, "bicubic").cut(p, (0, 0)) for p in PHOTOS), strict=True)]
-    got = view_scores(variables, views, member=Member(ours, MEAN, STD), mirrored=False)
+    got = view_scores(variables, [jnp.asarray(view) for view in views], member=Member(ours, MEAN, STD), mirrored=False)
     for photo, logits in zip(PHOTOS, got, strict=True):
         whole = resized(photo, 40)  # 59 wide: 27 beside a crop
         assert whole.shape == (40, 59, 3)
@@ -78,12 +79,13 @@ def test_dense_logits_at_five_scales():
     views = [
         np.stack(cuts) for cuts in zip(*(multi_scale(56, 56, "bicubic").cut(p, (7, 10)) for p in PHOTOS), strict=True)
     ]
-    got = view_scores(variables, views, member=member, mirrored=True)
+    got = view_scores(variables, [jnp.asarray(view) for view in views], member=member, mirrored=True)
     kernel, bias = theirs.fc.weight[:, :, None, None], theirs.fc.bias
 
     def score(view: np.ndarray) -> torch.Tensor:
         x = torch.relu(theirs.bn1(theirs.conv1(torch_images(view))))
-        x = theirs.layer2(theirs.layer1(torch.nn.functional.max_pool2d(x, 3, 2, 1)))
+        x = theirs.get_submodule("layer1")(torch.nn.functional.max_pool2d(x, 3, 2, 1))
+        x = theirs.get_submodule("layer2")(x)
         maps = torch.nn.functional.conv2d(torch.nn.functional.avg_pool2d(x, 7, stride=1), kernel, bias)
         assert maps.shape[2] == -(-view.shape[0] // 8) - 6
         return maps.mean((2, 3))
@@ -112,7 +114,7 @@ def test_one_window_is_the_global_average():
 def fixed(logits: np.ndarray, **classes):
     """The sums of images whose network gives these logits: images that only carry their number."""
 
-    class Net:
+    class Net(ResNeXt):
         def apply(self, variables, images, **_):
             return variables[images[:, 0, 0, 0].astype(jnp.int32)]
 
@@ -123,7 +125,7 @@ def fixed(logits: np.ndarray, **classes):
             jnp.asarray(labels),
             jnp.ones(len(labels)) if mask is None else jnp.asarray(mask),
         )
-        members = [Member(Net(), (0.0,), (1.0,))] * len(scores)
+        members = [Member(Net(Arch("basic", (1,)), 1, lambda shape: "native"), (0.0,), (1.0,))] * len(scores)
         return score_step(
             [jnp.asarray(one, jnp.float32) for one in scores],
             batch,

@@ -46,8 +46,13 @@ def batches():
 def expected(variables, batches):
     """Torch's own `momentum=None`: the average over all groups, each a batch of its own, in float64."""
     network = torch_reference.Network(
-        **dict(block="bottleneck", blocks=(2, 1), cardinality=4, bottleneck_width=2, stem=(3, 2, False)),
-        **dict(width=4, num_classes=7),
+        block="bottleneck",
+        blocks=(2, 1),
+        cardinality=4,
+        bottleneck_width=2,
+        stem=(3, 2, False),
+        width=4,
+        num_classes=7,
     ).double()
     torch_reference.load(network, variables)
     for module in network.modules():

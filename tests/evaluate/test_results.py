@@ -83,7 +83,7 @@ def expected_logits(workdir):
     """The logits of the centres, and the labels among the classes of the data."""
     net = resnext_jax.load(str(workdir))
     source = open_source("folder", "validation", data_dir=str(workdir.parent / "data"))
-    centres = np.concatenate([net.preprocess(decode(source[i].image, "")) for i in range(len(source))])
+    centres = np.concatenate([net.preprocess(decode(bytes(source[i].image), "")) for i in range(len(source))])
     return np.asarray(net(centres), np.float64), source.all_labels()
 
 

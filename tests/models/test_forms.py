@@ -31,7 +31,7 @@ def random_variables(model) -> dict:
     ranges = {"kernel": (-0.5, 0.5), "scale": (0.5, 1.5), "bias": (-0.5, 0.5), "mean": (-0.5, 0.5), "var": (0.5, 2)}
 
     def draw(path, leaf):
-        return jnp.asarray(rng.uniform(*ranges[path[-1].key], leaf.shape), jnp.float32)
+        return jnp.asarray(rng.uniform(*ranges[path[-1].key], size=leaf.shape), jnp.float32)
 
     return jax.tree_util.tree_map_with_path(draw, shapes)
 

@@ -71,7 +71,7 @@ def test_training_normalizes_by_group_and_moves_the_running_statistics():
     np.testing.assert_allclose(np.asarray(y).reshape(2, 12, 5), want, rtol=1e-4, atol=1e-5)
     mean = np.mean([group.mean(0) for group in groups], 0)
     variance = np.mean([group.var(0, ddof=1) for group in groups], 0)
-    running = updated["batch_stats"]
+    running = dict(updated)["batch_stats"]
     np.testing.assert_allclose(running["mean"], 0.9 * np.arange(5) + 0.1 * mean, rtol=1e-5)
     np.testing.assert_allclose(running["var"], 0.9 * np.arange(1, 6) + 0.1 * variance, rtol=1e-5)
 
@@ -88,7 +88,7 @@ def test_a_single_value_has_no_unbiased_variance():
     x = jnp.array([3.0, 4.0]).reshape(2, 1, 1, 1)
     variables = BatchNorm(1).init(jax.random.key(0), x, train=True)
     _, updated = BatchNorm(1).apply(variables, x, train=True, mutable=["batch_stats"])
-    np.testing.assert_allclose(updated["batch_stats"]["var"], [0.9])
+    np.testing.assert_allclose(dict(updated)["batch_stats"]["var"], [0.9])
 
 
 @pytest.mark.parametrize("train", [True, False])
@@ -109,7 +109,7 @@ def test_the_max_pool_may_come_before_the_batch_norm(train):
     normalized = scale * (grouped - mean[:, None]) / np.sqrt(variance[:, None] + 1e-5) - 1
     want = normalized.reshape(x.shape).max(axis=1, keepdims=True)
     np.testing.assert_allclose(y, want, rtol=1e-4, atol=1e-5)
-    running = updated["batch_stats"]
+    running = dict(updated)["batch_stats"]
     new_mean = 0.9 * np.arange(5) + 0.1 * mean.mean(0) if train else np.arange(5)
     new_var = 0.9 * np.arange(1, 6) + 0.1 * grouped.var(1, ddof=1).mean(0) if train else np.arange(1, 6)
     np.testing.assert_allclose(running["mean"], new_mean, rtol=1e-5)

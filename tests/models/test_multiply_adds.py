@@ -17,8 +17,13 @@ PUBLISHED = {"resnet50": 4.089, "resnext50_32x4d": 4.230, "resnext101_64x4d": 15
 def test_published(name):
     # As a TPU computes them, with merged groups and blocks: that changes nothing.
     model = zoo.build_model(
-        *(zoo.select(name), 1000),
-        **dict(platform="tpu", chip="v5e", conv_impl="auto", compute_dtype="bfloat16", bn_group_images=32),
+        zoo.select(name),
+        1000,
+        platform="tpu",
+        chip="v5e",
+        conv_impl="auto",
+        compute_dtype="bfloat16",
+        bn_group_images=32,
     )
     assert multiply_adds(model, (224, 224, 3)) == pytest.approx(PUBLISHED[name] * 1e9, rel=1e-3)
 

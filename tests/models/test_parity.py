@@ -2,6 +2,7 @@
 
 import contextlib
 from functools import partial
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +28,7 @@ def stages_of(network, first: str) -> dict[str, str]:
     return {"stage1": first} | {f"stage{n + 1}": name for n, name in enumerate(network.stages, start=1)}
 
 
-def resnet(torchvision, block: str, blocks: list[int], **paths) -> parity.Theirs:
+def resnet(torchvision, block: Literal["basic", "bottleneck"], blocks: list[int], **paths) -> parity.Theirs:
     kind = {"basic": "BasicBlock", "bottleneck": "Bottleneck"}[block]
     network = torchvision.models.ResNet(getattr(torchvision.models.resnet, kind), blocks, num_classes=10, **paths)
     return parity.of_torchvision(Arch(block, tuple(blocks)), network)
@@ -165,8 +166,8 @@ def test_dropout_lies_between_the_two_convolutions(torchvision):
     """Torch's network with our masks, block for block."""
     arch = Arch("basic", (1, 2, 1), stem=CIFAR_STEM, width=4, preactivation=True, widen=3, dropout=0.4)
     network = torch_neighbours.WideResNet(10, 3, 4)
-    network.layer2.append(
-        torch_neighbours.PreactivatedBlock([torch_neighbours.conv(24, 24, 3) for _ in "12"], 1, "plain")
+    network.get_submodule("layer2").add_module(
+        "1", torch_neighbours.PreactivatedBlock([torch_neighbours.conv(24, 24, 3) for _ in "12"], 1, "plain")
     )
     theirs = parity.Theirs(parity.randomize(network), wide(10, 3, 4).name_of, {}, "fc")
     keys = image_keys(0, jnp.asarray(0), 4)
@@ -177,7 +178,7 @@ def test_dropout_lies_between_the_two_convolutions(torchvision):
         lambda variables: model.apply(variables, jnp.asarray(images), train=True, keys=keys, mutable=["batch_stats"])
     )(variables)
 
-    blocks = [*network.layer1, *network.layer2, *network.layer3]
+    blocks = [module for module in network.modules() if isinstance(module, torch_neighbours.PreactivatedBlock)]
     for number, (block, (px, channels)) in enumerate(zip(blocks, [(8, 12), (4, 24), (4, 24), (2, 48)], strict=True)):
         mask = dropout(jnp.ones((4, px, px, channels)), layer_keys(keys, number), 0.4)
         block.drop = partial(torch.mul, torch.from_numpy(np.array(mask)).permute(0, 3, 1, 2))

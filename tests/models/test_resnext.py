@@ -27,7 +27,8 @@ def output_shapes(model: ResNeXt, image_px: int = 64) -> tuple:
     return jax.eval_shape(partial(model.apply, train=False, features=True), init_shapes(model, image_px), images)
 
 
-def native(arch: Arch, num_classes: int = 10, **options) -> ResNeXt:
+def native(arch: zoo.Row, num_classes: int = 10, **options) -> ResNeXt:
+    assert isinstance(arch, Arch)
     return ResNeXt(arch, num_classes, lambda shape: "native", **options)
 
 
@@ -45,7 +46,7 @@ def test_logits_and_features_equal_torchvision(torchvision, name, conv_impl):
                 *((module.weight.data, 0.5, 1.5), (module.bias.data, -0.5, 0.5)),
             ):
                 array.uniform_(low, high)
-    model = ResNeXt(zoo.ARCHS[name], 1000, resolver(conv_impl, "cpu"))
+    model = native(zoo.ARCHS[name], 1000).clone(choose_conv=resolver(conv_impl, "cpu"))
     variables = torch_reference.from_torch(theirs.state_dict(), init_shapes(model))
 
     images = RNG.normal(size=(2, 64, 64, 3)).astype(np.float32)

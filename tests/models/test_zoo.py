@@ -17,6 +17,12 @@ from resnext_jax.models.resnext import ResNeXt
 from resnext_jax.models.vgg import VggArch
 
 
+def resnext(name: str) -> Arch:
+    arch = zoo.ARCHS[name]
+    assert isinstance(arch, Arch)
+    return arch
+
+
 def shapes(arch: Arch, num_classes: int = 1000) -> dict:
     model = ResNeXt(arch, num_classes, lambda shape: "native")
     images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
@@ -44,12 +50,12 @@ def size(tree) -> int:
     ],
 )
 def test_parameter_counts_to_the_last_digit(name, count):
-    assert size(shapes(zoo.ARCHS[name])) == count
+    assert size(shapes(resnext(name))) == count
 
 
 @pytest.mark.parametrize(("name", "millions"), [("resnext29_8x64d", 34.4), ("resnext29_16x64d", 68.1)])
 def test_cifar_parameter_counts(name, millions):
-    arch = zoo.ARCHS[name]
+    arch = resnext(name)
     # By hand: a conv and its two batch-norm vectors; three stages of three blocks; the classifier.
     total, channels = 3 * 9 * 64 + 2 * 64, 64
     for stage in range(3):
@@ -77,7 +83,7 @@ def test_cifar_parameter_counts(name, millions):
     ],
 )
 def test_equal_complexity(name, width, weights):
-    block = shapes(zoo.ARCHS[name])["stage2"]["block2"]
+    block = shapes(resnext(name))["stage2"]["block2"]
     assert block["conv2"]["kernel"].shape[-1] == width
     assert sum(size(block[conv]) for conv in ("conv1", "conv2", "conv3")) == weights
     assert weights == pytest.approx(70_000, rel=0.025)
@@ -85,7 +91,7 @@ def test_equal_complexity(name, width, weights):
 
 @pytest.mark.parametrize("name", [name for name, arch in zoo.ARCHS.items() if isinstance(arch, Arch)])
 def test_a_name_says_what_it_is(name):
-    arch = zoo.ARCHS[name]
+    arch = resnext(name)
     kind, depth, rest = re.fullmatch(r"(wide_resnet|preresnet|resnet|resnext|plain|wrn)(\d+)(.*)", name).groups()
     convs = {"basic": 2, "bottleneck": 3}[arch.block] * sum(arch.blocks)
     # The stem and the classifier count; Wide ResNets count three projections and not the classifier.
@@ -152,12 +158,13 @@ def test_select():
 
 
 def test_what_is_asked_of_a_row_is_added_to_what_it_has():
-    assert not zoo.select("plain34", shortcut=True).shortcut
-    assert zoo.select("resnet200", preactivation=False).preactivation
+    assert zoo.select("plain34", shortcut=True) == zoo.ARCHS["plain34"]
+    assert zoo.select("resnet200", preactivation=False) == zoo.ARCHS["resnet200"]
     assert zoo.select("resnext50_32x4d", preactivation=True) == zoo.by_depth(50, 32, 4, preactivation=True)
-    assert zoo.select(depth=101, preactivation=True).preactivation
+    assert zoo.select(depth=101, preactivation=True) == zoo.by_depth(101, 32, 4, preactivation=True)
     assert zoo.select("wrn28_10", dropout=0.3) == dataclasses.replace(zoo.ARCHS["wrn28_10"], dropout=0.3)
-    assert (zoo.select("vgg16").dropout, zoo.select("vgg16", dropout=0.0).dropout) == (0.5, 0.0)
+    assert zoo.select("vgg16") == zoo.ARCHS["vgg16"]
+    assert zoo.select("vgg16", dropout=0.0) == dataclasses.replace(zoo.ARCHS["vgg16"], dropout=0.0)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ IMAGE = RNG.integers(1, 256, (4, 6, 3)).astype(np.float64)
 LUMA = np.array([0.299, 0.587, 0.114])
 EIGENVALUES = np.array([0.2175, 0.0188, 0.0045])
 EIGENVECTORS = np.array([[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]])
-IMAGENET = dict(mean=(123.675, 116.28, 103.53), std=(58.395, 57.12, 57.375))
+IMAGENET: dict[str, Any] = dict(mean=(123.675, 116.28, 103.53), std=(58.395, 57.12, 57.375))
 
 
 def draws(function, *arguments, image=IMAGE) -> np.ndarray:
@@ -65,7 +66,7 @@ def test_color_jitter_blends_in_any_order():
     for image, alpha in zip(images[:50], alphas[:50], strict=True):
         # Without clipping the three blends commute, so one image fits every order.
         for order in itertools.permutations(range(3)):
-            np.testing.assert_allclose(image, numpy_jitter(IMAGE, *alpha, order), atol=0.02)
+            np.testing.assert_allclose(image, numpy_jitter(IMAGE, *alpha, order=order), atol=0.02)
 
 
 def test_color_jitter_strengths_are_uniform_and_independent():
@@ -173,7 +174,7 @@ def test_imagenet_jitters_before_it_normalizes():
 
 @pytest.fixture(scope="module")
 def full_recipe():
-    recipe = dict(color_jitter_strength=0.4, lighting_std=0.1, flip_images=True, pad_px=2)
+    recipe: dict[str, Any] = dict(color_jitter_strength=0.4, lighting_std=0.1, flip_images=True, pad_px=2)
     return jax.jit(lib.make_augment(**IMAGENET, **recipe))
 
 
@@ -213,7 +214,7 @@ def test_flip_and_place_of_the_crop_are_independent():
 
 
 def test_jitter_lighting_and_flip_are_independent():
-    recipe = dict(color_jitter_strength=0.4, lighting_std=0.1, flip_images=True)
+    recipe: dict[str, Any] = dict(color_jitter_strength=0.4, lighting_std=0.1, flip_images=True)
     augment = jax.jit(lib.make_augment(mean=(0.0,) * 3, std=(1.0,) * 3, **recipe))
     images = np.asarray(augment(batch_of(IMAGE, DRAWS), lib.image_keys(2, jnp.int32(9), DRAWS)), np.float64)
     fits, errors = [], []

@@ -61,7 +61,7 @@ def test_normalize_uses_the_statistics_of_its_group():
     mean, variance = RNG.normal(size=(3, 4)), RNG.uniform(0.1, 2, (3, 4))
     scale, bias = RNG.normal(size=4), RNG.normal(size=4)
     arrays = (jnp.asarray(array, jnp.float32) for array in (mean, variance, scale, bias))
-    got = batch_norm.normalize(x(), *arrays, 0.01)
+    got = batch_norm.normalize(x(), *arrays, epsilon=0.01)
     for image in range(6):
         group = image // 2
         want = (X[image] - mean[group]) / np.sqrt(variance[group] + 0.01) * scale + bias

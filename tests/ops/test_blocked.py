@@ -8,6 +8,7 @@ import pytest
 from resnext_jax.ops import blocked
 
 RNG = np.random.default_rng(0)
+PLACES = (0, 1, 2), (0, 1, 2)  # summed over in a gradient of a kernel
 
 
 def test_into_blocks_equals_numpy():
@@ -19,7 +20,7 @@ def test_into_blocks_equals_numpy():
     flat = grad.reshape(2, 3, 5, 12)  # block 0 holds the channels 0..3, block 1 the next four
     np.testing.assert_allclose(out.reshape(flat.shape), x @ kernel[0, 0], rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(grad_x, flat @ kernel[0, 0].T, rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(grad_kernel[0, 0], np.tensordot(x, flat, ((0, 1, 2),) * 2), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(grad_kernel[0, 0], np.tensordot(x, flat, PLACES), rtol=1e-4, atol=1e-4)
 
 
 def test_out_of_blocks_equals_numpy():
@@ -31,7 +32,7 @@ def test_out_of_blocks_equals_numpy():
     flat = x.reshape(2, 3, 5, 12)
     np.testing.assert_allclose(out, flat @ kernel[0, 0], rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(grad_x.reshape(flat.shape), grad @ kernel[0, 0].T, rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(grad_kernel[0, 0], np.tensordot(flat, grad, ((0, 1, 2),) * 2), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(grad_kernel[0, 0], np.tensordot(flat, grad, PLACES), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(

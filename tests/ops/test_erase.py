@@ -1,5 +1,7 @@
 """erase.py: rectangles of zeros, with the sizes and places of torchvision's RandomErasing."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -50,8 +52,10 @@ def test_so_many_images_are_erased():
 
 
 def test_erasing_changes_no_other_draw():
-    recipe = dict(mean=(100.0,) * 3, std=(50.0,) * 3, color_jitter_strength=0.4, lighting_std=0.1, flip_images=True)
-    images = np.random.default_rng(0).integers(1, 256, (64, 16, 16, 3)).astype(np.uint8)
+    recipe: dict[str, Any] = dict(
+        mean=(100.0,) * 3, std=(50.0,) * 3, color_jitter_strength=0.4, lighting_std=0.1, flip_images=True
+    )
+    images = jnp.asarray(np.random.default_rng(0).integers(1, 256, (64, 16, 16, 3), np.uint8))
     keys = image_keys(1, jnp.int32(2), 64)
     plain = np.asarray(make_augment(**recipe)(images, keys))
     erased = np.asarray(make_augment(**recipe, erase_probability=0.5)(images, keys))

@@ -167,7 +167,7 @@ def test_forward_and_backward_apart():
     backward = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(x, kernel).compile().as_text()
     assert "stablehlo.convolution" in forward
     assert "dot_general" not in forward
-    assert "convolution(" not in backward
+    assert "convolution(" not in str(backward)
 
 
 @pytest.mark.parametrize("impl", sorted(lib.IMPLS))

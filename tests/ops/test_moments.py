@@ -47,7 +47,10 @@ def ours(arrays: dict[str, np.ndarray], shape: tuple[int, ...], dtype=jnp.float3
 
     @jax.jit
     def run(x, kernel, scale, bias, grad):
-        compute = lambda *args: (lambda y, *statistics: (y, statistics))(*conv_norm(*args, EPSILON))  # noqa: E731
+        def compute(*args):
+            y, *statistics = conv_norm(*args, epsilon=EPSILON)
+            return y, statistics
+
         y, vjp, statistics = jax.vjp(compute, x, kernel, scale, bias, has_aux=True)
         return y, statistics, vjp(grad)
 

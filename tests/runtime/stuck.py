@@ -25,7 +25,7 @@ def say() -> None:
     print(f"stuck in {NAME}", flush=True)
 
 
-def hang_in_c(*_: object, **__: object) -> None:
+def hang_in_c(*args: object, **kwargs: object) -> None:
     say()
     mutex = ctypes.create_string_buffer(256)
     for _ in range(2):  # a mutex that this very thread holds
@@ -48,7 +48,7 @@ def take(self, batches, step):
 fill.calls = 0
 original_fill, original_take = pipeline._gather, preemption.Preemption.take
 if NAME == "compile":
-    jax.stages.Lowered.compile = hang_in_c
+    jax.stages.Lowered.compile = hang_in_c  # pyright: ignore[reportAttributeAccessIssue]
 elif NAME == "evaluation":
     validation.evaluate = hang_in_c
 elif NAME == "input":

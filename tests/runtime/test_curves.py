@@ -43,7 +43,7 @@ def test_errors_by_epoch():
 def test_picture(tmp_path):
     path = draw_curves(ROWS, str(tmp_path), "a title")
     assert path == str(tmp_path / "curves.png")
-    with Image.open(path) as image:
+    with Image.open(str(path)) as image:
         assert image.format == "PNG"
         assert image.size == (1050, 660)
         pixels = np.asarray(image.convert("RGB")).reshape(-1, 3)

@@ -2,6 +2,8 @@
 
 import json
 
+import tiny
+
 from resnext_jax.runtime.writer import MetricsWriter, read_metrics
 
 
@@ -41,3 +43,10 @@ def test_torn_last_line_is_left_out_and_written_over(tmp_path):
 
 def test_no_file_no_rows(tmp_path):
     assert read_metrics(str(tmp_path)) == []
+
+
+def test_training_does_not_import_torch(tmp_path):
+    process = tiny.start(tmp_path, "--config.num_steps=1", PYTHONPROFILEIMPORTTIME="1")
+    imported = {line.split("|")[-1].strip() for line in tiny.finish(process).splitlines() if "import time:" in line}
+    assert {"tensorboardX", "resnext_jax.train.loop"} <= imported
+    assert "torch.nn" not in imported

@@ -81,7 +81,7 @@ def test_a_table_with_an_evaluation_missing_is_not_complete(tmp_path):
     (axes,) = figure.axes
     assert [label.get_text() for label in axes.get_xticklabels()] == ["as trained", "32 px", "40 px"]
     for bars, errors in zip(axes.containers, ([20, np.nan, 40], [20, 32, 40]), strict=True):
-        np.testing.assert_allclose(np.asarray(bars.lines[0].get_ydata(), float), errors)
+        np.testing.assert_allclose(np.asarray(vars(bars)["lines"][0].get_ydata(), float), errors)
 
 
 @pytest.mark.parametrize("top1", ["1.7", '"bad"', "NaN", "null"])
@@ -139,7 +139,7 @@ def test_figure_6_has_the_1k_way_errors_while_training(tmp_path, no_tracing):
         study.draw(figure, collect.rows_of(study.scales[name], runs_here, runs_here))
         left = figure.axes[0]
         # Two networks of each depth; in Figure 6 their validation errors alone, 30 % throughout.
-        lines = [line.get_ydata().tolist() for line in left.get_lines() if len(line.get_ydata())]
+        lines = [y.tolist() for y in (np.asarray(line.get_ydata()) for line in left.get_lines()) if len(y)]
         assert left.get_ylabel() == ("1K-way top-1 error (%)" if has else "top-1 error (%)")
         assert lines == (
             [[pytest.approx(30.0)] * 3] * 2

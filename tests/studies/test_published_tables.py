@@ -200,5 +200,5 @@ def test_the_readme_of_table_2_has_what_the_command_prints(tmp_path, capsys):
     table2 = importlib.import_module("experiments.table2_complexity.run")
     assert table2.execute(argparse.Namespace(scale="full", out=str(tmp_path / "out"))) == 0
     printed = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
-    readme = (Path(table2.__file__).parent / "README.md").read_text().splitlines()
+    readme = (Path(str(table2.__file__)).parent / "README.md").read_text().splitlines()
     assert [line for line in readme if line.startswith("|")] == printed

@@ -1,6 +1,7 @@
 """A whole run in a bucket: a stand-in that speaks the protocols, not Google's."""
 
 import json
+from typing import Any
 
 import fake_bucket
 import jax
@@ -119,7 +120,8 @@ def test_recomputed_statistics_whose_save_was_cut_short_are_made_again(bucket, m
     description = tiny.description()
 
     def recompute():
-        arguments = None, variables, 4, description, None, "gs://bucket/run", place  # the steps and images are not used
+        # The steps and images are not used.
+        arguments: Any = (None, variables, 4, description, None, "gs://bucket/run", place)
         return recompute_module.recompute_bn(tiny.config(), *arguments)["batch_stats"]
 
     checkpoint = "gs://bucket/run/recomputed_bn/checkpoints/4"

@@ -61,7 +61,7 @@ def test_draws_depend_on_the_step_and_not_on_devices_or_microbatches():
 
 
 def test_where_there_is_no_dropout_keys_change_nothing_in_the_program():
-    def program(arch: Arch, keys) -> str:
+    def program(arch, keys) -> str:
         model = zoo.NETWORKS[type(arch)](arch, 10, lambda shape: "native", 4)
         images = jnp.zeros((4, 16, 16, 3))
         variables = jax.eval_shape(partial(model.init, train=False), jax.random.key(0), images)

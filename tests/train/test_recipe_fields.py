@@ -1,6 +1,8 @@
 """What the configs of the newer recipes say reaches the images and the loss; the values stand here, by the recipes."""
 
 import dataclasses
+import importlib
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -65,7 +67,7 @@ def test_batches_are_cropped_altered_and_repeated(name):
     got = next(dataset.training_batches(config_of(name), SOURCE, PLACE, 0, 1))
     alter = make_alter(recipe.policy, magnitude=recipe.magnitude, flip=True, mean=(123.675, 116.28, 103.53))
     crop = Crop("random_sized", 24, alter=alter)
-    how = dict(batch_size=BATCH, seed=5, steps=range(1), repeats=recipe.repeats, group_images=GROUP)
+    how: dict[str, Any] = dict(batch_size=BATCH, seed=5, steps=range(1), repeats=recipe.repeats, group_images=GROUP)
     want = next(train_batches(SOURCE, crop, **how))
     np.testing.assert_array_equal(got.label, want.label)
     np.testing.assert_array_equal(got.image, want.image)
@@ -104,7 +106,7 @@ def test_images_are_mixed_with_its_alphas(name):
 @each_recipe
 def test_the_loss_is_the_recipes(name, torchvision):
     """PyTorch's for V2, timm's for the others, of images that are mixed."""
-    from timm.loss import BinaryCrossEntropy
+    bce = importlib.import_module("timm.loss").BinaryCrossEntropy
 
     recipe = RECIPES[name]
     rng = np.random.default_rng(1)
@@ -116,8 +118,8 @@ def test_the_loss_is_the_recipes(name, torchvision):
     if name == "v2":
         want = torch.nn.CrossEntropyLoss()(torch.tensor(logits), shares)
     else:
-        want = BinaryCrossEntropy(smoothing=0.0, target_threshold=recipe.threshold)(torch.tensor(logits), shares)
-    run = Classification(config_of(name), DatasetInfo("photos", 10_000, None, tuple("abcde")), PLACE)
+        want = bce(smoothing=0.0, target_threshold=recipe.threshold)(torch.tensor(logits), shares)
+    run = Classification(config_of(name), PLACE, DatasetInfo("photos", 10_000, tuple("abcde"), None))
     loss = run.plain_step.keywords["loss"]
     got = loss(jnp.asarray(logits), Labels(jnp.asarray(own), jnp.asarray(other), jnp.asarray(weight)))
     np.testing.assert_allclose(np.mean(got), want, rtol=1e-5)

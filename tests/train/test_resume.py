@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from typing import Any
 
 import pytest
 import tiny
@@ -39,11 +40,11 @@ def changed(schedule="step", allow=False, num_images=15_000, **fields):
         check_resumable(now, before, "of step 8", allow=allow, say=said.append)
     except UserError as error:
         return said, error.problems
-    return said, ()
+    return said, []
 
 
 def test_what_changes_the_trajectory_is_refused_with_both_values_and_the_remedy():
-    fields = dict(batch_size=64, seed=7, model__name="resnet50", data__crop="random_sized")
+    fields: dict[str, Any] = dict(batch_size=64, seed=7, model__name="resnet50", data__crop="random_sized")
     said, problems = changed(**fields, log__every_steps=9)
     assert said == []
     assert "the checkpoint of step 8 was trained with another config" in problems[0]

@@ -153,7 +153,7 @@ def theirs(case: str, variables: dict, batches: list[Batch]) -> list[dict]:
 def assert_close(got: dict, want: dict, relative: float) -> None:
     assert got.keys() == want.keys()
     errors = {name: np.abs(got[name] - want[name]).max() / np.abs(want[name]).max() for name in want}
-    worst = max(errors, key=errors.get)
+    worst = max(errors, key=errors.__getitem__)
     assert errors[worst] <= relative, f"{worst}: {errors[worst]:.1e} of its largest value"
 
 
