@@ -7,15 +7,9 @@ import jax
 import numpy as np
 import pytest
 import tiny
-from etils import epath
-from fake_bucket import Bucket
 from jax.experimental.compilation_cache import compilation_cache
 
-from resnext_jax.cluster import heartbeats
-from resnext_jax.errors import UserError
 from resnext_jax.evaluate import recomputed
-from resnext_jax.files import write_whole
-from resnext_jax.runtime.lock import Lock
 from resnext_jax.runtime.writer import read_metrics
 from resnext_jax.sharding import Place, make_mesh, put_replicated
 from resnext_jax.train.loop import train
@@ -91,24 +85,6 @@ def test_a_run_in_a_bucket_is_the_run_in_a_directory(bucket, compiled_once, tmp_
         assert (ours[name] == array).all(), name
 
 
-def test_of_two_runs_in_a_bucket_one_is_refused(bucket, monkeypatch):
-    monkeypatch.setattr("resnext_jax.runtime.lock.LOOK_AGAIN_S", 0.05)
-    with Lock("gs://bucket/run", print), pytest.raises(UserError, match="another run is at work in gs://bucket/run"):
-        Lock("gs://bucket/run", print).__enter__()
-    assert bucket.find("gs://bucket/run") == []
-
-
-def test_of_two_that_start_at_once_the_last_who_wrote_has_it(bucket, monkeypatch):
-    def the_other_writes(_):
-        write_whole(lock._path, json.dumps({"pid": 7, "host": "other", "token": "theirs"}))
-
-    monkeypatch.setattr("resnext_jax.runtime.lock.time.sleep", the_other_writes)
-    lock = Lock("gs://bucket/run", print)
-    with pytest.raises(UserError, match="process 7 on other"):
-        lock.__enter__()
-    assert json.loads(bucket.cat_file("gs://bucket/run/run.lock"))["token"] == "theirs"
-
-
 def test_recomputed_statistics_whose_save_was_cut_short_are_made_again(bucket, monkeypatch):
     """In a bucket a save lies where it stays from its first object on; only the last one says that it is whole."""
     place = Place(make_mesh(jax.devices()[:1]), "cpu")
@@ -136,23 +112,3 @@ def test_recomputed_statistics_whose_save_was_cut_short_are_made_again(bucket, m
     np.testing.assert_array_equal(recompute(), np.full(3, 5.0))
     assert computed == [1, 1]
     assert bucket.exists(f"{checkpoint}/commit_success.txt")
-
-
-def test_heartbeats_in_a_bucket(bucket, monkeypatch):
-    """Written whole; and a bucket that does not take one is asked again."""
-    refused = [True, False]
-    open_ = Bucket._open
-    seen = iter([[{"process": 0, "host": "vm", "step": step, "time": 0.0}] for step in (7, 8)])
-
-    def _open(self, path, mode="rb", **options):
-        if "w" in mode and refused.pop(0):
-            raise RuntimeError("503")  # clients of buckets have errors of their own
-        return open_(self, path, mode, **options)
-
-    monkeypatch.setattr(Bucket, "_open", _open)
-    monkeypatch.setattr(heartbeats, "WRITE_EVERY_S", 0.0)
-    with pytest.raises(StopIteration):  # nothing else ends it
-        heartbeats._write(epath.Path("gs://bucket/run/heartbeats.json"), lambda: next(seen))
-    (process,) = json.loads(bucket.cat_file("gs://bucket/run/heartbeats.json"))["processes"]
-    assert process == {"process": 0, "host": "vm", "step": 8, "time": "1970-01-01T00:00:00+00:00"}
-    assert refused == []
