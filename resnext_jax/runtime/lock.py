@@ -58,7 +58,10 @@ class Lock:
             raise self._refused(self._taken_by)
 
     def _wait_until_stale(self, other: dict) -> None:
-        if other.get("machine", "") == self._own["machine"] and not Path(f"/proc/{other['pid']}").exists():
+        command = any(
+            path.read_bytes() for path in Path("/proc").glob(f"{other.get('pid')}/cmdline")
+        )  # not of a zombie
+        if not command and other.get("machine", "") == self._own["machine"]:
             return
         self._say(f"{self._path} is of a run on {other.get('host', '?')}; waiting a minute whether that is still alive")
         until_s = time.monotonic() + STALE_AFTER_S
@@ -75,7 +78,6 @@ class Lock:
                 write_whole(self._path, json.dumps(self._own))
 
     def _other(self) -> dict | None:
-        """Return what the lock of another run says; None where it is ours or there is none."""
         try:
             holder = json.loads(self._path.read_text() or "{}")  # empty while it is created
         except FileNotFoundError:
