@@ -15,7 +15,7 @@ LADDER = (
     {"types", "errors", "progress"},
     {"files"},
     {"ops"},
-    {"models", "data", "optim", "metrics", "sharding", "checkpoint", "runtime", "cluster"},
+    {"models", "data", "optim", "metrics", "sharding", "checkpoint", "runtime"},
     {"builders"},
     {"evaluate"},
     {"config"},

@@ -57,7 +57,8 @@ WITH_CTRL_C = (
 def command_line(*arguments: str) -> Iterator[tuple[list[str], flags.FlagValues]]:
     """The arguments where ml_collections looks for overrides, and the command's flags, not yet parsed."""
     argv = ["main.py", *arguments]
-    with mock.patch.object(sys, "argv", argv), warnings.catch_warnings():
+    alone = mock.patch.dict(os.environ, {"JAX_NUM_PROCESSES": "1"})  # JAX has devices already in the tests' process
+    with mock.patch.object(sys, "argv", argv), alone, warnings.catch_warnings():
         warnings.filterwarnings("ignore", "the load_module", DeprecationWarning)  # how ml_collections loads a file
         yield argv, main.define_flags(flags.FlagValues())
 

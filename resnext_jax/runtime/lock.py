@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -27,19 +28,30 @@ class Lock:
         who = {"host": os.uname().nodename, "pid": os.getpid(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
         boot, pids = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")  # shared with whom /proc shows
         machine = f"{boot.read_text().strip()}/{pids.stat().st_ino}" if boot.exists() else None
-        self._own = {**who, "machine": machine, "token": os.urandom(8).hex(), "renewed": 0}
+        self._own = who | {"machine": machine, "command": "\0".join([*sys.orig_argv, ""]), "token": os.urandom(8).hex()}
         self._taken_by, self._stop, self._thread = None, Event(), Thread(target=self._renew, daemon=True)
 
     def __enter__(self) -> "Lock":
-        if other := self._other():
-            self._wait_until_stale(other)
-        elif not in_bucket(self._workdir):
+        first = other = self._other()
+        until_s = time.monotonic() + STALE_AFTER_S
+        if first and first.get("machine", "") == self._own["machine"]:
+            commands = [os.fsdecode(path.read_bytes()) for path in Path("/proc").glob(f"{first['pid']}/cmdline")]
+            if commands == [first["command"]]:  # not a dead one, nor another process that has its number now
+                raise self._refused(first)
+            until_s = 0.0
+        elif first:
+            self._say(f"{self._path}: waiting a minute to see whether the run on {first.get('host', '?')} is alive")
+        while time.monotonic() < until_s and (other := self._other()):
+            if other != first:
+                raise self._refused(other)
+            time.sleep(LOOK_AGAIN_S)
+        if not first and not in_bucket(self._workdir):
             try:
                 Path(self._path).touch(exist_ok=False)
             except FileExistsError:
                 raise self._refused(self._other() or {}) from None
         write_whole(self._path, json.dumps(self._own))
-        if other or in_bucket(self._workdir):
+        if first or in_bucket(self._workdir):
             time.sleep(LOOK_AGAIN_S)  # of two that start now, the last one that writes has the lock
             self.check()
         self._thread.start()
@@ -57,25 +69,13 @@ class Lock:
         if self._taken_by:
             raise self._refused(self._taken_by)
 
-    def _wait_until_stale(self, other: dict) -> None:
-        if other.get("machine", "") == self._own["machine"] and not Path(f"/proc/{other['pid']}").exists():
-            return
-        self._say(f"{self._path} is of a run on {other.get('host', '?')}; waiting a minute whether that is still alive")
-        until_s = time.monotonic() + STALE_AFTER_S
-        while time.monotonic() < until_s and (now := self._other()):
-            if now != other:
-                raise self._refused(now)
-            time.sleep(LOOK_AGAIN_S)
-
     def _renew(self) -> None:
         while not self._stop.wait(RENEW_EVERY_S):
             with contextlib.suppress(OSError, UserError):  # a file system may recover; others wait for a minute
                 self.check()
-                self._own["renewed"] += 1
-                write_whole(self._path, json.dumps(self._own))
+                write_whole(self._path, json.dumps(self._own | {"renewed": time.time()}))
 
     def _other(self) -> dict | None:
-        """Return what the lock of another run says; None where it is ours or there is none."""
         try:
             holder = json.loads(self._path.read_text() or "{}")  # empty while it is created
         except FileNotFoundError:

@@ -10,10 +10,7 @@ import pytest
 import tiny
 from jax.experimental.compilation_cache import compilation_cache
 
-from resnext_jax.errors import UserError
 from resnext_jax.evaluate import recompute as recompute_module
-from resnext_jax.files import write_whole
-from resnext_jax.runtime.lock import Lock
 from resnext_jax.runtime.writer import read_metrics
 from resnext_jax.sharding import Place, make_mesh, put_replicated
 
@@ -84,24 +81,6 @@ def test_a_run_in_a_bucket_is_the_run_in_a_directory(bucket, compiled_once, tmp_
     assert ours.keys() == theirs.keys()
     for name, array in theirs.items():
         assert (ours[name] == array).all(), name
-
-
-def test_of_two_runs_in_a_bucket_one_is_refused(bucket, monkeypatch):
-    monkeypatch.setattr("resnext_jax.runtime.lock.LOOK_AGAIN_S", 0.05)
-    with Lock("gs://bucket/run", print), pytest.raises(UserError, match="another run is at work in gs://bucket/run"):
-        Lock("gs://bucket/run", print).__enter__()
-    assert bucket.find("gs://bucket/run") == []
-
-
-def test_of_two_that_start_at_once_the_last_who_wrote_has_it(bucket, monkeypatch):
-    def the_other_writes(_):
-        write_whole(lock._path, json.dumps({"pid": 7, "host": "other", "token": "theirs"}))
-
-    monkeypatch.setattr("resnext_jax.runtime.lock.time.sleep", the_other_writes)
-    lock = Lock("gs://bucket/run", print)
-    with pytest.raises(UserError, match="process 7 on other"):
-        lock.__enter__()
-    assert json.loads(bucket.cat_file("gs://bucket/run/run.lock"))["token"] == "theirs"
 
 
 def test_recomputed_statistics_whose_save_was_cut_short_are_made_again(bucket, monkeypatch):

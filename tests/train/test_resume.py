@@ -1,23 +1,14 @@
-"""Which configs may go on from a checkpoint, what the others are told, and who may write into a workdir."""
+"""Which configs may go on from a checkpoint, and what the others are told."""
 
 import copy
 import json
-import os
 import re
-import signal
-import subprocess
-import sys
-import threading
-import time
 from typing import Any
 
 import pytest
 import tiny
 
 from resnext_jax.errors import UserError
-from resnext_jax.files import write_whole
-from resnext_jax.runtime import lock as lock_module
-from resnext_jax.runtime.lock import Lock
 from resnext_jax.train.resume import check_resumable
 
 # ------------------------------------------------------------------------------------------------- Changed configs
@@ -107,101 +98,3 @@ def test_on_purpose_all_is_reported_and_nothing_refused():
     said, problems = changed(allow=True, batch_size=64, resume_changed=True)
     assert said == ["note: batch_size was 32 at the last start, and is 64 from here on"]
     assert problems == ()
-
-
-# ----------------------------------------------------------------------------------------------------------- The lock
-
-HOLDER = """
-import sys, time
-from resnext_jax.runtime.lock import Lock
-with Lock(sys.argv[1], print):
-    print("held", flush=True)
-    time.sleep(60)
-"""
-
-
-@pytest.fixture
-def quick(monkeypatch):
-    monkeypatch.setattr(lock_module, "LOOK_AGAIN_S", 0.02)
-    monkeypatch.setattr(lock_module, "RENEW_EVERY_S", 0.05)
-    monkeypatch.setattr(lock_module, "STALE_AFTER_S", 0.5)
-
-
-def foreign(workdir, renewed=0):
-    """A lock of another machine."""
-    write_whole(
-        Lock(str(workdir), print)._path,
-        json.dumps({"host": "tpu-7", "kernel": "other", "pid": 1, "token": "t", "renewed": renewed}),
-    )
-
-
-def test_a_second_run_is_refused_until_the_first_is_gone(tmp_path):
-    process = subprocess.Popen(
-        [sys.executable, "-c", HOLDER, str(tmp_path)],
-        cwd=tiny.ROOT,
-        env={**os.environ, "PYTHONPATH": str(tiny.ROOT)},
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout is not None
-    with process.stdout:
-        assert process.stdout.readline() == "held\n"
-        with pytest.raises(UserError, match=f"another run is at work in {tmp_path}: process {process.pid} on "):
-            Lock(str(tmp_path), pytest.fail).__enter__()
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    assert (tmp_path / "run.lock").exists()
-    with Lock(str(tmp_path), pytest.fail):  # at once, without a word
-        pass
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_process_number_that_belongs_to_another_now(tmp_path):
-    gone = {**lock_module._this_process(), "started": "1", "token": "t"}
-    (tmp_path / "run.lock").write_text(json.dumps(gone))
-    with Lock(str(tmp_path), pytest.fail) as lock:
-        lock.check()
-
-
-def test_another_machine_that_renews_its_lock(tmp_path, quick, monkeypatch):
-    monkeypatch.setattr(lock_module, "STALE_AFTER_S", 60.0)
-    foreign(tmp_path)
-    said = []
-    renewal = threading.Timer(0.1, foreign, (tmp_path, 1))
-    renewal.start()
-    with pytest.raises(UserError, match="process 1 on tpu-7"):
-        Lock(str(tmp_path), said.append).__enter__()
-    renewal.join()
-    assert "waiting a minute whether that run is still alive" in said[0]
-
-
-def test_another_machine_that_has_died(tmp_path, quick):
-    foreign(tmp_path)
-    said = []
-    with Lock(str(tmp_path), said.append):
-        pass
-    assert len(said) == 1
-
-
-def test_another_machine_that_died_long_ago_is_not_waited_for(tmp_path):
-    foreign(tmp_path)
-    os.utime(tmp_path / "run.lock", (time.time() - 61, time.time() - 61))
-    with Lock(str(tmp_path), pytest.fail):
-        pass
-
-
-def test_a_torn_lock_is_like_that_of_another_machine(tmp_path, quick):
-    (tmp_path / "run.lock").write_text('{"host"')
-    with Lock(str(tmp_path), [].append) as lock:
-        lock.check()
-
-
-def test_a_run_that_was_thought_dead_stops(tmp_path, quick):
-    lock = Lock(str(tmp_path), pytest.fail)
-    with lock:
-        lock.check()
-        foreign(tmp_path)
-        lock._thread.join(timeout=10)
-        with pytest.raises(UserError, match="process 1 on tpu-7"):
-            lock.check()
-    assert json.loads((tmp_path / "run.lock").read_text())["host"] == "tpu-7"  # left to its new holder
