@@ -68,6 +68,9 @@ class Manifest(NamedTuple):
     settings: dict[str, Any]
     notes: dict[str, Any]
 
+    def files(self) -> tuple[File, ...]:
+        return tuple(file for split in self.splits.values() for file in (*split.shards, split.labels))
+
 
 def pack(image: bytes, label: int, name: str) -> bytes:
     """A record. The name is cut at 65,535 bytes, which no file system allows."""
