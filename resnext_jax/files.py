@@ -1,5 +1,6 @@
-"""Write small files, on a local disk or in a bucket, completely or not at all."""
+"""Files on a local disk or in a bucket: write them completely or not at all, and compute checksums."""
 
+import hashlib
 import secrets
 
 from etils import epath
@@ -24,6 +25,12 @@ def replace_file(path: epath.Path, content: bytes | str) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def sha256_of(path: epath.PathLike) -> str:
+    """Return the SHA-256 of a file, in hexadecimal."""
+    with epath.Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_whole(path: epath.Path, content: bytes | str) -> None:

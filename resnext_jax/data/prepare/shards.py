@@ -14,9 +14,9 @@ from PIL import Image
 
 from resnext_jax.data import decode
 from resnext_jax.data.prepare.images import LOOSE, Entry
-from resnext_jax.data.records import WRITER_OPTIONS, File, pack, sha256_of
+from resnext_jax.data.records import WRITER_OPTIONS, File, pack
 from resnext_jax.errors import UserError
-from resnext_jax.files import in_bucket
+from resnext_jax.files import in_bucket, sha256_of
 
 SEED = 0
 MAX_SHARDS = 1024
