@@ -51,7 +51,8 @@ def layers_of(name: str, num_classes: int) -> list[Layer]:
             partial(model.init, train=False), jax.random.key(0), jax.ShapeDtypeStruct((1, 224, 224, 3), "float32")
         )
     shapes: dict[tuple[str, ...], dict[str, tuple[int, ...]]] = collections.defaultdict(dict)
-    for (_, *path, array), leaf in traverse_util.flatten_dict(variables).items():
+    flat: dict[tuple[str, ...], Any] = traverse_util.flatten_dict(variables)
+    for (_, *path, array), leaf in flat.items():
         shapes[tuple(path)][array] = tuple(leaf.shape)
     return [
         Layer(path, _kind(shapes[path]), shapes[path], getattr(module, "stride", 1))

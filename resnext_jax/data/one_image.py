@@ -8,7 +8,7 @@ from jaxtyping import UInt8
 from resnext_jax.data.decode import center_crop
 from resnext_jax.errors import UserError
 
-GREY_WEIGHTS = ((0.299,), (0.587,), (0.114,))
+GRAY_WEIGHTS = ((0.299,), (0.587,), (0.114,))
 
 # Fields of `config.data` by image size, for ImageNet, CIFAR-10 and Fashion-MNIST, as in configs/common.py.
 _IMAGENET = dict(mean=(123.675, 116.28, 103.53), std=(58.395, 57.12, 57.375))
@@ -41,7 +41,7 @@ def prepare(
             "width, 1 or 3), as uint8 in 0..255. Of a file: np.asarray(PIL.Image.open(FILE).convert('RGB'))."
         )
     if image.shape[-1] == 3 and len(data["mean"]) == 1:
-        image = np.round(image @ np.array(GREY_WEIGHTS)).astype(np.uint8)
+        image = np.round(image @ np.array(GRAY_WEIGHTS)).astype(np.uint8)
     elif image.shape[-1] == 1 and len(data["mean"]) == 3:
         image = np.repeat(image, 3, axis=-1)
     # Without a crop the images have the size of the network: the whole short side is kept.

@@ -152,8 +152,8 @@ def make_alter(name: str, *, magnitude: float, flip: bool, mean: Sequence[float]
 
 def apply(image: Pixels, drawn: Drawn, resample: Image.Resampling, color: tuple[int, ...]) -> Pixels:
     """Return the image after the drawn operations; it has one or three channels."""
-    grey = image.shape[2] == 1
-    pillow = Image.fromarray(np.ascontiguousarray(image[..., 0] if grey else image))
+    is_gray = image.shape[2] == 1
+    pillow = Image.fromarray(np.ascontiguousarray(image[..., 0] if is_gray else image))
     for name, argument in drawn:
-        pillow = OPS[name](pillow, argument, resample, color[0] if grey else color)
+        pillow = OPS[name](pillow, argument, resample, color[0] if is_gray else color)
     return np.asarray(pillow).reshape(image.shape)
