@@ -1,6 +1,7 @@
-"""Small files of a workdir, local or in a bucket: written whole or not at all."""
+"""Files on a local disk or in a bucket: write them completely or not at all, and compute checksums."""
 
-import os
+import hashlib
+import secrets
 
 from etils import epath
 
@@ -8,35 +9,45 @@ from resnext_jax.errors import UserError
 
 
 def in_bucket(path: str | epath.Path) -> bool:
-    """Whether this is a path like gs://bucket/run: no directories to make, nothing to append to or to rename."""
+    """Return whether a path is like gs://bucket/run, where nothing can be locked, appended to or renamed."""
     return "://" in str(path)
 
 
+def replace_file(path: epath.Path, content: bytes | str) -> None:
+    """Writes a file so that readers find the old or the new content, even if this process is killed."""
+    content = content.encode("utf-8", "surrogateescape") if isinstance(content, str) else content
+    if in_bucket(path):
+        path.write_bytes(content)  # an object appears when it is complete
+        return
+    temporary = path.parent / f".{path.name}.tmp-{secrets.token_hex(8)}"  # hosts may share the directory
+    try:
+        temporary.write_bytes(content)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def sha256_of(path: epath.PathLike) -> str:
+    """Return the SHA-256 of a file, in hexadecimal."""
+    with epath.Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def write_whole(path: epath.Path, content: bytes | str) -> None:
-    """Whoever reads `path`, after a kill too, finds all of `content` or what was there before.
+    """Writes a file of a workdir with `replace_file`.
 
     Raises:
       UserError: it could not be written.
     """
-    content = content.encode() if isinstance(content, str) else content
     try:
-        if in_bucket(path):
-            path.write_bytes(content)  # an object appears when all of it is there
-            return
-        temporary = path.parent / f".{path.name}.tmp-{os.getpid()}"
-        try:
-            temporary.write_bytes(content)
-            temporary.replace(path)
-        except OSError:
-            temporary.unlink(missing_ok=True)
-            raise
+        replace_file(path, content)
     except OSError as error:
         raise cannot_write(path, error) from error
 
 
 def cannot_write(path: epath.Path, error: OSError) -> UserError:
-    """The instruction for a file that the file system, or the bucket, would not take."""
+    """Return the error for a file that could not be written."""
     return UserError(
-        f"{path} could not be written ({error.strerror or error}). What was saved before is untouched. Make room, or "
-        "mend what is wrong with the directory, and run the same command again: it goes on from the newest checkpoint."
+        f"{path} could not be written ({error.strerror or error}). What was saved before is untouched. Free disk space "
+        "or fix the directory, and run the same command again: it continues from the newest checkpoint."
     )

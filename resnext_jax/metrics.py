@@ -1,4 +1,4 @@
-"""Masked sums that add: N images in any batches on any devices count exactly N, and the mean is taken once."""
+"""Masked sums of metrics. They can be added exactly over batches and devices; the mean is taken once at the end."""
 
 from typing import TypeVar
 
@@ -13,7 +13,7 @@ from resnext_jax.types import Leaf
 
 Tree = TypeVar("Tree")
 
-# Of a row in metrics.jsonl: what depends on the machine and the moment. All else is the same in every run of a config.
+# Fields of metrics.jsonl that depend on the machine and its load. All others are equal in every run of a config.
 TIMED_FIELDS = frozenset(
     {
         *("images_per_s", "images_per_s_per_chip", "step_p50_s", "step_p95_s", "step_max_s"),
@@ -26,10 +26,10 @@ class Sums(struct.PyTreeNode):
     """Sums over the images that the mask keeps.
 
     Attributes:
-      loss: of the cross-entropies (without label smoothing), in nats.
-      top1: images whose label has the largest logit.
-      top5: images whose label is among the five largest (all of them, where there are five classes or fewer).
-      images: the images counted.
+      loss: sum of the cross-entropies (without label smoothing), in nats.
+      top1: number of images whose label has the largest logit.
+      top5: number of images whose label is among the five largest (all images if there are at most five classes).
+      images: number of images.
     """
 
     loss: Leaf
@@ -39,10 +39,10 @@ class Sums(struct.PyTreeNode):
 
 
 class PresentSums(Sums):
-    """The same, and how many are right where the answer is one of the classes that the images have.
+    """Sums that also count the correct answers among only the classes that the images have.
 
     Attributes:
-      top1_present, top5_present: as `top1` and `top5`, all other classes left out.
+      top1_present, top5_present: `top1` and `top5` among these classes.
     """
 
     top1_present: Leaf
@@ -50,19 +50,13 @@ class PresentSums(Sums):
 
 
 def cross_entropy(logits: Float[Array, "batch classes"], labels: Int[Array, " batch"]) -> Float[Array, " batch"]:
-    """Softmax cross-entropy per image, in nats."""
+    """Return the softmax cross-entropy of each image, in nats."""
     return optax.softmax_cross_entropy(logits, jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype))
 
 
 def count(logits: Float[Array, "batch classes"], labels: Int[Array, " batch"], mask: Float[Array, " batch"]) -> Sums:
-    """The sums of one batch. A tie with the label's logit counts against it, so constant logits score nothing."""
-    ahead, keep = _ahead(logits, labels), mask > 0
-    return Sums(
-        loss=jnp.sum(jnp.where(keep, cross_entropy(logits, labels), 0.0)),
-        top1=jnp.sum(keep & (ahead < 1)),
-        top5=jnp.sum(keep & (ahead < 5)),
-        images=jnp.sum(keep),
-    )
+    """Return the sums of one batch. A tie with the label's logit counts as wrong, so constant logits score 0."""
+    return _sums(cross_entropy(logits, labels), _ahead(logits, labels), mask > 0)
 
 
 def count_present(
@@ -71,7 +65,7 @@ def count_present(
     mask: Float[Array, " batch"],
     present: Bool[np.ndarray, " classes"],
 ) -> PresentSums:
-    """`count`, both among all classes and among those that `present` marks."""
+    """Return the sums of one batch among all classes and among the classes marked by `present`."""
     ahead, keep = _ahead(logits, labels, jnp.asarray(present)[None]), mask > 0
     return PresentSums(
         **vars(count(logits, labels, mask)),
@@ -81,51 +75,55 @@ def count_present(
 
 
 def _ahead(logits: Array, labels: Array, among: Array | bool = True) -> Int[Array, " batch"]:
-    """How many other classes have a logit at least as large as the label's. A NaN compares false; it is ahead."""
+    """Return how many other classes have a logit at least as large as the label's. A NaN counts as larger."""
     own = jnp.take_along_axis(logits, labels[:, None], axis=-1)
     return jnp.sum(~(logits < own) & among, axis=-1) - 1
 
 
-def count_any(
-    logits: Float[Array, "batch classes"], accepted: Int[Array, "batch most"], mask: Float[Array, " batch"]
-) -> Sums:
-    """The sums of one batch where several answers are right; an image without a right answer is not counted.
-
-    Source: Beyer et al. 2020, "Are we done with ImageNet?", section 3: the first guess is right if it is one of them.
-
-    Args:
-      logits: of the network.
-      accepted: the right labels of each image, filled up with -1.
-      mask: 0 for padding.
-    """
-    right = accepted >= 0
-    own = jnp.where(right, jnp.take_along_axis(logits, jnp.maximum(accepted, 0), axis=-1), -jnp.inf)
-    best = own.max(axis=-1, keepdims=True)
-    # The rank of the best of them: all wrong classes at least as good, right ones not.
-    is_right = (jnp.arange(logits.shape[-1])[None, None] == accepted[:, :, None]).any(axis=1)
-    ahead = jnp.sum(~(logits < best) & ~is_right, axis=-1)
-    keep = (mask > 0) & right.any(axis=-1)
-    log_probability = jax.nn.logsumexp(own, axis=-1) - jax.nn.logsumexp(logits, axis=-1)
+def _sums(losses: Array, ahead: Array, keep: Array) -> Sums:
     return Sums(
-        loss=jnp.sum(jnp.where(keep, -log_probability, 0.0)),
+        loss=jnp.sum(jnp.where(keep, losses, 0.0)),
         top1=jnp.sum(keep & (ahead < 1)),
         top5=jnp.sum(keep & (ahead < 5)),
         images=jnp.sum(keep),
     )
 
 
+def count_any(
+    logits: Float[Array, "batch classes"], accepted: Int[Array, "batch most"], mask: Float[Array, " batch"]
+) -> Sums:
+    """Return the sums of one batch with several correct labels per image; images without any are not counted.
+
+    Source: Beyer et al. 2020, "Are we done with ImageNet?", section 3: top-1 is correct if it is one of the labels.
+
+    Args:
+      logits: logits of the network.
+      accepted: correct labels of each image, padded with -1.
+      mask: 1 for an image, 0 for padding.
+    """
+    right = accepted >= 0
+    own = jnp.where(right, jnp.take_along_axis(logits, jnp.maximum(accepted, 0), axis=-1), -jnp.inf)
+    best = own.max(axis=-1, keepdims=True)
+    # The rank of the best correct class among the wrong classes.
+    is_right = (jnp.arange(logits.shape[-1])[None, None] == accepted[:, :, None]).any(axis=1)
+    ahead = jnp.sum(~(logits < best) & ~is_right, axis=-1)
+    keep = (mask > 0) & right.any(axis=-1)
+    log_probability = jax.nn.logsumexp(own, axis=-1) - jax.nn.logsumexp(logits, axis=-1)
+    return _sums(-log_probability, ahead, keep)
+
+
 def add(left: Tree, right: Tree) -> Tree:
-    """Two sums, or two trees of the same structure, element by element."""
+    """Return the sum of two trees of the same structure, leaf by leaf."""
     return jax.tree.map(lambda a, b: a + b, left, right)
 
 
 def zeros() -> Sums:
-    """The sums of no images, on the host (float64 and int64, exact for any data set)."""
+    """Return sums of no images, on the host (float64 and int64, exact for any data set)."""
     return Sums(loss=np.float64(0), top1=np.int64(0), top5=np.int64(0), images=np.int64(0))
 
 
 def means(sums: Sums) -> dict[str, float]:
-    """Mean `loss`, and the accuracies in 0..1: `top1`, `top5`, and those of `PresentSums`.
+    """Return the mean `loss` and the accuracies in 0..1: `top1`, `top5`, and those of `PresentSums`.
 
     Raises:
       ValueError: there were no images.
@@ -138,7 +136,7 @@ def means(sums: Sums) -> dict[str, float]:
 
 
 def interval(right: int, images: int) -> tuple[float, float]:
-    """Between which accuracies the true one lies, with a confidence of 95 %: Wilson's score interval."""
+    """Return the 95 % confidence interval of an accuracy (Wilson score interval)."""
     share, z = right / images, 1.959964
     middle = share + z**2 / (2 * images)
     half = z * (share * (1 - share) / images + z**2 / (4 * images**2)) ** 0.5

@@ -1,5 +1,6 @@
-"""The optimizers, which parameters their weight decay is for, and the learning-rate schedules."""
+"""Optimizers, masks for their weight decay, and learning-rate schedules."""
 
+import functools
 from collections.abc import Callable, Sequence
 
 import jax
@@ -15,14 +16,14 @@ Mask = Callable[[PyTree], PyTree]
 def step_schedule(
     learning_rate: float, boundaries_steps: Sequence[int], factor: float = 0.1, warmup_steps: int = 0
 ) -> optax.Schedule:
-    """`learning_rate * factor ** (number of boundaries <= step)`: the paper's, dropping at epochs 30, 60 and 90.
+    """Return `learning_rate * factor ** (number of boundaries <= step)`; the paper drops at epochs 30, 60 and 90.
 
     Args:
-      learning_rate: before the first boundary.
-      boundaries_steps: increasing; the drop holds from the step that equals the boundary.
-      factor: of each drop.
-      warmup_steps: before these the rate is `step / warmup_steps` of that, as Goyal et al. 2017 train with large
-        batches; the paper has none.
+      learning_rate: rate before the first boundary.
+      boundaries_steps: increasing steps; a drop begins at the step that equals the boundary.
+      factor: factor of each drop.
+      warmup_steps: number of first steps where the rate is multiplied by `step / warmup_steps`, as in Goyal et al.
+        2017 for large batches; the paper has none.
 
     Example:
       >>> schedule = step_schedule(0.1, [10, 20])
@@ -40,7 +41,7 @@ def step_schedule(
 
 
 def cosine_schedule(learning_rate: float, total_steps: int, warmup_steps: int = 0) -> optax.Schedule:
-    """Half a cosine from `learning_rate` to 0, after a linear warm-up from 0 (Loshchilov and Hutter 2016).
+    """Return half a cosine from `learning_rate` to 0, after a linear warm-up from 0 (Loshchilov and Hutter 2016).
 
     `rate * step / warmup` while step < warmup, then `rate * (1 + cos(pi * (step - warmup) / (total - warmup))) / 2`.
 
@@ -67,7 +68,7 @@ def make_schedule(
     factor: float,
     warmup_epochs: float,
 ) -> optax.Schedule:
-    """The schedule of a config.
+    """Return the schedule of a config.
 
     Raises:
       UserError: an unknown name, or a warm-up as long as the run.
@@ -86,48 +87,40 @@ def make_schedule(
 
 
 def only(optimizer: optax.GradientTransformation, name: str) -> optax.GradientTransformation:
-    """The optimizer, whose updates change nothing but the parameters under `name`: weight decay neither."""
+    """Return the optimizer with updates only for the parameters under `name`; others do not decay either."""
     others = optax.masked(optax.set_to_zero(), lambda params: {key: key != name for key in params})
     return optax.chain(optimizer, others)
 
 
 def but_norms(params: PyTree) -> PyTree:
-    """True for every parameter outside of a batch norm, which is a module with a `scale`."""
+    """Return True for every parameter outside of batch norms, which are modules with a `scale`."""
     if "scale" in params:
         return jax.tree.map(lambda _: False, params)
     return {name: but_norms(part) if isinstance(part, dict) else True for name, part in params.items()}
 
 
 def kernels(params: PyTree) -> PyTree:
-    """True for the kernels, False for batch norms and biases."""
+    """Return True for kernels, False for batch norms and biases."""
     return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
 
 
-# What the weight decay is for: parameters -> True or False for each; None is all of them, as in the original code.
+# Which parameters decay: parameters -> True or False for each. None means all of them, as in the original code.
 DECAYED: dict[str, Mask | None] = {"all": None, "but_norms": but_norms, "kernels": kernels}
 
 
-def sgd_nesterov(
-    schedule: optax.Schedule, *, momentum: float, weight_decay: float, decayed: Mask | None = None
-) -> optax.GradientTransformation:
-    """SGD as Torch's: `g += decay * w; v = momentum * v + g; w -= rate * (g + momentum * v)`.
-
-    The decay is coupled (added to the gradient, so momentum sees it) and, unless a mask says less, applies to every
-    parameter, batch norm and biases included, as in the original code.
-    """
-    return _sgd(schedule, momentum, weight_decay, decayed, nesterov=True)
-
-
 def sgd(
-    schedule: optax.Schedule, *, momentum: float, weight_decay: float, decayed: Mask | None = None
+    schedule: optax.Schedule,
+    *,
+    momentum: float,
+    weight_decay: float,
+    decayed: Mask | None = None,
+    nesterov: bool = False,
 ) -> optax.GradientTransformation:
-    """The same with plain momentum: `g += decay * w; v = momentum * v + g; w -= rate * v`."""
-    return _sgd(schedule, momentum, weight_decay, decayed, nesterov=False)
+    """Return SGD as in Torch: `g += decay * w; v = momentum * v + g; w -= rate * v`.
 
-
-def _sgd(
-    schedule: optax.Schedule, momentum: float, weight_decay: float, decayed: Mask | None, *, nesterov: bool
-) -> optax.GradientTransformation:
+    With `nesterov` the last step is `w -= rate * (g + momentum * v)`. The decay is added to the gradient, so momentum
+    includes it. Without a mask it applies to every parameter, also batch norms and biases, as in the original code.
+    """
     return optax.chain(
         optax.add_decayed_weights(weight_decay, mask=decayed),
         optax.trace(decay=momentum, nesterov=nesterov),
@@ -135,18 +128,19 @@ def _sgd(
     )
 
 
+sgd_nesterov = functools.partial(sgd, nesterov=True)
 LARS_TRUST = 0.001  # the paper's eta
 
 
 def lars(
     schedule: optax.Schedule, *, momentum: float, weight_decay: float, decayed: Mask | None = None
 ) -> optax.GradientTransformation:
-    """LARS (You, Gitman and Ginsburg 2017, arXiv 1708.03888), with the ratio of optax.
+    """Return LARS (You, Gitman and Ginsburg 2017, arXiv 1708.03888), with the ratio of optax.
 
-    `g += decay * w; v = momentum * v + rate * 0.001 * |w| / |g| * g; w -= v` for every array; those without weight
-    decay go without the ratio too. `|g|` is that of the gradient with its decay, as in TensorFlow's later LARS; the
-    paper's Algorithm 1 has `|gradient| + decay * |w|` there, which is never less: its steps are shorter, by up to
-    sqrt(2) where the two are at right angles, as a weight and its gradient are before a batch norm.
+    `g += decay * w; v = momentum * v + rate * 0.001 * |w| / |g| * g; w -= v` for every array. Arrays without weight
+    decay have no ratio either. `|g|` is the norm of gradient plus decay, as in TensorFlow's later LARS. Algorithm 1 of
+    the paper has `|gradient| + decay * |w|`, which is never less. Its steps are shorter by up to sqrt(2) if the two are
+    orthogonal, as a weight before a batch norm and its gradient are.
     """
     everything = True if decayed is None else decayed
     return optax.lars(
@@ -167,11 +161,11 @@ LAMB_MAX_NORM = 1.0
 def lamb(
     schedule: optax.Schedule, *, momentum: float, weight_decay: float, decayed: Mask | None = None
 ) -> optax.GradientTransformation:
-    """LAMB (You et al. 2019, arXiv 1904.00962, Algorithm 2) as timm has it, with which its recipes were trained.
+    """Return LAMB (You et al. 2019, arXiv 1904.00962, Algorithm 2) as in timm and its recipes.
 
-    `u = m / (sqrt(v) + 1e-6) + decay * w; w -= rate * |w| / |u| * u`, where m and v are Adam's averages (0.9, 0.999),
-    corrected for their start, of the gradient scaled down to a norm of 1 over all parameters if it has more. Arrays
-    without weight decay go without the ratio too. It has no use for `momentum`.
+    `u = m / (sqrt(v) + 1e-6) + decay * w; w -= rate * |w| / |u| * u`. m and v are Adam's bias-corrected averages
+    (0.9, 0.999) of the gradient, clipped to a global norm of 1. Arrays without weight decay have no ratio either.
+    `momentum` is not used.
     """
     del momentum
     return optax.chain(
@@ -184,7 +178,7 @@ def lamb(
 
 
 def _promoting(transformation: optax.GradientTransformation) -> optax.GradientTransformation:
-    """The same under JAX's usual promotion: Optax raises a float to its int32 count, which a strict one forbids."""
+    """Return the same with standard promotion: Optax raises a float to an int32, which strict promotion forbids."""
 
     def update(updates: PyTree, state: PyTree, params: PyTree | None = None) -> tuple[PyTree, PyTree]:
         with jax.numpy_dtype_promotion("standard"):

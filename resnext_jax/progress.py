@@ -1,4 +1,4 @@
-"""One live progress line per phase, with the time that is left; everything else that is said stands above it."""
+"""A live progress line with the remaining time; all other messages are printed above it."""
 
 import logging
 import shutil
@@ -9,18 +9,18 @@ from typing import TextIO
 
 PLAIN_LINE_EVERY_S = 10.0
 _lock = threading.RLock()
-_live: "Progress | None" = None  # at the end of whose line the cursor is
+_live: "Progress | None" = None  # the progress whose line is the last one on the terminal
 
 
 class Progress:
-    """One line that is rewritten on a terminal, and otherwise a plain line every ten seconds.
+    """A line that is rewritten on a terminal; elsewhere a new line every ten seconds.
 
     Args:
-      label: of the phase.
-      total: steps or images until done.
-      unit: of `total`.
-      start: those already done.
-      stream: where to; the standard error, so that the standard output stays free for results.
+      label: name of the phase.
+      total: number of steps or images.
+      unit: name of what is counted.
+      start: number already done at the start.
+      stream: output stream; standard output is kept for results.
     """
 
     def __init__(self, label: str, total: int, unit: str, start: int = 0, stream: TextIO = sys.stderr):
@@ -30,7 +30,7 @@ class Progress:
         self._line = ""
 
     def update(self, done: int, text: str) -> None:
-        """Shows `done` of the total, `text` and the time that is left, going by the time since the start."""
+        """Shows `done` of the total, `text` and the estimated remaining time."""
         now_s = time.monotonic()
         if not self._is_terminal and now_s - self._printed_s < PLAIN_LINE_EVERY_S and done < self.total:
             return
@@ -64,7 +64,7 @@ class Progress:
 
 
 class Silent:
-    """The progress of a process that does not speak."""
+    """Progress of a process that prints nothing."""
 
     def update(self, done: int, text: str) -> None: ...
 
@@ -72,7 +72,7 @@ class Silent:
 
 
 def say(text: str) -> None:
-    """A line for people, on the standard error: above the live progress line, where there is one."""
+    """Prints a line on the standard error, above the live progress line if there is one."""
     with _lock:
         live = _live
         if live:
@@ -83,21 +83,21 @@ def say(text: str) -> None:
 
 
 def end_line() -> None:
-    """Ends the live line of a phase that an error has cut short."""
+    """Ends the live line of a phase that an error has ended."""
     with _lock:
         if _live:
             _live.close()
 
 
 class AboveProgress(logging.Handler):
-    """Says each log record, from whatever thread, on a line of its own."""
+    """Prints each log record, from any thread, on a line of its own."""
 
     def emit(self, record: logging.LogRecord) -> None:
         say(f"{record.levelname.lower()}: {self.format(record)}")
 
 
 def duration(seconds: float) -> str:
-    """`h:mm:ss`, or `m:ss` below an hour; with days in front where there are any.
+    """Return `h:mm:ss`, or `m:ss` below an hour, with days in front from one day on.
 
     >>> duration(65), duration(3725), duration(90061)
     ('1:05', '1:02:05', '1 d 1:01:01')

@@ -1,12 +1,11 @@
-"""From a checkpoint of ours to a file that torchvision's network of that name loads."""
+"""Convert a checkpoint to a file that the torchvision network of the same name loads."""
 
 from collections.abc import Iterator
-from typing import Any
 
 import jax
 import numpy as np
 
-from resnext_jax.checkpoint import locate, read_description, read_variables, require_same_arrays
+from resnext_jax.checkpoint import by_path, locate, read_description, read_variables, require_same_arrays
 from resnext_jax.convert import files, mapping
 from resnext_jax.convert.layers import layers_of
 from resnext_jax.convert.names import current_name, their_names
@@ -15,13 +14,13 @@ from resnext_jax.models import zoo
 
 
 def convert_back(path: str, out: str) -> int:
-    """Writes the weights under torchvision's names, with a counter of batches for every batch norm.
+    """Writes the weights under torchvision's names, with a batch counter for every batch norm.
 
-    Weights that came from a torchvision file go back as they were: order, dtypes and counters.
+    Weights that came from a torchvision file get their original order, dtypes and counters.
 
     Args:
-      path: a workdir, its `checkpoints`, or one checkpoint.
-      out: the file, which must not exist.
+      path: workdir, its `checkpoints`, or one checkpoint.
+      out: new file.
 
     Returns:
       The number of arrays written.
@@ -42,10 +41,8 @@ def convert_back(path: str, out: str) -> int:
     names = their_names("torchvision", model, layers)
     entries = mapping.entries_of("torchvision", layers, names)
     variables = read_variables(checkpoint, jax.sharding.SingleDeviceSharding(jax.local_devices()[0]))
-    wanted: dict[str, Any] = {}
-    for entry in entries:
-        wanted["/".join(entry.path)] = jax.ShapeDtypeStruct(entry.shape, "float32")
-    require_same_arrays(checkpoint, wanted, _flat(variables), "Only networks for colour images can be converted.")
+    wanted = {"/".join(entry.path): jax.ShapeDtypeStruct(entry.shape, "float32") for entry in entries}
+    require_same_arrays(checkpoint, wanted, by_path(variables), "Only networks for color images can be converted.")
 
     arrays = mapping.from_variables(entries, jax.device_get(variables))
     source = description.get("source", {})
@@ -62,14 +59,9 @@ def convert_back(path: str, out: str) -> int:
 def _with_counters(
     arrays: dict[str, np.ndarray], counters: dict[str, int], step: int
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """With the counter of every batch norm after its statistics, where PyTorch has it."""
+    """Yields the arrays, with the counter of every batch norm after its statistics, as in PyTorch."""
     for name, array in arrays.items():
         yield name, array
         if name.endswith(".running_var"):
             counter = name.replace("running_var", mapping.COUNTER)
             yield counter, np.array(counters.get(counter, step), np.int64)
-
-
-def _flat(tree: Any) -> dict[str, Any]:
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}

@@ -1,4 +1,4 @@
-"""Files of weights as arrays by name. Nothing in a file is ever executed."""
+"""Read and write files of weights as arrays by name. Nothing in a file is executed."""
 
 import collections
 import contextlib
@@ -6,11 +6,10 @@ import json
 import math
 import mmap
 import os
-import pickle
 import re
 import struct
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
@@ -20,24 +19,16 @@ import numpy as np
 from resnext_jax.errors import UserError
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
-SAFETENSORS_DTYPES = {
-    "F64": np.dtype("<f8"),
-    "F32": np.dtype("<f4"),
-    "F16": np.dtype("<f2"),
-    "BF16": BFLOAT16,
-    "I64": np.dtype("<i8"),
-    "I32": np.dtype("<i4"),
-    "I16": np.dtype("<i2"),
-    "I8": np.dtype("i1"),
-    "U8": np.dtype("u1"),
-    "BOOL": np.dtype("?"),
-}
-# Where training scripts put the weights when they save more than those.
+SAFETENSORS_DTYPES = dict(
+    **dict(F64="<f8", F32="<f4", F16="<f2", I64="<i8", I32="<i4", I16="<i2", I8="i1", U8="u1", BOOL="?"),
+    BF16=BFLOAT16,
+)
+# Keys under which training scripts save the weights beside other values.
 WRAPPERS = ("state_dict", "model")
 
 
 def open_bytes(path: str) -> mmap.mmap:
-    """The content of a file, read where it is looked at.
+    """Return the content of a file, mapped into memory.
 
     Raises:
       UserError: it cannot be read, or is empty.
@@ -52,15 +43,12 @@ def open_bytes(path: str) -> mmap.mmap:
 
 
 def read_arrays(path: str) -> dict[str, np.ndarray]:
-    """The arrays of a `.safetensors` file, or of a file that PyTorch saved, in the file's order.
+    """Return the arrays of a `.safetensors` or a PyTorch file, in the order of the file.
 
     Raises:
       UserError: it is truncated, or holds anything but arrays by name; code in it is not executed.
     """
     return _read_safetensors(path) if path.endswith(".safetensors") else _read_torch(path)
-
-
-# ------------------------------------------------------------------------------------------------------ safetensors
 
 
 def _read_safetensors(path: str) -> dict[str, np.ndarray]:
@@ -74,9 +62,11 @@ def _read_safetensors(path: str) -> dict[str, np.ndarray]:
         for name, fields in header.items():
             if name == "__metadata__":
                 continue
-            dtype, shape, (first, last) = SAFETENSORS_DTYPES[fields["dtype"]], fields["shape"], fields["data_offsets"]
-            count = _count(shape)
-            start = 8 + length + first
+            dtype, shape = np.dtype(SAFETENSORS_DTYPES[fields["dtype"]]), fields["shape"]
+            if not all(isinstance(size, int) and size >= 0 for size in shape):
+                raise ValueError(f"the shape {shape}")
+            first, last = fields["data_offsets"]
+            count, start = math.prod(shape), 8 + length + first
             if not 0 <= first <= last or last - first != count * dtype.itemsize or 8 + length + last > len(content):
                 raise ValueError(f"{name} lies outside of it")
             arrays[name] = np.frombuffer(content, dtype, count, start).reshape(shape)
@@ -89,21 +79,8 @@ def _read_safetensors(path: str) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _count(shape: Sequence[int]) -> int:
-    if not all(isinstance(size, int) and size >= 0 for size in shape):
-        raise ValueError(f"the shape {shape}")
-    return math.prod(shape)
-
-
-# ---------------------------------------------------------------------------------------------------------- PyTorch
-
-
 def import_torch(what: str) -> ModuleType:
-    """PyTorch, which reads and writes its own files.
-
-    Raises:
-      UserError: it is not installed.
-    """
+    """Return the module `torch`; raises UserError if it is not installed."""
     try:
         import torch
     except ImportError:
@@ -119,19 +96,9 @@ def _read_torch(path: str) -> dict[str, np.ndarray]:
     torch = import_torch(f"reading {path}")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of storages, for those who write such files
+            warnings.simplefilter("ignore")  # about old storages
             content = torch.load(path, map_location="cpu", weights_only=True)
-    # Whatever a broken file makes the reader stumble over; it knows tensors and plain containers alone.
-    except (
-        pickle.UnpicklingError,
-        RuntimeError,
-        EOFError,
-        ValueError,
-        TypeError,
-        LookupError,
-        AttributeError,
-        OSError,
-    ) as error:
+    except Exception as error:  # a broken file can raise almost anything in the reader
         raise UserError(
             f"{path} cannot be read as tensors alone ({_reason(error)}). It is broken or cut short, or it holds "
             "objects and code, which are never executed here. Fetch it again, or where you trust it save its weights "
@@ -141,7 +108,7 @@ def _read_torch(path: str) -> dict[str, np.ndarray]:
 
 
 def _reason(error: Exception) -> str:
-    """What PyTorch found, without its advice, which is to read the file in a way that executes it."""
+    """Return what PyTorch found, without its advice to read the file in a way that executes it."""
     text = str(error)
     if named := re.search(r"GLOBAL ([\w.]+)", text):
         return f"it names {named[1]}, which is no tensor"
@@ -152,7 +119,7 @@ def _reason(error: Exception) -> str:
 
 
 def _state_dict(path: str, content: Any) -> Mapping[str, Any]:
-    """The weights by name: the file itself, or what a training script wrapped around them."""
+    """Return the weights by name, without what a training script wrapped around them."""
     for key in WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
@@ -161,7 +128,7 @@ def _state_dict(path: str, content: Any) -> Mapping[str, Any]:
             f"{path} holds {type(content).__name__}, no tensors by name. Save the weights by themselves: "
             "torch.save(model.state_dict(), FILE)."
         )
-    if content and all(name.startswith("module.") for name in content):  # of DataParallel
+    if content and all(name.startswith("module.") for name in content):  # from DataParallel
         content = {name.removeprefix("module."): tensor for name, tensor in content.items()}
     return content
 
@@ -187,15 +154,15 @@ def write_torch(path: str, arrays: Mapping[str, np.ndarray]) -> None:
     torch = import_torch(f"writing {path}")
     if os.path.exists(path):
         raise UserError(f"{path} exists, and is left as it is. Remove it, or give another --out=FILE.")
-    tensors = collections.OrderedDict()  # as a state dict is
+    tensors = collections.OrderedDict()  # the type of a state dict
     for name, array in arrays.items():
         if array.dtype == BFLOAT16:
             tensors[name] = torch.from_numpy(array.view(np.int16).copy()).view(torch.bfloat16)
         else:
-            tensors[name] = torch.from_numpy(array.copy())  # PyTorch wants memory that may be written
+            tensors[name] = torch.from_numpy(array.copy())  # PyTorch wants writable memory
     try:
         torch.save(tensors, path)
     except (OSError, RuntimeError) as error:
         with contextlib.suppress(OSError):
-            os.remove(path)  # what there is of it
+            os.remove(path)
         raise UserError(f"{path} cannot be written: {str(error).rstrip('.')}. Give another --out=FILE.") from None

@@ -1,27 +1,28 @@
-"""The layers of one of our networks in the order in which they are applied, found by tracing it."""
+"""Find the layers of a network, in the order in which they are applied, by tracing it."""
 
+import collections
 import dataclasses
 from functools import partial
 from typing import Any, Literal
 
 import flax.linen as nn
 import jax
+from flax import traverse_util
 
 from resnext_jax.models import zoo
-from resnext_jax.types import PyTree
 
 Kind = Literal["conv", "norm", "linear"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
-    """A module that has arrays of its own.
+    """A module with arrays.
 
     Attributes:
-      path: its name in the tree of parameters: ("stage2", "block1", "conv1").
+      path: path in the tree of parameters: ("stage2", "block1", "conv1").
       kind: "conv", "norm" or "linear".
-      shapes: of its arrays: `kernel` and perhaps `bias`, or `scale`, `bias`, `mean`, `var`.
-      stride: of a convolution.
+      shapes: shapes of the arrays: `kernel` and perhaps `bias`, or `scale`, `bias`, `mean`, `var`.
+      stride: stride of a convolution; 1 for other layers.
     """
 
     path: tuple[str, ...]
@@ -31,19 +32,13 @@ class Layer:
 
 
 def layers_of(name: str, num_classes: int) -> list[Layer]:
-    """The layers of a row of the zoo, for colour images; a projection comes after the branch that it goes beside.
+    """Return the layers of a row of the zoo, for color images; a projection comes after its main branch.
 
     Raises:
       UserError: there is no such row; the close matches are named.
     """
-    model = zoo.build_model(
-        zoo.select(name),
-        num_classes,
-        platform="cpu",
-        conv_impl="native",
-        compute_dtype="float32",
-        bn_group_images=0,
-    )
+    options: Any = dict(platform="cpu", conv_impl="native", compute_dtype="float32", bn_group_images=0)
+    model = zoo.build_model(zoo.select(name), num_classes, **options)
     modules: dict[tuple[str, ...], nn.Module] = {}
 
     def record(call: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
@@ -55,21 +50,18 @@ def layers_of(name: str, num_classes: int) -> list[Layer]:
         variables = jax.eval_shape(
             partial(model.init, train=False), jax.random.key(0), jax.ShapeDtypeStruct((1, 224, 224, 3), "float32")
         )
-    layers = []
-    for path, module in modules.items():
-        shapes = {
-            array: tuple(leaf.shape)
-            for collection in ("params", "batch_stats")
-            for array, leaf in _at(variables.get(collection, {}), path).items()
-            if not isinstance(leaf, dict)
-        }
-        if shapes:
-            kind = "norm" if "scale" in shapes else "conv" if len(shapes["kernel"]) == 4 else "linear"
-            layers.append(Layer(path, kind, shapes, getattr(module, "stride", 1)))
-    return layers
+    shapes: dict[tuple[str, ...], dict[str, tuple[int, ...]]] = collections.defaultdict(dict)
+    flat: dict[tuple[str, ...], Any] = traverse_util.flatten_dict(variables)
+    for (_, *path, array), leaf in flat.items():
+        shapes[tuple(path)][array] = tuple(leaf.shape)
+    return [
+        Layer(path, _kind(shapes[path]), shapes[path], getattr(module, "stride", 1))
+        for path, module in modules.items()
+        if path in shapes
+    ]
 
 
-def _at(tree: PyTree, path: tuple[str, ...]) -> PyTree:
-    for name in path:
-        tree = tree.get(name, {})
-    return tree
+def _kind(shapes: dict[str, tuple[int, ...]]) -> Kind:
+    if "scale" in shapes:
+        return "norm"
+    return "conv" if len(shapes["kernel"]) == 4 else "linear"

@@ -1,10 +1,12 @@
-"""Arrays of a foreign file <-> our variables, one to one: every array is accounted for, or the file is refused."""
+"""Convert arrays of a foreign file to our variables and back; no array may be missing or extra."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from flax import traverse_util
 
+from resnext_jax.checkpoint import first_lines
 from resnext_jax.convert.layers import Layer
 from resnext_jax.convert.names import their_shape
 from resnext_jax.errors import UserError
@@ -12,14 +14,13 @@ from resnext_jax.types import PyTree
 
 Arrays = Mapping[str, np.ndarray]
 
-COUNTER = "num_batches_tracked"  # of every batch norm in newer files of PyTorch; no part of the network
-COLLECTIONS = {"mean": "batch_stats", "var": "batch_stats"}  # the others are params
+COUNTER = "num_batches_tracked"  # counter of every batch norm in newer PyTorch files; the network does not use it
+COLLECTIONS = {"mean": "batch_stats", "var": "batch_stats"}  # other arrays are params
 THEIR_NAMES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
 # Ours from theirs: (height, width, in, out) from (out, in, height, width); (in, out) from (out, in).
 AXES = {4: (2, 3, 1, 0), 2: (1, 0), 1: (0,)}
 BACK = {4: (3, 2, 0, 1), 2: (1, 0), 1: (0,)}
-MAX_NAMED_ARRAYS = 8
-EXACT = ("float32", "float16", "bfloat16")  # dtypes whose values are float32's
+EXACT = ("float32", "float16", "bfloat16")  # dtypes that float32 holds exactly
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,9 +28,9 @@ class Entry:
     """One array on both sides.
 
     Attributes:
-      path: in our variables: ("params", "stage2", "block1", "conv1", "kernel").
-      name: in the file.
-      shape, their_shape: of it here and there.
+      path: path in our variables: ("params", "stage2", "block1", "conv1", "kernel").
+      name: name in the file.
+      shape, their_shape: shapes in our variables and in the file.
     """
 
     path: tuple[str, ...]
@@ -38,22 +39,22 @@ class Entry:
     their_shape: tuple[int, ...]
 
     def ours(self, theirs: np.ndarray) -> np.ndarray:
-        """Their array in our layout, float32. (A kernel of timm's VGG is a matrix there with two more dimensions.)"""
+        """Return their array in our layout, in float32. (Matrices of timm's VGG have two more dimensions there.)"""
         flat = theirs.astype(np.float32).reshape(tuple(self.shape[axis] for axis in BACK[len(self.shape)]))
         return np.ascontiguousarray(flat.transpose(AXES[len(self.shape)]))
 
     def theirs(self, ours: np.ndarray) -> np.ndarray:
-        """Our array in their layout."""
+        """Return our array in their layout."""
         return np.ascontiguousarray(ours.transpose(BACK[len(self.shape)])).reshape(self.their_shape)
 
 
 def entries_of(their: str, layers: Sequence[Layer], names: Sequence[str]) -> list[Entry]:
-    """Every array of these layers, in PyTorch's order.
+    """Return every array of the layers, in PyTorch's order.
 
     Args:
-      their: whose file it is: "torchvision", "timm" or "torch7".
-      layers: of our network.
-      names: of the layers in the file.
+      their: format of the file: "torchvision", "timm" or "torch7".
+      layers: layers of our network.
+      names: names of the layers in the file.
     """
     return [
         Entry(
@@ -69,12 +70,12 @@ def entries_of(their: str, layers: Sequence[Layer], names: Sequence[str]) -> lis
 
 
 def to_variables(entries: Sequence[Entry], arrays: Arrays, *, file: str, model: str) -> PyTree:
-    """Our variables, float32.
+    """Return our variables, in float32.
 
     Args:
-      entries: every array of the model.
-      arrays: every array of the file, without counters.
-      file, model: for messages.
+      entries: all arrays of the model.
+      arrays: all arrays of the file, without counters.
+      file, model: names in messages.
 
     Raises:
       UserError: an array is missing, extra, misshapen or of a dtype that float32 does not hold exactly.
@@ -95,33 +96,19 @@ def to_variables(entries: Sequence[Entry], arrays: Arrays, *, file: str, model: 
         if name not in used
     ]
     if problems:
-        more = len(problems) - MAX_NAMED_ARRAYS
         raise UserError(
             f"{file} does not hold the weights of {model}; nothing was written:",
-            *(f"  {problem}" for problem in problems[:MAX_NAMED_ARRAYS]),
-            *([f"  ... and {more} more arrays"] if more > 0 else []),
+            *first_lines(problems),
             "Give the network that the file belongs to with --model=NAME, or the file of that network.",
         )
-    variables: PyTree = {}
-    for entry in entries:
-        *parents, last = entry.path
-        branch = variables
-        for name in parents:
-            branch = branch.setdefault(name, {})
-        branch[last] = entry.ours(arrays[entry.name])
-    variables.setdefault("batch_stats", {})
-    return variables
+    variables = traverse_util.unflatten_dict({entry.path: entry.ours(arrays[entry.name]) for entry in entries})
+    return {"batch_stats": {}, **variables}
 
 
 def from_variables(entries: Sequence[Entry], variables: PyTree) -> dict[str, np.ndarray]:
-    """Every array under its name in the file and in the file's layout, float32."""
-    arrays = {}
-    for entry in entries:
-        array = variables
-        for name in entry.path:
-            array = array[name]
-        arrays[entry.name] = entry.theirs(np.asarray(array))
-    return arrays
+    """Return every array by its name in the file and in the layout of the file, in float32."""
+    flat = traverse_util.flatten_dict(variables)
+    return {entry.name: entry.theirs(np.asarray(flat[entry.path])) for entry in entries}
 
 
 def _form(array: np.ndarray) -> str:

@@ -1,4 +1,4 @@
-"""What torchvision and timm call our layers. timm's ResNets and DenseNets bear torchvision's names."""
+"""Names of our layers in torchvision and timm. timm's ResNets and DenseNets have torchvision's names."""
 
 import re
 from collections.abc import Sequence
@@ -25,16 +25,16 @@ VGG = {
     "timm": {"hidden1": "pre_logits.fc1", "hidden2": "pre_logits.fc2", "classifier": "head.fc"},
 }
 OLD_DENSENET = re.compile(r"(.*denselayer\d+\.(?:norm|conv))\.([12]\..*)")
-POOLED_PX = 7  # of the first of timm's, which are convolutions
+POOLED_PX = 7  # kernel size of the first hidden layer of timm's VGG, a convolution
 
 
 def their_names(their: str, model: str, layers: Sequence[Layer]) -> list[str]:
-    """The name of every layer: stage3/block2/conv2 is layer2.1.conv2.
+    """Return the name of every layer: stage3/block2/conv2 is layer2.1.conv2.
 
     Args:
       their: "torchvision" or "timm".
-      model: for the message.
-      layers: of the model.
+      model: name in messages.
+      layers: layers of the model.
 
     Raises:
       UserError: they have no such network.
@@ -56,13 +56,13 @@ def their_names(their: str, model: str, layers: Sequence[Layer]) -> list[str]:
 
 
 def current_name(name: str) -> str:
-    """An array's name as torchvision's networks have it now: its DenseNet files are of when norm1 was norm.1."""
+    """Return the current name of an array: torchvision's DenseNet files still have norm.1 for norm1."""
     old = OLD_DENSENET.fullmatch(name)
     return f"{old[1]}{old[2]}" if old else name
 
 
 def their_shape(their: str, layer: Layer, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape of a kernel in their file."""
+    """Return the shape of an array in their file."""
     if len(shape) == 4:
         height, width, group_inputs, out = shape
         return (out, group_inputs, height, width)

@@ -1,4 +1,4 @@
-"""From a foreign file to a checkpoint of ours, with all that belongs to the weights."""
+"""Convert a foreign file to a checkpoint, with the class names and the preprocessing of the weights."""
 
 import os
 from collections.abc import Sequence
@@ -11,9 +11,10 @@ from resnext_jax.convert import files, mapping, names
 from resnext_jax.convert.layers import Layer, layers_of
 from resnext_jax.convert.torch7 import read_torch7
 from resnext_jax.convert.torch7_network import torch7_arrays
-from resnext_jax.convert.weights import Weights, class_names_problem, find_weights, sha256_of
+from resnext_jax.convert.weights import Weights, class_names_problem, find_weights
 from resnext_jax.data.imagenet_classes import imagenet_classes
 from resnext_jax.errors import UserError, raise_all
+from resnext_jax.files import sha256_of
 from resnext_jax.models import zoo
 from resnext_jax.models.arch import Arch
 from resnext_jax.types import TrainState
@@ -34,21 +35,21 @@ def convert(
     """Writes `out/checkpoints/0`.
 
     Args:
-      their: a row of FORMATS: whose names the arrays bear.
+      their: format of the file, one of FORMATS.
       file: `.pth` or `.safetensors` ("torchvision", "timm"), or `.t7` ("torch7").
-      model: a row of `zoo.ARCHS`.
-      out: a directory without a checkpoint.
-      weights: the row of `weights.tsv` whose preprocessing belongs to the file; found by checksum where None.
-      class_names: in label order; by default ImageNet's WordNet ids for 1000 classes, "class 0", ... for any other.
+      model: row of `zoo.ARCHS`.
+      out: directory without a checkpoint.
+      weights: name of the row of `weights.tsv` with the preprocessing; None finds it by checksum.
+      class_names: names in label order; by default ImageNet's WordNet ids for 1000 classes, otherwise "class 0", ...
 
     Returns:
-      The number of arrays of the checkpoint, and how their images are prepared.
+      The number of arrays in the checkpoint, and the preprocessing.
 
     Raises:
-      UserError: the file is broken or belongs to another network, or `out` is taken or cannot be
-        written; nothing is written.
+      UserError: the file is broken or belongs to another network, or `out` has checkpoints or cannot be written;
+        nothing is written.
     """
-    zoo.select(model)  # an unknown name is told before a large file is read
+    zoo.select(model)  # raises for an unknown name before a large file is read
     if os.path.exists(os.path.join(out, DIRECTORY)):
         raise UserError(f"{out} holds checkpoints already, and is left as it is. Give another --out=DIR.")
     layers, entries, stored = _read_torch7(file, model) if their == "torch7" else _read_named(their, file, model)
@@ -74,7 +75,7 @@ def convert(
         "file": os.path.basename(file),
         "sha256": sha256,
         "weights": row.name,
-        # What the way back needs besides the values.
+        # Needed to restore the file (`convert_back`).
         "dtypes": {name: array.dtype.name for name, array in stored.items()} if their != "torch7" else {},
         "counters": counters,
     }
@@ -117,13 +118,13 @@ def _read_torch7(file: str, model: str) -> Read:
 
 
 def _with_classes_of(arrays: mapping.Arrays, classifier: str, model: str) -> list[Layer]:
-    """The layers of the model with as many classes as the file's classifier has, if it has one."""
+    """Return the layers of the model with the number of classes of the classifier in the file."""
     bias = arrays.get(f"{classifier}.bias")
     return layers_of(model, len(bias) if bias is not None and bias.ndim == 1 and len(bias) else NUM_CLASSES)
 
 
 def _config(model: str, row: Weights, data_name: str) -> dict[str, Any]:
-    """What evaluation and prediction read of a config, with the preprocessing of the weights."""
+    """Return the fields of a config that evaluation and prediction read."""
     return {
         "model": {"name": model, "shortcut": True},
         "conv_impl": "auto",

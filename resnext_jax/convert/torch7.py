@@ -1,10 +1,10 @@
-"""Torch7's binary serialisation (torch/File.lua, the `.t7` files): read as data, nothing in it is executed.
+"""Read Torch7's binary files (torch/File.lua, `.t7`) as data; nothing in a file is executed.
 
-Little-endian, longs of 8 bytes, as Torch7 writes on every machine that it was used on. An object begins with its type:
-0 nil; 1 number (double); 2 string (int32 length, bytes); 3 table (int32 index, int32 count, pairs of objects); 4 object
-of a class (int32 index, version "V 1", class name, body); 5 boolean (int32); 6, 7, 8 function (bytecode, upvalues). An
-index that has been seen refers to the object that had it. The body of a tensor is its dimensions, sizes, strides,
-offset (from 1) and storage; that of a storage its length and elements; of any other class a table of its fields.
+Little-endian, with longs of 8 bytes. An object begins with its type: 0 nil; 1 number (double); 2 string (int32 length,
+bytes); 3 table (int32 index, int32 count, pairs of objects); 4 object of a class (int32 index, version "V 1", class
+name, body); 5 boolean (int32); 6, 7, 8 function (bytecode, upvalues). An index that occurred before refers to that
+object. The body of a tensor is its number of dimensions, sizes, strides, offset (from 1) and storage; the body of a
+storage is its length and elements; the body of any other class is a table of its fields.
 """
 
 import dataclasses
@@ -19,26 +19,10 @@ from resnext_jax.errors import UserError
 
 NIL, NUMBER, STRING, TABLE, OBJECT, BOOLEAN, FUNCTION = range(7)
 FUNCTIONS_WITH_INDEX = (7, 8)
-DTYPES = {
-    "Float": "<f4",
-    "Double": "<f8",
-    "Half": "<f2",
-    "Long": "<i8",
-    "Int": "<i4",
-    "Short": "<i2",
-    "Char": "i1",
-    "Byte": "u1",
-    "Cuda": "<f4",
-    "CudaDouble": "<f8",
-    "CudaHalf": "<f2",
-    "CudaLong": "<i8",
-    "CudaInt": "<i4",
-    "CudaShort": "<i2",
-    "CudaChar": "i1",
-    "CudaByte": "u1",
-}
+CPU = dict(Double="<f8", Half="<f2", Long="<i8", Int="<i4", Short="<i2", Char="i1", Byte="u1")
+DTYPES = {"Float": "<f4", "Cuda": "<f4", **CPU, **{f"Cuda{name}": dtype for name, dtype in CPU.items()}}
 MAX_DIMENSIONS = 16
-MAX_DEPTH = 150  # of tables within tables; a network has about 20
+MAX_DEPTH = 150  # nested tables; a network has about 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,17 +32,17 @@ class Function:
 
 @dataclasses.dataclass(frozen=True)
 class Module:
-    """An object of any class that is no tensor and no storage: `nn.Sequential`, `cudnn.SpatialConvolution`."""
+    """An object of any class except tensors and storages: `nn.Sequential`, `cudnn.SpatialConvolution`."""
 
     class_name: str
     fields: dict[Any, Any]
 
 
 def read_torch7(path: str) -> Any:
-    """The object in a file.
+    """Return the object in a file.
 
-    A number, bool, str or None; an array (a tensor, or the one dimension of a storage); a dict (a table, whole numbers
-    among its keys as int); a `Module` or a `Function`.
+    It is a number, bool, str or None; an array (a tensor or a storage); a dict (a table, with int keys for whole
+    numbers); a `Module` or a `Function`.
 
     Raises:
       UserError: the file is truncated or broken, or not of this format.
@@ -138,7 +122,7 @@ class _Reader:
             key, value = self.read(), self.read()
             if isinstance(key, float) and key.is_integer():
                 key = int(key)
-            if isinstance(key, str | int | float | bool):  # others never name a part of a network
+            if isinstance(key, str | int | float | bool):  # other keys never name a part of a network
                 table[key] = value
         return table
 
@@ -172,8 +156,6 @@ class _Reader:
             return np.empty(sizes, dtype)
         view = np.lib.stride_tricks.as_strided
         return view(storage[offset:], sizes, [stride * dtype.itemsize for stride in strides], writeable=False)
-
-    # ---- plain values
 
     def int32(self) -> int:
         return self.unpack("<i")

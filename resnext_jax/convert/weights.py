@@ -1,13 +1,12 @@
-"""How images are prepared for published weights: one row per file in `weights.tsv`, told apart by its checksum or name.
+"""Preprocessing of published weights: one row per file in `weights.tsv`, found by checksum or name.
 
-Columns: whose format; our network; the name of the weights there; the first 8 digits of the file's SHA-256 (part of its
-published name; "-" where there is none); then the preprocessing: the side of the crop, the short side before it, the
-interpolation, mean and standard deviation on the scale 0..1. Of timm's weights, that of their published accuracy.
+Columns: format; our network; name of the weights; first 8 digits of the SHA-256 of the file, which are part of its
+published name ("-" if there are none); then the preprocessing: side of the crop, short side before the crop,
+interpolation, mean and standard deviation on the scale 0..1. For timm it is that of the published accuracy.
 """
 
 import dataclasses
 import functools
-import hashlib
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -32,7 +31,7 @@ class Weights:
     std: tuple[float, ...]
 
     def preprocessing(self) -> dict[str, Any]:
-        """As the fields of `config.data`, on the scale 0..255."""
+        """Return the fields of `config.data`, on the scale 0..255."""
         return {
             "image_size_px": self.image_size_px,
             "resize_px": self.resize_px,
@@ -43,8 +42,7 @@ class Weights:
 
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-# What weights want that nothing is known of: each library's usual; those of Torch7 all want theirs (fb.resnet.torch,
-# datasets/imagenet.lua).
+# Preprocessing of unknown weights: the default of each library (for Torch7: fb.resnet.torch, datasets/imagenet.lua).
 USUAL = {
     their: Weights(their, "", "", "-", 224, 256, interpolation, *IMAGENET)
     for their, interpolation in {"torchvision": "bilinear", "timm": "bicubic", "torch7": "bicubic"}.items()
@@ -53,7 +51,7 @@ USUAL = {
 
 @functools.cache
 def table() -> tuple[Weights, ...]:
-    """The rows."""
+    """Return the rows."""
     rows = []
     for line in FILE.read_text(encoding="utf-8").splitlines()[1:]:
         their, model, name, sha256, *sizes, interpolation, mean, std = line.split("\t")
@@ -63,20 +61,14 @@ def table() -> tuple[Weights, ...]:
     return tuple(rows)
 
 
-def sha256_of(path: str) -> str:
-    """The checksum of a file."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def find_weights(their: str, model: str, sha256: str, name: str | None) -> Weights:
-    """The row of a file; without a name, that of USUAL, where it is none of those published.
+    """Return the row of a file; the row of USUAL for unpublished weights without a name.
 
     Args:
-      their: its format.
+      their: format of the file.
       model: our network.
-      sha256: of the file.
-      name: of the weights, where the user gives one.
+      sha256: checksum of the file.
+      name: name of the weights, or None.
 
     Raises:
       UserError: the model has no weights of that name.
@@ -92,7 +84,7 @@ def find_weights(their: str, model: str, sha256: str, name: str | None) -> Weigh
 
 
 def others_note(their: str, model: str, row: Weights) -> list[str]:
-    """What to say where a file's weights are not known, and published ones of its network want other preprocessing."""
+    """Return a note if the weights are unknown, and published weights of the network have other preprocessing."""
     wanted = USUAL[their].preprocessing()
     others = [other for other in table() if (other.format, other.model) == (their, model)]
     if row.name or all(other.preprocessing() == wanted for other in others):
@@ -112,7 +104,7 @@ def _none(their: str, model: str) -> str:
 
 
 def class_names_problem(names: Sequence[str], num_classes: int, where: str) -> list[str]:
-    """One sentence where these are not the names of the classes of a file."""
+    """Return a sentence if the names are not distinct names for all classes of a file."""
     if len(names) == num_classes and len(set(names)) == num_classes:
         return []
     return [

@@ -1,4 +1,4 @@
-"""What to say where a data set is not found: where it was looked for, and the ways to prepare it."""
+"""The message for a missing data set: the places that were searched, and the ways to prepare it."""
 
 import importlib.util
 from collections.abc import Sequence
@@ -50,7 +50,7 @@ PREPARE: dict[str, tuple[tuple[str, ...], ...]] = {
 
 
 def bucket_problems(*paths: str | None) -> list[str]:
-    """What to install where one of `paths` is in a bucket and nothing is there that opens it."""
+    """Return what to install if one of `paths` is in a bucket and no package can open it."""
     found = next((path for path in paths if path and path.startswith("gs://")), None)
     if found is None or any(importlib.util.find_spec(package) for package in ("gcsfs", "tensorflow")):
         return []
@@ -58,7 +58,7 @@ def bucket_problems(*paths: str | None) -> list[str]:
 
 
 def absent(name: str, split: str, places: Sequence[str]) -> UserError:
-    """The error for a data set that is in none of `places`."""
+    """Return the error for a data set that is in none of `places`."""
     lines = [f"data set {name!r} ({split} split) was not found. Looked for:", *(f"  - {place}" for place in places)]
     lines.append("Prepare it in one of these ways, then add --config.data.dir=DIR:")
     for sentence, *commands in PREPARE[name]:

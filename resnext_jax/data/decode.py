@@ -1,9 +1,9 @@
-"""From an encoded image to the uint8 square that goes to the device.
+"""Decode an image file and crop it to the uint8 square that goes to the device.
 
-The crops are those of the original Torch code (fb.resnet.torch, datasets/transforms.lua), with its rounding. Scaling is
-Pillow's bicubic, which filters before it shrinks, as every later reproduction does; Torch's sampled four points.
-Whole JPEGs in colour or grey are read by libjpeg-turbo directly (simplejpeg), all others by Pillow: the pixels are the
-same, and what is broken is for Pillow to judge.
+The crops and their rounding are those of the original Torch code (fb.resnet.torch, datasets/transforms.lua). Scaling is
+Pillow's bicubic, which filters before it shrinks, as in later reproductions; Torch's sampled four points. Intact JPEGs
+in color or gray are read by libjpeg-turbo (simplejpeg), with the same pixels as Pillow. Pillow reads all other files
+and decides which are broken.
 """
 
 import io
@@ -22,27 +22,26 @@ from resnext_jax.errors import UserError
 MIN_AREA_FRACTION = 0.08
 MIN_ASPECT, MAX_ASPECT = 3 / 4, 4 / 3
 NUM_TRIES = 10
-MAX_PIXELS = 89_478_485  # 256 MB of RGB, from where on Pillow warns of decompression bombs
-# The long side over the short one: so that no scaled image has more than MAX_PIXELS, at a short side of up to 640 px.
+MAX_PIXELS = 89_478_485  # 256 MB of RGB; above it Pillow warns of decompression bombs
+# Long side divided by short side. No scaled image exceeds MAX_PIXELS then, at a short side of up to 640 px.
 MAX_ELONGATION = 200
-# What has been met in ImageNet under the name of JPEG, and no format that runs a program (as EPS does).
+# Formats that occur in ImageNet as .JPEG files; none that runs a program, such as EPS.
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF")
 
 
 def decode(data: bytes, name: str, *, num_channels: int = 3) -> UInt8[np.ndarray, "height width channel"]:
-    """The pixels of an image file, whatever its name says that it is; as Torch's `image` package read them.
+    """Return the pixels of an image file as Torch's `image` package does, whatever its suffix is.
 
-    Grey becomes RGB; transparency is dropped; of 16 bits the upper 8 are kept; of a CMYK JPEG the first three channels,
-    as they are stored (Adobe's programs store them inverted, so that they look like RGB without the black); the
-    orientation in EXIF is not applied.
+    Gray becomes RGB; transparency is dropped; 16 bits become their upper 8. A CMYK JPEG becomes its first three
+    channels as stored (Adobe's programs invert them, so they look like RGB without black). EXIF orientation is ignored.
 
     Args:
-      data: the file's content.
-      name: what to call the image in an error.
-      num_channels: 3, or 1 for a data set of grey images.
+      data: content of the file.
+      name: name of the image in messages.
+      num_channels: 3, or 1 for a data set of gray images.
 
     Raises:
-      UserError: truncated, broken, of more than MAX_PIXELS, longer than MAX_ELONGATION allows, or not an image.
+      UserError: truncated, broken, larger than MAX_PIXELS, more elongated than MAX_ELONGATION, or not an image.
     """
     pixels = _plain_jpeg(data) if num_channels == 3 else None
     if pixels is not None:
@@ -58,20 +57,20 @@ def decode(data: bytes, name: str, *, num_channels: int = 3) -> UInt8[np.ndarray
                 image = _first_three(image)
             image = image.convert("RGB" if num_channels == 3 else "L")
             return np.asarray(image).reshape(image.height, image.width, num_channels)
-    except Exception as error:  # for broken files Pillow raises whatever its parsers stumble over
+    except Exception as error:  # a broken file can raise almost anything in Pillow
         raise _unreadable(data, name, error) from None
 
 
 def _plain_jpeg(data: bytes) -> np.ndarray | None:
-    """The pixels of a flawless JPEG in colour or grey, in three quarters of Pillow's time; None for anything else."""
+    """Return the pixels of an intact JPEG in color or gray, in 3/4 of Pillow's time; None for other files."""
     try:
         return None if _plain_shape(data) is None else simplejpeg.decode_jpeg(data)
-    except ValueError:  # also for what libjpeg only warns of
+    except ValueError:  # includes warnings of libjpeg
         return None
 
 
 def _plain_shape(data: bytes) -> tuple[int, int] | None:
-    """Height and width of a JPEG in colour or grey of a size that is taken; None for anything else."""
+    """Return height and width of a JPEG in color or gray of an allowed size; None for other files."""
     if not data.startswith(b"\xff\xd8"):
         return None
     try:
@@ -87,7 +86,7 @@ def _is_taken(height: int, width: int) -> bool:
 
 
 def check(data: bytes, name: str) -> None:
-    """Raises what `decode` would raise, in less time: a JPEG is decoded at an eighth of its size."""
+    """Raises the errors of `decode` in less time: a JPEG is decoded at an eighth of its size."""
     try:
         with _open(data) as image:
             image.draft("L", (1, 1))
@@ -97,7 +96,7 @@ def check(data: bytes, name: str) -> None:
 
 
 def size(data: bytes, name: str) -> tuple[int, int]:
-    """Height and width of an image file, from its header.
+    """Return height and width of an image file, from its header.
 
     Raises:
       UserError: the header cannot be read.
@@ -121,12 +120,12 @@ def _open(data: bytes) -> Image.Image:
 
 def _first_three(image: Image.Image) -> Image.Image:
     cyan, magenta, yellow, _ = image.split()
-    # Pillow takes every CMYK JPEG for one of Adobe's, and has turned its channels round.
+    # Pillow assumes that every CMYK JPEG is Adobe's, and has inverted the channels.
     return ImageChops.invert(Image.merge("RGB", (cyan, magenta, yellow)))
 
 
 def _unreadable(data: bytes, name: str, error: Exception) -> UserError:
-    # Pillow would name the buffer in memory.
+    # Pillow would print the buffer in memory.
     reason = f"it begins with {data[:8]!r}" if isinstance(error, UnidentifiedImageError) else error or type(error)
     return UserError(
         f"{name} is not a readable image ({len(data):,} bytes: {reason}). "
@@ -135,7 +134,7 @@ def _unreadable(data: bytes, name: str, error: Exception) -> UserError:
 
 
 def read_image(path: str | os.PathLike) -> UInt8[np.ndarray, "height width 3"]:
-    """The RGB pixels of an image file.
+    """Return the RGB pixels of an image file.
 
     Raises:
       UserError: the file does not exist, cannot be read, or is no image.
@@ -148,15 +147,15 @@ def read_image(path: str | os.PathLike) -> UInt8[np.ndarray, "height width 3"]:
 
 
 def sample_crop_box(height: int, width: int, rng: np.random.Generator) -> tuple[int, int, int, int] | None:
-    """Draws (top, left, height, width) inside an image, or None when ten draws did not fit.
+    """Return a random (top, left, height, width) inside an image, or None if none of ten draws fits.
 
-    The area is uniform in [0.08, 1] of the image's, the aspect ratio uniform in [3/4, 4/3], and the two sides change
-    places with probability 1/2, so that both orientations are equally likely.
+    The fraction of the area is uniform in [0.08, 1] and the aspect ratio uniform in [3/4, 4/3]. Width and height are
+    swapped with probability 1/2.
     """
     for _ in range(NUM_TRIES):
         area = rng.uniform(MIN_AREA_FRACTION, 1.0) * height * width
         aspect = rng.uniform(MIN_ASPECT, MAX_ASPECT)
-        # at least 1: thumbnails of a few pixels are images too
+        # At least 1, for images of a few pixels.
         crop_width = max(1, math.floor(math.sqrt(area * aspect) + 0.5))
         crop_height = max(1, math.floor(math.sqrt(area / aspect) + 0.5))
         if rng.random() < 0.5:
@@ -171,7 +170,7 @@ def sample_crop_box(height: int, width: int, rng: np.random.Generator) -> tuple[
 def random_sized_crop(
     image: UInt8[np.ndarray, "height width channel"], size_px: int, rng: np.random.Generator
 ) -> UInt8[np.ndarray, "size_px size_px channel"]:
-    """A random box of the image (`sample_crop_box`), resized to a square; without a box, the centre crop."""
+    """Return a random box of the image (`sample_crop_box`), resized to a square; the center crop if there is none."""
     box = sample_crop_box(image.shape[0], image.shape[1], rng)
     if box is None:
         return center_crop(image, size_px, size_px)
@@ -182,10 +181,10 @@ def random_sized_crop(
 def read_random_sized_crop(
     data: bytes, name: str, size_px: int, rng: np.random.Generator
 ) -> UInt8[np.ndarray, "size_px size_px 3"]:
-    """`random_sized_crop(decode(data, name), size_px, rng)`, without decoding what the crop leaves out, if it can be.
+    """Return `random_sized_crop(decode(data, name), size_px, rng)`; decodes only the crop if possible.
 
     Raises:
-      UserError: as `decode`, but of a JPEG that is broken below the crop, only if its end is missing.
+      UserError: as `decode`; a JPEG that is broken below the crop raises only if its end is missing.
     """
     shape = _plain_shape(data)
     box = sample_crop_box(*shape, rng) if shape else None
@@ -203,7 +202,7 @@ def read_random_sized_crop(
 def center_crop(
     image: UInt8[np.ndarray, "height width channel"], size_px: int, resize_px: int, interpolation: str = "bicubic"
 ) -> UInt8[np.ndarray, "size_px size_px channel"]:
-    """Resizes the short side to `resize_px` (the long side rounds down), then cuts the central square.
+    """Return the central square after the short side is resized to `resize_px` (the long side rounds down).
 
     `resize_px` is at least `size_px`; `interpolation` is one of `resize.FILTERS`.
     """
@@ -213,7 +212,7 @@ def center_crop(
 def scale_short_side(
     image: UInt8[np.ndarray, "height width channel"], short_px: int, interpolation: str
 ) -> UInt8[np.ndarray, "new_height new_width channel"]:
-    """Resizes the short side to `short_px`; the long side rounds down."""
+    """Return the image with the short side resized to `short_px`; the long side rounds down."""
     height, width = image.shape[:2]
     if width < height:
         height, width = int(height / width * short_px), short_px
@@ -225,6 +224,6 @@ def scale_short_side(
 def central(
     image: UInt8[np.ndarray, "height width channel"], height: int, width: int
 ) -> UInt8[np.ndarray, "new_height new_width channel"]:
-    """The middle of an image; an odd margin leaves the extra pixel at the top and at the left."""
+    """Return the center of an image; an odd margin has its extra pixel at the top and the left."""
     top, left = math.ceil((image.shape[0] - height) / 2), math.ceil((image.shape[1] - width) / 2)
     return image[top : top + height, left : left + width]

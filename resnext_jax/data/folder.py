@@ -59,18 +59,18 @@ class FolderSource:
 
 
 def is_image(file_name: str) -> bool:
-    """Whether a file is meant to be an image, by its name."""
+    """Return whether a file is an image, by its name."""
     return file_name.lower().endswith(IMAGE_SUFFIXES) and not file_name.startswith(".")
 
 
 def list_names(folder: str) -> list[str]:
-    """The names in a folder, sorted, without hidden ones.
+    """Return the names in a folder, sorted, without hidden ones.
 
     Raises:
       UserError: it cannot be listed.
     """
     try:
-        # epath is ten times slower on a local disk, which shows at a million files.
+        # epath is ten times slower on a local disk, which matters at a million files.
         names = [path.name for path in epath.Path(folder).iterdir()] if "://" in folder else os.listdir(folder)
     except OSError as error:
         reason = error.strerror or error
@@ -79,7 +79,7 @@ def list_names(folder: str) -> list[str]:
 
 
 def image_files(folder: str) -> list[str]:
-    """The names of the image files in a class folder, sorted as bytes.
+    """Return the names of the image files in a class folder, sorted as bytes.
 
     Raises:
       UserError: there is none.
@@ -94,22 +94,24 @@ def image_files(folder: str) -> list[str]:
 
 
 def class_folders(root: str) -> list[str]:
-    """The names of the folders in `root`, sorted."""
+    """Return the names of the folders in `root`, sorted."""
     return [name for name in list_names(root) if epath.Path(root, name).is_dir()]
 
 
 def split_folders(data_dir: str | None, split: str) -> list[str]:
-    """Where a split's class folders may lie."""
+    """Return the possible folders of a split, the preferred one first."""
     folders = {"train": ("train",), "validation": ("validation", "val")}[split]
     return [os.path.join(data_dir or "DIR", folder) for folder in folders]
 
 
+def split_roots(data_dir: str) -> dict[str, str]:
+    """Return the folder of each split that `data_dir` has."""
+    found = [(key, folder) for key in SPLITS for folder in split_folders(data_dir, key) if epath.Path(folder).is_dir()]
+    return {key: next(folder for other, folder in found if other == key) for key, _ in found}
+
+
 def open_folder(name: str, split: str, data_dir: str | None, **_) -> Source:
-    roots = {}
-    for key in SPLITS if data_dir else ():
-        for folder in split_folders(data_dir, key):
-            if epath.Path(folder).is_dir():
-                roots.setdefault(key, folder)
+    roots = split_roots(data_dir) if data_dir else {}
     if split not in roots:
         unset = "" if data_dir else ", by --config.data.dir=DIR, which is not set"
         raise absent(name, split, [folder + unset for folder in split_folders(data_dir, split)])

@@ -1,4 +1,4 @@
-"""The operations of the augmentation policies, on Pillow images, as torchvision and timm apply them."""
+"""Operations of the augmentation policies on Pillow images, as in torchvision and timm."""
 
 import math
 from collections.abc import Callable
@@ -11,25 +11,11 @@ Op = Callable[[Image.Image, float, Image.Resampling, Fill], Image.Image]
 SOLARIZE_ADD_BELOW = 128
 
 
-def _affine(image: Image.Image, matrix: tuple[float, ...], resample: Image.Resampling, fill: Fill) -> Image.Image:
-    """`matrix` takes a place of the result to a place of `image`: (a x + b y + c, d x + e y + f)."""
-    return image.transform(image.size, Image.Transform.AFFINE, matrix, resample, fillcolor=fill)
-
-
-def _shear_x(image: Image.Image, slope: float, resample: Image.Resampling, fill: Fill) -> Image.Image:
-    return _affine(image, (1, slope, 0, 0, 1, 0), resample, fill)
-
-
-def _shear_y(image: Image.Image, slope: float, resample: Image.Resampling, fill: Fill) -> Image.Image:
-    return _affine(image, (1, 0, 0, slope, 1, 0), resample, fill)
-
-
-def _translate_x(image: Image.Image, left_px: float, resample: Image.Resampling, fill: Fill) -> Image.Image:
-    return _affine(image, (1, 0, left_px, 0, 1, 0), resample, fill)
-
-
-def _translate_y(image: Image.Image, up_px: float, resample: Image.Resampling, fill: Fill) -> Image.Image:
-    return _affine(image, (1, 0, 0, 0, 1, up_px), resample, fill)
+def _affine(matrix: Callable[[float], tuple[float, ...]]) -> Op:
+    """Return an operation that takes the pixel (x, y) from (a x + b y + c, d x + e y + f) of the image."""
+    return lambda image, amount, resample, fill: image.transform(
+        image.size, Image.Transform.AFFINE, matrix(amount), resample, fillcolor=fill
+    )
 
 
 def _rotate(image: Image.Image, degrees: float, resample: Image.Resampling, fill: Fill) -> Image.Image:
@@ -47,10 +33,10 @@ def _enhance(enhancer: Callable[[Image.Image], ImageEnhance._Enhance]) -> Op:
 
 OPS: dict[str, Op] = {
     "identity": lambda image, *_: image,
-    "shear_x": _shear_x,
-    "shear_y": _shear_y,
-    "translate_x": _translate_x,
-    "translate_y": _translate_y,
+    "shear_x": _affine(lambda slope: (1, slope, 0, 0, 1, 0)),
+    "shear_y": _affine(lambda slope: (1, 0, 0, slope, 1, 0)),
+    "translate_x": _affine(lambda left_px: (1, 0, left_px, 0, 1, 0)),
+    "translate_y": _affine(lambda up_px: (1, 0, 0, 0, 1, up_px)),
     "rotate": _rotate,
     "brightness": _enhance(ImageEnhance.Brightness),
     "color": _enhance(ImageEnhance.Color),

@@ -1,4 +1,4 @@
-"""One image for one network, outside any data set: for prediction and for notebooks."""
+"""Prepare one image for a network, for prediction and notebooks."""
 
 from typing import Any
 
@@ -8,46 +8,27 @@ from jaxtyping import UInt8
 from resnext_jax.data.decode import center_crop
 from resnext_jax.errors import UserError
 
-GREY_WEIGHTS = ((0.299,), (0.587,), (0.114,))
+GRAY_WEIGHTS = ((0.299,), (0.587,), (0.114,))
 
-# The fields of `config.data` for networks that were made for images of so many px: ImageNet's, CIFAR-10's and
-# Fashion-MNIST's, as in configs/common.py.
+# Fields of `config.data` by image size, for ImageNet, CIFAR-10 and Fashion-MNIST, as in configs/common.py.
+_IMAGENET = dict(mean=(123.675, 116.28, 103.53), std=(58.395, 57.12, 57.375))
+_CIFAR10 = dict(mean=(125.3, 123.0, 113.9), std=(63.0, 62.1, 66.7))
+_FASHION_MNIST = dict(mean=(72.94,), std=(90.02,))
 USUAL: dict[int, dict[str, Any]] = {
-    224: {
-        "image_size_px": 224,
-        "resize_px": 256,
-        "interpolation": "bicubic",
-        "crop": "random_sized",
-        "mean": (123.675, 116.28, 103.53),
-        "std": (58.395, 57.12, 57.375),
-    },
-    32: {
-        "image_size_px": 32,
-        "resize_px": 32,
-        "interpolation": "bicubic",
-        "crop": "none",
-        "mean": (125.3, 123.0, 113.9),
-        "std": (63.0, 62.1, 66.7),
-    },
-    28: {
-        "image_size_px": 28,
-        "resize_px": 28,
-        "interpolation": "bicubic",
-        "crop": "none",
-        "mean": (72.94,),
-        "std": (90.02,),
-    },
+    224: dict(image_size_px=224, resize_px=256, interpolation="bicubic", crop="random_sized", **_IMAGENET),
+    32: dict(image_size_px=32, resize_px=32, interpolation="bicubic", crop="none", **_CIFAR10),
+    28: dict(image_size_px=28, resize_px=28, interpolation="bicubic", crop="none", **_FASHION_MNIST),
 }
 
 
 def prepare(
     image: UInt8[np.ndarray, "height width *channel"], data: dict[str, Any]
 ) -> UInt8[np.ndarray, "1 size size channel"]:
-    """A batch of one, resized and cropped as evaluation does it.
+    """Return a batch of one image, resized and cropped as in evaluation.
 
     Args:
-      image: grey (with or without a dimension of one channel) or RGB, of any size.
-      data: `config.data`; it has as many channels as `mean`. RGB becomes grey, or grey RGB, where the network wants it.
+      image: gray (with or without a channel dimension) or RGB image of any size.
+      data: `config.data`. The image is converted between RGB and gray to have as many channels as `mean`.
 
     Raises:
       UserError: another shape or dtype.
@@ -60,9 +41,9 @@ def prepare(
             "width, 1 or 3), as uint8 in 0..255. Of a file: np.asarray(PIL.Image.open(FILE).convert('RGB'))."
         )
     if image.shape[-1] == 3 and len(data["mean"]) == 1:
-        image = np.round(image @ np.array(GREY_WEIGHTS)).astype(np.uint8)
+        image = np.round(image @ np.array(GRAY_WEIGHTS)).astype(np.uint8)
     elif image.shape[-1] == 1 and len(data["mean"]) == 3:
         image = np.repeat(image, 3, axis=-1)
-    # A data set without a crop has nothing but its own size: the whole short side is kept.
+    # Without a crop the images have the size of the network: the whole short side is kept.
     resize_px = data["image_size_px"] if data["crop"] == "none" else data["resize_px"]
-    return center_crop(image, data["image_size_px"], resize_px, data.get("interpolation", "bicubic"))[None]
+    return center_crop(image, data["image_size_px"], resize_px, data["interpolation"])[None]

@@ -1,6 +1,6 @@
-"""The part of a JPEG that a crop needs, by libturbojpeg 3 where it is installed: the same pixels in less time.
+"""Decode only the part of a JPEG that a crop needs, with libturbojpeg 3 if it is installed. The pixels are the same.
 
-It is looked for in the package `turbojpeg`, which brings the library along, and then in the system.
+The library is searched in the package `turbojpeg`, which contains it, and then in the system.
 """
 
 import ctypes
@@ -11,8 +11,8 @@ import threading
 import numpy as np
 from jaxtyping import UInt8
 
-# A box that is decoded begins at a multiple of the widest block of the format, and chroma is smoothed over the edges of
-# what is decoded: so it begins and ends this far outside the crop, or at the edge of the image.
+# The decoded box must begin at a multiple of the widest block. Chroma is smoothed over its edges, so it has this margin
+# around the crop, or ends at the edge of the image.
 BLOCK_PX, MARGIN_PX = 32, 16
 _DECOMPRESS, _RGB = 1, 0
 
@@ -63,14 +63,14 @@ _decoder = _Decoder() if LIBRARY is not None else None
 def box_of_jpeg(
     data: bytes, shape: tuple[int, int], box: tuple[int, int, int, int]
 ) -> UInt8[np.ndarray, "height width 3"] | None:
-    """The RGB pixels of `box` (top, left, height, width); None where this way is not open, or the file not flawless.
+    """Return the RGB pixels of `box` (top, left, height, width); None without the library, or if the file is broken.
 
     Args:
-      data: a JPEG in colour or grey.
-      shape: its height and width.
-      box: inside of it.
+      data: JPEG in color or gray.
+      shape: height and width of the image.
+      box: box inside the image.
     """
-    # What ends early may end below the crop, and is to be found all the same.
+    # A truncated file may end below the crop; it must be reported all the same.
     if LIBRARY is None or _decoder is None or not data.endswith(b"\xff\xd9"):
         return None
     top, left, height, width = box

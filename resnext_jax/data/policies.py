@@ -1,6 +1,6 @@
-"""Augmentation policies: which operations an image goes through, and how strongly. Drawn per image, on the host.
+"""Augmentation policies: draw operations and their strengths for each image, on the host.
 
-Pillow does the work, as for the recipes that they come from; on a device the same operations would be others.
+Pillow applies them, as in the recipes that they come from; on a device the results would differ.
 """
 
 import dataclasses
@@ -19,10 +19,6 @@ Alter = Callable[[Pixels, np.random.Generator], Pixels]
 NUM_STRENGTHS = 31
 
 
-def _same(value: float) -> float:
-    return value
-
-
 def _one_more(value: float) -> float:
     return 1.0 + value
 
@@ -32,36 +28,36 @@ def _minus_whole(value: float) -> float:
 
 
 # TrivialAugment's wide space (Müller and Hutter 2021, arXiv 2103.10158, Table 1) as in torchvision: the weakest and the
-# strongest of 31 evenly spaced values, whether the sign is drawn too, and what the operation takes.
+# strongest of 31 evenly spaced values, whether the sign is random, and the argument of the operation for a value.
 WIDE: dict[str, tuple[float, float, bool, Callable[[float], float]]] = {
-    "identity": (0.0, 0.0, False, _same),
-    "shear_x": (0.0, 0.99, True, _same),
-    "shear_y": (0.0, 0.99, True, _same),
+    "identity": (0.0, 0.0, False, float),
+    "shear_x": (0.0, 0.99, True, float),
+    "shear_y": (0.0, 0.99, True, float),
     "translate_x": (0.0, 32.0, True, _minus_whole),  # pixels of the crop, whatever its size
     "translate_y": (0.0, 32.0, True, _minus_whole),
-    "rotate": (0.0, 135.0, True, _same),
+    "rotate": (0.0, 135.0, True, float),
     "brightness": (0.0, 0.99, True, _one_more),
     "color": (0.0, 0.99, True, _one_more),
     "contrast": (0.0, 0.99, True, _one_more),
     "sharpness": (0.0, 0.99, True, _one_more),
     "posterize": (8.0, 2.0, False, round),
     "solarize": (1.0, 0.0, False, lambda share: 255.0 * share),
-    "auto_contrast": (0.0, 0.0, False, _same),
-    "equalize": (0.0, 0.0, False, _same),
+    "auto_contrast": (0.0, 0.0, False, float),
+    "equalize": (0.0, 0.0, False, float),
 }
 
 
 def trivial_augment(rng: np.random.Generator, height: int, width: int, magnitude: float) -> Drawn:
-    """One operation of `WIDE`, all equally likely, with one of 31 strengths; a policy without parameters."""
+    """Return one operation of `WIDE` with one of 31 strengths, all equally likely."""
     del height, width, magnitude
     name = tuple(WIDE)[rng.integers(len(WIDE))]
     return [(name, wide_argument(name, int(rng.integers(NUM_STRENGTHS)), negative=rng.random() < 0.5))]
 
 
 def wide_argument(name: str, strength: int, *, negative: bool) -> float:
-    """What an operation of `WIDE` takes at a strength in [0, 31)."""
+    """Return the argument of an operation of `WIDE` for a strength in [0, 31)."""
     first, last, signed, argument = WIDE[name]
-    # To the bit as torch.linspace, from the nearer end: Pillow rounds, so that the last bit can be a pixel.
+    # The same bits as torch.linspace, which counts from the nearer end: the last bit can change a pixel.
     step = float(np.float32((np.float32(last) - np.float32(first)) / np.float32(NUM_STRENGTHS - 1)))
     left = NUM_STRENGTHS - 1 - strength
     last = float(np.float32(last))
@@ -69,8 +65,8 @@ def wide_argument(name: str, strength: int, *, negative: bool) -> float:
     return argument(-value if signed and negative else value)
 
 
-# timm's RandAugment in the form "inc1", every operation stronger at a higher level, with a standard deviation of 0.5.
-# Of a level in [0, 1], a sign, and the height and width: what the operation takes.
+# timm's RandAugment in the form "inc1", where every operation is stronger at a higher level: the argument of each
+# operation for a level in [0, 1], a sign, and the height and width.
 INCREASING: dict[str, Callable[[float, int, int, int], float]] = {
     "auto_contrast": lambda level, sign, height, width: 0.0,
     "equalize": lambda level, sign, height, width: 0.0,
@@ -95,7 +91,7 @@ LAYER_PROBABILITY = 0.5
 
 
 def rand_augment(rng: np.random.Generator, height: int, width: int, magnitude: float) -> Drawn:
-    """Two operations of `INCREASING` (the same one twice is possible), each made with probability 1/2.
+    """Return two random operations of `INCREASING`, which may be equal, each kept with probability 1/2.
 
     Source: Cubuk et al. 2019 (arXiv 1909.13719), as timm's `rand-m<magnitude>-mstd0.5-inc1`.
     """
@@ -114,9 +110,9 @@ class Policy:
     """A row of the table.
 
     Attributes:
-      draw: (rng, height, width, magnitude) -> operations of `image_ops.OPS` and what each takes.
-      resample: of the operations that move pixels.
-      fills_with_mean: what comes in from outside the image has its data set's mean colour, else it is black.
+      draw: (rng, height, width, magnitude) -> names of operations in `image_ops.OPS` and their arguments.
+      resample: interpolation of the operations that move pixels.
+      fills_with_mean: fill pixels from outside the image with the mean color of the data set instead of black.
     """
 
     draw: Callable[[np.random.Generator, int, int, float], Drawn]
@@ -132,32 +128,32 @@ POLICIES = {
 
 
 def make_alter(name: str, *, magnitude: float, flip: bool, mean: Sequence[float]) -> Alter | None:
-    """(image, rng) -> the image as a policy alters it; None for the policy "none".
+    """Return a function (image, rng) -> image that applies a policy; None for the policy "none".
 
     Args:
-      name: a row of `POLICIES`.
-      magnitude: of rand_augment, in [0, 10].
-      flip: mirrors with probability 1/2 before anything else: a shear holds the left or the upper edge still.
-      mean: of the channels, on the scale 0..255.
+      name: row of `POLICIES`.
+      magnitude: magnitude of rand_augment, in [0, 10].
+      flip: mirror with probability 1/2 before the other operations, because a shear is not symmetric.
+      mean: mean of each channel, on the scale 0..255.
     """
     policy = POLICIES[name]
     if policy is None:
         return None
-    colour = tuple(round(channel) for channel in mean) if policy.fills_with_mean else (0,) * len(mean)
+    color = tuple(round(channel) for channel in mean) if policy.fills_with_mean else (0,) * len(mean)
 
     def alter(image: Pixels, rng: np.random.Generator) -> Pixels:
         if flip and rng.random() < 0.5:
             image = image[:, ::-1]
         height, width, _ = image.shape
-        return apply(image, policy.draw(rng, height, width, magnitude), policy.resample, colour)
+        return apply(image, policy.draw(rng, height, width, magnitude), policy.resample, color)
 
     return alter
 
 
-def apply(image: Pixels, drawn: Drawn, resample: Image.Resampling, colour: tuple[int, ...]) -> Pixels:
-    """The operations one after the other, on an image of one or three channels."""
-    grey = image.shape[2] == 1
-    pillow = Image.fromarray(np.ascontiguousarray(image[..., 0] if grey else image))
+def apply(image: Pixels, drawn: Drawn, resample: Image.Resampling, color: tuple[int, ...]) -> Pixels:
+    """Return the image after the drawn operations; it has one or three channels."""
+    is_gray = image.shape[2] == 1
+    pillow = Image.fromarray(np.ascontiguousarray(image[..., 0] if is_gray else image))
     for name, argument in drawn:
-        pillow = OPS[name](pillow, argument, resample, colour[0] if grey else colour)
+        pillow = OPS[name](pillow, argument, resample, color[0] if is_gray else color)
     return np.asarray(pillow).reshape(image.shape)

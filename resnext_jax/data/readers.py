@@ -1,4 +1,4 @@
-"""How the images of each kind of data set are reached by index; `sources` finds and opens them by name."""
+"""Sources of images and labels by index; `sources` opens them by name."""
 
 import gzip
 import math
@@ -18,7 +18,7 @@ Labels = Integer[np.ndarray, " batch"]
 
 
 class Record(NamedTuple):
-    """One example: `image` is uint8 (height, width, channel), or the encoded file; `name` is for messages."""
+    """One example: a uint8 image (height, width, channel) or an encoded file, its label, and a name for messages."""
 
     image: np.ndarray | bytes
     label: int
@@ -27,7 +27,7 @@ class Record(NamedTuple):
 
 @runtime_checkable
 class Source(Protocol):
-    """One split of a data set: any example by its index in [0, len), at the same cost."""
+    """One split of a data set, with random access to examples by index in [0, len)."""
 
     info: DatasetInfo
 
@@ -36,17 +36,17 @@ class Source(Protocol):
     def __getitem__(self, index: int) -> Record: ...
 
     def locate(self, index: int) -> str:
-        """Where an example lies, for messages; reads nothing."""
+        """Return the location of an example for messages, without reading it."""
         ...
 
     def all_labels(self) -> Labels:
-        """int32, one per image; may read the whole data set (only TFDS's images, once)."""
+        """Return the int32 labels of all images; may read the whole data set (only TFDS, once)."""
         ...
 
 
 @runtime_checkable
 class GatherSource(Source, Protocol):
-    """A source whose images all have `info.image_shape`, so that a whole batch is filled at once."""
+    """Source whose images all have `info.image_shape`; it returns a whole batch at once."""
 
     def gather(self, indices: Labels) -> tuple[Images, Labels]: ...
 
@@ -55,7 +55,7 @@ class ArraySource:
     """Images (uint8, one shape) and labels in memory.
 
     Raises:
-      UserError: a label is not in [0, number of classes); `where`, the labels' file, is named with index and value.
+      UserError: a label is not in [0, number of classes); it is named with `where`, the file of the labels.
     """
 
     def __init__(self, name: str, images: Images, labels: Labels, class_names: Sequence[str], where: str):
@@ -87,10 +87,10 @@ class ArraySource:
 
 
 class SyntheticSource:
-    """Noise over a 4 x 4 pattern of colours that belongs to the class: learnable, and nothing on disk.
+    """Learnable images without files: noise plus a 4 x 4 pattern of colors for each class.
 
-    Image `index` is of class `index % num_classes`. Its noise is a window into one fixed pool, so that an image costs
-    a copy and an addition whatever its size. Both splits have the same patterns and different noise.
+    Image `index` has the class `index % num_classes`. Its noise is a window into one fixed pool, so an image of any
+    size costs one copy and one addition. Both splits have the same patterns and different noise.
     """
 
     def __init__(self, split: str, num_images: int, num_classes: int, image_size_px: int, num_channels: int):
@@ -125,7 +125,7 @@ class SyntheticSource:
 
 
 def read_idx(path: epath.PathLike) -> UInt8[np.ndarray, "..."]:
-    """The array in an idx file of bytes, plain or gzipped.
+    """Return the array in an idx file of bytes, plain or gzipped.
 
     Raises:
       UserError: the file is truncated, corrupt, or not an idx file of bytes.

@@ -1,4 +1,4 @@
-"""ReaL: for each validation image of ImageNet, all labels that people find right (Beyer et al. 2020).
+"""ReaL: all correct labels of each validation image of ImageNet, chosen by people (Beyer et al. 2020).
 
 The file is real.json of the authors' repository (google-research/reassessed-imagenet): a list of 50,000 lists of
 labels, in the order of the images' numbers; some are empty.
@@ -19,10 +19,10 @@ NUMBER = re.compile(r"ILSVRC2012_val_(\d{8})\.JPEG")
 
 
 def read_real_labels(path: str, *, num_images: int = NUM_IMAGES) -> Int[np.ndarray, "images most"]:
-    """The labels of each image, int32, filled up with -1.
+    """Return the labels of each image, int32, padded with -1.
 
     Raises:
-      UserError: the file cannot be read, or is not what it should be.
+      UserError: the file cannot be read, or has another content.
     """
     try:
         lists = json.loads(epath.Path(path).expanduser().read_text())
@@ -45,7 +45,7 @@ def read_real_labels(path: str, *, num_images: int = NUM_IMAGES) -> Int[np.ndarr
 
 
 class NumberedSource:
-    """ImageNet's validation images with their numbers, from 0, in the place of their labels."""
+    """ImageNet's validation images with their numbers, from 0, in place of labels."""
 
     def __init__(self, source: Source):
         self.source, self.info = source, source.info

@@ -1,4 +1,4 @@
-"""Image files in sharded ArrayRecord: `prepare` writes a directory of them once, here they are read by index.
+"""Read image files from sharded ArrayRecord by index. `data.prepare` writes these directories:
 
     DIR/manifest.json                        what the directory holds: counts, class names, a checksum per file
     DIR/train-00000-of-01024.array_record    records, uncompressed, each a group of its own
@@ -21,10 +21,11 @@ from etils import epath
 
 from resnext_jax.data.readers import Labels, Record
 from resnext_jax.errors import UserError, raise_all
+from resnext_jax.files import sha256_of
 from resnext_jax.types import DatasetInfo
 
 MANIFEST = "manifest.json"
-UNFINISHED = "unfinished.json"  # what `prepare` keeps in its place until the last shard is written
+UNFINISHED = "unfinished.json"  # `prepare` has this file instead until the last shard is written
 FORMAT = "resnext_jax records 1"
 HEADER = struct.Struct("<IH")
 WRITER_OPTIONS = "group_size:1,uncompressed"  # a record is read alone, and JPEGs do not shrink
@@ -32,7 +33,7 @@ _READER_OPTIONS = {"max_parallelism": "0"}
 
 
 class File(NamedTuple):
-    """One file of the directory, as the manifest has it; a file of labels counts an image per label."""
+    """Entry of one file in the manifest; in a file of labels, `num_images` is the number of labels."""
 
     file: str
     num_images: int
@@ -41,7 +42,7 @@ class File(NamedTuple):
 
 
 class Split(NamedTuple):
-    """The files of one split, records in this order."""
+    """Files of one split, in the order of the records."""
 
     shards: tuple[File, ...]
     labels: File
@@ -52,14 +53,14 @@ class Split(NamedTuple):
 
 
 class Manifest(NamedTuple):
-    """What a prepared directory holds.
+    """Content of a prepared directory.
 
     Attributes:
       name: "imagenet2012", "imagenet5k" or "folder".
-      class_names: one name per class, in label order.
-      splits: "train" and "validation", or one of them.
-      settings: how it was made, and the digest of the list of images that it was made from.
-      notes: more about the classes (`imagenet1k_labels`) and about what was left out.
+      class_names: names of the classes in label order.
+      splits: files of "train" and "validation", or of one of them.
+      settings: settings of the preparation, and the digest of the list of images.
+      notes: more facts about the classes (`imagenet1k_labels`) and the images that were left out.
     """
 
     name: str
@@ -68,25 +69,25 @@ class Manifest(NamedTuple):
     settings: dict[str, Any]
     notes: dict[str, Any]
 
+    def files(self) -> tuple[File, ...]:
+        return tuple(file for split in self.splits.values() for file in (*split.shards, split.labels))
+
 
 def pack(image: bytes, label: int, name: str) -> bytes:
-    """A record. The name is cut at 65,535 bytes, which no file system allows."""
+    """Return a record. The name is cut at 65,535 bytes, more than any file system allows."""
     encoded = name.encode("utf-8", "surrogateescape")[:65_535]
     return b"".join((HEADER.pack(label, len(encoded)), encoded, image))
 
 
 def unpack(record: bytes) -> Record:
-    """The image, label and name of a record."""
+    """Return the image, label and name of a record."""
     label, length = HEADER.unpack_from(record)
     end = HEADER.size + length
     return Record(record[end:], label, record[HEADER.size : end].decode("utf-8", "surrogateescape"))
 
 
-# ---- the manifest
-
-
 def manifest_json(manifest: Manifest) -> str:
-    """The text of manifest.json."""
+    """Return the text of manifest.json."""
     splits = {
         key: {
             "num_images": split.num_images,
@@ -100,7 +101,7 @@ def manifest_json(manifest: Manifest) -> str:
 
 
 def read_manifest(directory: epath.PathLike) -> Manifest | None:
-    """What `directory` holds, or None where it has no manifest.
+    """Return the manifest of a directory, or None if it has none.
 
     Raises:
       UserError: the manifest cannot be read, or contradicts itself.
@@ -136,12 +137,12 @@ def read_manifest(directory: epath.PathLike) -> Manifest | None:
 
 
 def check_files(directory: epath.PathLike, files: tuple[File, ...], *, checksums: bool = False) -> list[str]:
-    """What is wrong with files of a prepared directory: one sentence each for absent, wrong in size, or in content.
+    """Return a sentence for every file that is missing or has another size or content than in the manifest.
 
     Args:
-      directory: with the manifest.
-      files: those to look at.
-      checksums: reads every byte; otherwise only sizes are compared.
+      directory: directory with the manifest.
+      files: entries of the files to check.
+      checksums: read every byte; otherwise only sizes are compared.
     """
 
     def problem(file: File) -> str | None:
@@ -158,27 +159,15 @@ def check_files(directory: epath.PathLike, files: tuple[File, ...], *, checksums
         return [text for text in threads.map(problem, files) if text]
 
 
-def sha256_of(path: epath.PathLike) -> str:
-    """The SHA-256 of a file, in hexadecimal."""
-    with epath.Path(path).open("rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-# ---- the source
-
-
 class RecordSource:
-    """A split of a prepared directory; opens a shard when it is first asked for, from any thread or process.
+    """Split of a prepared directory. A shard is opened at its first use, in any thread or process.
 
     Raises:
-      UserError: the split is not there, or a file is missing or has the wrong size.
+      UserError: the split or a file is missing, or a file has the wrong size.
     """
 
     def __init__(self, name: str, split: str, directory: epath.PathLike, manifest: Manifest):
-        import grain  # slow to import; the manifest is read without
+        import grain  # slow to import, and the manifest does not need it
 
         if split not in manifest.splits:
             raise UserError(
@@ -190,7 +179,7 @@ class RecordSource:
         if problems:
             more = f" ({len(problems) - 1} more files are wrong.)" if len(problems) > 1 else ""
             raise UserError(f"{problems[0]}{more} Copy the directory again, or run the same prepare command again.")
-        # With the counts given, nothing is opened yet.
+        # With the given counts no file is opened yet.
         self.records = grain.sources.ArrayRecordDataSource(
             [f"{epath.Path(directory) / shard.file}[0:{shard.num_images}]" for shard in self.split.shards],
             reader_options=_READER_OPTIONS,

@@ -1,4 +1,4 @@
-"""Scaling of images: bicubic is compiled (`_resize.c`) where there was a C compiler, else Pillow's, to equal bits."""
+"""Scale images. Bicubic uses the compiled `_resize.c` if there is one, otherwise Pillow, with equal results."""
 
 import ctypes
 import importlib.machinery
@@ -27,7 +27,7 @@ FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BIL
 def scale(
     image: UInt8[np.ndarray, "height width channel"], height: int, width: int, interpolation: str
 ) -> UInt8[np.ndarray, "new_height new_width channel"]:
-    """`bicubic`, or the same by another of FILTERS: what weights from elsewhere were trained to see."""
+    """Return a scaled image; converted weights need other FILTERS than `bicubic`."""
     if interpolation == "bicubic":
         return bicubic(image, height, width)
     return image if image.shape[:2] == (height, width) else _by_pillow(image, height, width, interpolation)
@@ -36,14 +36,14 @@ def scale(
 def bicubic(
     image: UInt8[np.ndarray, "height width channel"], height: int, width: int
 ) -> UInt8[np.ndarray, "new_height new_width channel"]:
-    """Pillow's bicubic, which filters before it shrinks: first every row to `width`, then every column to `height`.
+    """Return the image scaled by Pillow's bicubic: first every row to `width`, then every column to `height`.
 
-    (Pillow 13 begins with the columns where the height shrinks by much more than the width. That changes an eighth of
-    the crops, in a sixth of their values, nearly all by one level. Here the order is the same with any version.)
+    Pillow 13 begins with the columns if the height shrinks by much more than the width. That changes an eighth of the
+    crops, in a sixth of their values, nearly all by one level. Here the order is the same with any version.
 
     Args:
-      image: may be a box of a larger image, if its rows are whole in memory.
-      height, width: of the result.
+      image: image, or a box of a larger image whose rows are contiguous in memory.
+      height, width: size of the result.
     """
     rows, columns, channels = image.shape
     if (rows, columns) == (height, width):

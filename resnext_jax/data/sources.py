@@ -1,4 +1,4 @@
-"""Data sets by name: where each is looked for, how it is opened, and what to do where it is absent."""
+"""Open data sets by name."""
 
 import dataclasses
 import os
@@ -22,11 +22,9 @@ FASHION_MNIST_CLASSES = (
 BUILTIN_DIR = str(pathlib.Path(__file__).parent / "builtin")
 DEBIAN_FASHION_MNIST_DIR = "/usr/share/datasets/fashion-mnist"  # package dataset-fashion-mnist
 
-# ---- idx files: the built-in images and the full Fashion-MNIST
-
 
 def _find_idx(directory: str, split: str) -> tuple[str, str] | None:
-    """The split's files of images and labels in `directory`; None if neither is there."""
+    """Return the files of images and labels of a split in `directory`; None if both are missing."""
     stem = {"train": "train", "validation": "t10k"}[split]
     found = [
         next((path for suffix in ("", ".gz") if (path := epath.Path(directory, file + suffix)).is_file()), None)
@@ -72,11 +70,8 @@ def _open_fashion_mnist(name: str, split: str, data_dir: str | None, **_) -> Sou
     return open_tfds(name, split, data_dir, [f"{directory}/*-ubyte.gz"])
 
 
-# ---- what `prepare` wrote
-
-
 def _prepared(data_dir: str | None) -> bool:
-    """Whether `prepare` wrote this directory, or began to."""
+    """Return whether `prepare` wrote this directory, completely or partly."""
     return data_dir is not None and any(epath.Path(data_dir, file).exists() for file in (MANIFEST, UNFINISHED))
 
 
@@ -106,9 +101,6 @@ def _open_imagenet2012(name: str, split: str, data_dir: str | None, **_) -> Sour
     unset = "" if data_dir else " (--config.data.dir=DIR is not set)"
     places = [f"{folder}/<class>/{unset}" for folder in split_folders(data_dir, split)]
     return open_tfds(name, split, data_dir, [os.path.join(data_dir or "DIR", MANIFEST) + unset, *places])
-
-
-# ---- the table and the door
 
 
 def _open_synthetic(
@@ -148,12 +140,12 @@ def open_source(
     """Opens one split of a data set.
 
     Args:
-      name: a row of SOURCES.
-      split: "train", or "validation" (which is the test split of a set that has no other).
-      data_dir: the only place to look in; None looks in the default places.
-      num_images, num_classes, image_size_px: of synthetic images; every other set has its own.
-      num_channels: of synthetic images; and with 1, image files are decoded to grey.
-      class_list: a file with one class name per line: only images of these, labelled 0, 1, ... in the set's order.
+      name: row of SOURCES.
+      split: "train" or "validation" (the test split if there is no validation split).
+      data_dir: only directory to search; None searches the default places.
+      num_images, num_classes, image_size_px: sizes of synthetic images.
+      num_channels: channels of synthetic images; with 1, image files are decoded to gray.
+      class_list: file with one class name per line; other classes are left out, and labels are renumbered.
       on_bad_image: "error", or "replace" (`ReplacingSource`).
 
     Raises:
@@ -176,6 +168,6 @@ def open_source(
     if class_list is not None:
         class_list = os.path.expanduser(class_list)
         source = subset(source, read_class_list(class_list, source.info.class_names), class_list)
-    if on_bad_image == "replace" and not isinstance(source, GatherSource):  # images in memory are whole
+    if on_bad_image == "replace" and not isinstance(source, GatherSource):  # images in memory cannot be broken
         source = ReplacingSource(source)
     return source

@@ -17,12 +17,12 @@ from resnext_jax.progress import Progress, say
 from resnext_jax.types import DatasetInfo
 
 NUM_LABEL_THREADS, LABELS_AT_ONCE = 32, 256
-# Of a set that TFDS makes in several ways, each in a folder of its own, the one that is meant by the set's name.
+# Data sets with several variants in TFDS: the variant that the name means.
 CONFIGS = {"imagenet_v2": "imagenet_v2/matched-frequency"}
 
 
 class TfdsSource:
-    """A split of a prepared TFDS data set in ArrayRecord format, images left encoded; needs no TensorFlow.
+    """Split of a prepared TFDS data set in ArrayRecord format, with encoded images, read without TensorFlow.
 
     Raises:
       NotImplementedError: the data set is not in ArrayRecord format.
@@ -53,7 +53,7 @@ class TfdsSource:
     def __getitem__(self, index: int) -> Record:
         try:
             example = self.records[index]
-        except Exception as error:  # whatever TFDS stumbles over in a record that is damaged
+        except Exception as error:  # a damaged record can raise almost anything in TFDS
             raise self._unreadable(index, error) from None
         name = self.locate(index)
         if "file_name" in example:  # as in ImageNet
@@ -71,7 +71,7 @@ class TfdsSource:
         return kept_labels(self.label_file, self.version, len(self), self._read_labels)
 
     def _read_labels(self) -> Labels:
-        """From the records, of which each brings its image along: the 140 GB of ImageNet."""
+        """Reads the labels from the records, together with the images (140 GB for ImageNet)."""
         from tensorflow_datasets.proto import tf_example_pb2
 
         def label(index: int) -> int:
@@ -99,7 +99,7 @@ class TfdsSource:
 
 
 def _size(path: Any) -> int | None:
-    """In bytes; None of a file that is not there."""
+    """Return the size in bytes, or None if the file is missing."""
     try:
         return path.stat().length
     except FileNotFoundError:
@@ -110,7 +110,7 @@ def open_tfds(name: str, split: str, data_dir: str | None, places: Sequence[str]
     from etils import epath
 
     default_dir = os.environ.get("TFDS_DATA_DIR") or os.path.expanduser("~/tensorflow_datasets")
-    root = epath.Path(data_dir or default_dir)  # a directory that was named is meant: no other takes its place
+    root = epath.Path(data_dir or default_dir)  # only the given directory, if one is given
     folder = CONFIGS.get(name, name)
     patterns = ("dataset_info.json", "[0-9]*/dataset_info.json", f"{folder}/[0-9]*/dataset_info.json")
     found = (path.parent for pattern in patterns for path in _newest_first(root.glob(pattern)))
@@ -122,7 +122,7 @@ def open_tfds(name: str, split: str, data_dir: str | None, places: Sequence[str]
 
     try:
         builder: Any = tfds.builder_from_directory(directory)
-    except Exception as error:  # whatever TFDS stumbles over in files that are damaged, or of an old version
+    except Exception as error:  # damaged or old files can raise almost anything in TFDS
         raise UserError(
             f"{directory} is not a data set that TFDS {tfds.__version__} can open ({error}). Copy it again, or prepare "
             "it anew."
@@ -137,7 +137,7 @@ def open_tfds(name: str, split: str, data_dir: str | None, places: Sequence[str]
     try:
         source = TfdsSource(name, builder, tfds_split)
     except NotImplementedError:
-        # TFDS 4.9.10 converts the shards of a relative path too, but then does not note that it has.
+        # TFDS 4.9.10 converts the shards of a relative path, but does not record the new format.
         path = str(directory) if "://" in str(directory) else os.path.abspath(directory)
         raise UserError(
             f"{directory} is in the format {builder.info.file_format.value!r}, which cannot be read by index; "
@@ -154,7 +154,7 @@ def _newest_first(paths):
 
 
 def _in_memory(source: TfdsSource, shape: tuple[int, int, int]) -> Source:
-    """Decodes small images of one shape (CIFAR, Fashion-MNIST) once, at some 90 us each, instead of every epoch."""
+    """Return a source with small images of one shape (CIFAR, Fashion-MNIST) decoded once, about 90 us each."""
     images, labels = np.empty((len(source), *shape), np.uint8), np.empty(len(source), np.int64)
     for index in range(len(source)):
         record = source[index]

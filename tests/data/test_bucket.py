@@ -77,10 +77,7 @@ def google(bucket, monkeypatch):
 
 
 def job_of(root: str, pool) -> Job:
-    def quiet(*_):
-        return None
-
-    classes, train = imagenet.train_2012(f"{root}/train.tar", pool, quiet, partial=False)
+    classes, train = imagenet.train_2012(f"{root}/train.tar", pool, partial=False)
     validation, _ = imagenet.validation_2012(f"{root}/val.tar", classes, partial=False)
     return Job("imagenet2012", tuple(classes), {"train": train, "validation": validation}, {}, 4, None)
 

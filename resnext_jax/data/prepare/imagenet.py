@@ -3,25 +3,24 @@
 import dataclasses
 import importlib.util
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 
 import numpy as np
 
 from resnext_jax.data.prepare.images import Images
-from resnext_jax.data.prepare.pool import map_in_order
 from resnext_jax.data.prepare.tars import ClassTar, class_tars, list_tar, tar_images
 from resnext_jax.data.subset import read_class_list
 from resnext_jax.errors import UserError
+from resnext_jax.progress import Progress
 
 NUM_CLASSES_5K = 5000
-Progress = Callable[[int, int, int], None]  # (done, of, images in the last one)
 PARTIAL = "For a trial with what is there, add --partial."
 
 
 def shipped_lines(file: str) -> list[str]:
-    """A text file that TFDS ships with its builder of imagenet2012: "labels.txt" or "validation_labels.txt"."""
-    # Without importing TFDS, which takes seconds.
+    """Return the lines of a file of TFDS's imagenet2012 builder: "labels.txt" or "validation_labels.txt"."""
+    # Importing TFDS would take seconds.
     spec = importlib.util.find_spec("tensorflow_datasets")
     roots = (spec.submodule_search_locations or []) if spec else []
     for path in (os.path.join(root, "datasets", "imagenet2012", file) for root in roots):
@@ -34,44 +33,45 @@ def shipped_lines(file: str) -> list[str]:
 
 
 def imagenet1k_classes() -> list[str]:
-    """The 1000 WordNet ids, sorted, which is the order of the labels."""
+    """Return the 1000 WordNet ids, sorted, which is the order of the labels."""
     return shipped_lines("labels.txt")
 
 
 def choose_classes(num_images: Mapping[str, int], imagenet1k: Sequence[str], num_classes: int) -> list[str]:
-    """The ImageNet-1K classes and, up to `num_classes`, the others with the most images; ties by name; sorted.
+    """Return the ImageNet-1K classes and the other classes with the most images, sorted; ties are decided by name.
 
     Args:
-      num_images: of every class at hand.
-      imagenet1k: those of them that are chosen whatever they count.
-      num_classes: to be chosen in all, 5000 in the paper (section 5.2).
+      num_images: number of images of every available class.
+      imagenet1k: classes that are always chosen.
+      num_classes: number of classes to choose in total, 5000 in the paper (section 5.2).
     """
     others = sorted(num_images.keys() - set(imagenet1k), key=lambda name: (-num_images[name], name))
     return sorted([*imagenet1k, *others[: max(0, num_classes - len(imagenet1k))]])
 
 
-def list_class_tars(tars: Sequence[ClassTar], pool: Executor, progress: Progress) -> dict[str, Images]:
-    """The images of every class tar, found in parallel, with label 0."""
-    listed = {}
-    for tar, images in zip(tars, map_in_order(pool, ClassTar.images, tars), strict=True):
+def list_class_tars(tars: Sequence[ClassTar], pool: Executor) -> dict[str, Images]:
+    """Return the images of every class tar, listed in parallel, with label 0."""
+    listed, found, progress = {}, 0, Progress("list", len(tars), "class tars")
+    for tar, images in zip(tars, pool.map(ClassTar.images, tars), strict=True):
         listed[tar.class_name] = images
-        progress(len(listed), len(tars), len(images))
+        found += len(images)
+        progress.update(len(listed), f"{found:,} images")
+    progress.close()
     return listed
 
 
 def labelled(listed: dict[str, Images], class_names: Sequence[str]) -> Images:
-    """The images of those of `class_names` that are listed, labelled by their place in it."""
-    labels = {name: label for label, name in enumerate(class_names) if name in listed}
-    return Images.join(
-        [
-            dataclasses.replace(listed[name], label=np.full(len(listed[name]), label, np.int32))
-            for name, label in labels.items()
-        ]
-    )
+    """Return the images of the listed classes among `class_names`; the label is the index in `class_names`."""
+    parts = [
+        dataclasses.replace(listed[name], label=np.full(len(listed[name]), label, np.int32))
+        for label, name in enumerate(class_names)
+        if name in listed
+    ]
+    return Images.join(parts)
 
 
-def train_2012(train_tar: str, pool: Executor, progress: Progress, *, partial: bool) -> tuple[list[str], Images]:
-    """The class names and the training images of ILSVRC2012_img_train.tar.
+def train_2012(train_tar: str, pool: Executor, *, partial: bool) -> tuple[list[str], Images]:
+    """Return the class names and the training images of ILSVRC2012_img_train.tar.
 
     Raises:
       UserError: absent, truncated, not this archive, or not all 1000 classes (without `partial`).
@@ -89,11 +89,11 @@ def train_2012(train_tar: str, pool: Executor, progress: Progress, *, partial: b
             f"{train_tar} has {len(tars):,} of the {len(classes):,} classes; ILSVRC2012_img_train.tar has them all. "
             f"Fetch it again. {PARTIAL}"
         )
-    return classes, labelled(list_class_tars(tars, pool, progress), classes)
+    return classes, labelled(list_class_tars(tars, pool), classes)
 
 
 def validation_2012(val_tar: str, class_names: Sequence[str], *, partial: bool) -> tuple[Images, int]:
-    """The images of ILSVRC2012_img_val.tar whose class is among `class_names`, and how many are not.
+    """Return the images of ILSVRC2012_img_val.tar whose class is in `class_names`, and the number of the others.
 
     Raises:
       UserError: absent, truncated, not this archive, or not all 50,000 images (without `partial`).
@@ -131,25 +131,22 @@ def _validation_number(name: str) -> int:
     return int(number) if stem != number and number.isdigit() else 0
 
 
-def train_5k(
-    full: str, class_list: str | None, pool: Executor, progress: Progress, *, partial: bool
-) -> tuple[list[str], Images, dict]:
-    """The class names, the training images and the notes of ImageNet-5K.
+def train_5k(full: str, class_list: str | None, pool: Executor, *, partial: bool) -> tuple[list[str], Images, dict]:
+    """Return the class names, the training images and the notes of ImageNet-5K.
 
     Args:
-      full: the tar of the 22K set's class tars, or a folder of class tars.
-      class_list: a file with the classes, or None to choose them by their numbers of images.
-      pool: reads the class tars.
-      progress: see `list_class_tars`.
-      partial: takes an archive or a list that has not 5000 classes.
+      full: tar of the class tars of the 22K set, or a folder of class tars.
+      class_list: file with the classes; None chooses those with the most images.
+      pool: worker processes that read the class tars.
+      partial: allows an archive or a list with fewer or more than 5000 classes.
 
     Raises:
       UserError: absent, truncated, too few classes, or a class list that does not fit.
     """
     all_1k = imagenet1k_classes()
     tars = class_tars(full)
-    at_hand = {tar.class_name for tar in tars}
-    wanted = set(at_hand if class_list is None else read_class_list(class_list, sorted(at_hand)))
+    available = {tar.class_name for tar in tars}
+    wanted = set(available if class_list is None else read_class_list(class_list, sorted(available)))
     absent = [name for name in all_1k if name not in wanted]
     where = class_list or full
     if absent and not partial:
@@ -157,25 +154,17 @@ def train_5k(
             f"{where} lacks {len(absent):,} of the 1000 classes of ImageNet-1K, the first {absent[0]!r}. ImageNet-5K "
             f"contains them all: take the fall 2011 release, which has them, or complete the list. {PARTIAL}"
         )
-    if len(wanted) < NUM_CLASSES_5K and not partial:
-        raise UserError(
-            f"{where} has {len(wanted):,} classes; ImageNet-5K has {NUM_CLASSES_5K:,}. Add the missing ones. {PARTIAL}"
-        )
-    if class_list and len(wanted) > NUM_CLASSES_5K and not partial:
-        raise UserError(
-            f"{class_list} has {len(wanted):,} classes; ImageNet-5K has {NUM_CLASSES_5K:,}. Remove "
-            f"{len(wanted) - NUM_CLASSES_5K:,} of them. {PARTIAL}"
-        )
-    tars = [tar for tar in tars if tar.class_name in wanted]
-    listed = list_class_tars(tars, pool, progress)
+    more = len(wanted) - NUM_CLASSES_5K
+    if not partial and (more < 0 or (class_list and more)):
+        change = f"Remove {more:,} of them" if more > 0 else "Add the missing ones"
+        raise UserError(f"{where} has {len(wanted):,} classes; ImageNet-5K has {NUM_CLASSES_5K:,}. {change}. {PARTIAL}")
+    listed = list_class_tars([tar for tar in tars if tar.class_name in wanted], pool)
     num_images = {name: len(images) for name, images in listed.items()}
     present_1k = [name for name in all_1k if name in wanted]
-    num_classes = NUM_CLASSES_5K if class_list is None else len(wanted)
-    chosen = choose_classes(num_images, present_1k, num_classes)
-    labels = {name: label for label, name in enumerate(chosen)}
+    chosen = choose_classes(num_images, present_1k, NUM_CLASSES_5K if class_list is None else len(wanted))
     notes = {
         "imagenet1k_classes": present_1k,
-        "imagenet1k_labels": [labels[name] for name in present_1k],
+        "imagenet1k_labels": [chosen.index(name) for name in present_1k],
         "fewest_images_of_an_added_class": min((num_images[name] for name in chosen if name not in all_1k), default=0),
     }
     return chosen, labelled(listed, chosen), notes

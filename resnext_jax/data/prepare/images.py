@@ -1,4 +1,4 @@
-"""Lists of images to be written: where each lies in a tar or a folder, its label and its name. No image is held."""
+"""Lists of images to write: position in a tar or a folder, label and name, without the image itself."""
 
 import dataclasses
 import hashlib
@@ -10,11 +10,11 @@ import numpy as np
 
 from resnext_jax.data.folder import image_files
 
-LOOSE = -1  # in place of an offset: a file of its own
+LOOSE = -1  # offset and size of an image that is a file of its own
 
 
 class Entry(NamedTuple):
-    """One image: `size` bytes at `offset` of the file `where`, or all of it (LOOSE)."""
+    """One image: `size` bytes at `offset` of the tar `where`, or the file `name` in the folder `where` (LOOSE)."""
 
     where: str
     offset: int
@@ -25,14 +25,14 @@ class Entry(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Images:
-    """Many images in arrays, about 60 bytes each: as Python objects, 6.8 million would be some gigabytes.
+    """Many images in arrays, about 60 bytes each; 6.8 million Python objects would take gigabytes.
 
     Attributes:
       containers: tars, or folders of loose files.
-      container: index into containers, per image.
-      offset, size: in bytes, per image; LOOSE for a file of its own.
-      label: per image.
-      names, ends: the names one after the other, and where each ends; `<class>/<file>`.
+      container: index into `containers` of every image.
+      offset, size: position of every image in bytes; LOOSE for a file of its own.
+      label: label of every image.
+      names, ends: concatenated names `<class>/<file>`, and the end of each.
     """
 
     containers: tuple[str, ...]
@@ -52,7 +52,7 @@ class Images:
         sizes: Sequence[int],
         labels: Sequence[int] | np.ndarray,
     ) -> "Images":
-        """The images of one container."""
+        """Return the images of one container."""
         encoded = [os.fsencode(name) for name in names]
         return cls(
             (container,),
@@ -66,7 +66,7 @@ class Images:
 
     @classmethod
     def join(cls, parts: Sequence["Images"]) -> "Images":
-        """All of them, in this order."""
+        """Return all images of several lists, in this order."""
         starts = np.cumsum([0, *(len(part.containers) for part in parts)])
         name_starts = np.cumsum([0, *(len(part.names) for part in parts)])
         return cls(
@@ -83,13 +83,13 @@ class Images:
         return len(self.label)
 
     def entry(self, index: int) -> Entry:
-        """One image."""
+        """Return one image."""
         name = os.fsdecode(self.names[self.ends[index - 1] if index else 0 : self.ends[index]])
         where = self.containers[self.container[index]]
         return Entry(where, int(self.offset[index]), int(self.size[index]), int(self.label[index]), name)
 
     def digest(self) -> str:
-        """Of what will be written: names, sizes and labels in their order, wherever the files lie."""
+        """Return the SHA-256 of names, sizes and labels in their order; the location of the files does not matter."""
         digest = hashlib.sha256(self.names)
         for array in (self.ends, self.size, self.label):
             digest.update(array.astype("<i8").tobytes())
@@ -97,7 +97,7 @@ class Images:
 
 
 def folder_images(root: str, class_names: Sequence[str], present: Sequence[str]) -> Images:
-    """The image files of the class folders `present` in `root`; labels by place in `class_names`."""
+    """Return the image files of the class folders `present` in `root`; the label is the index in `class_names`."""
     labels = {name: label for label, name in enumerate(class_names)}
 
     def of_class(name: str) -> Images:

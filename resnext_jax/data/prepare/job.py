@@ -1,38 +1,29 @@
-"""A whole preparation: what is written already stays, the rest is written in parallel, the manifest comes last."""
+"""A preparation: finished shards stay, the others are written in parallel, the manifest comes last."""
 
 import dataclasses
 import hashlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import Executor
 from typing import Any
 
 import numpy as np
 from etils import epath
 
+from resnext_jax.data import records
 from resnext_jax.data.prepare import shards
 from resnext_jax.data.prepare.directory import (
     locked,
     read_unfinished,
     require_ours,
     require_same,
-    write_bytes,
-    write_text,
+    write_file,
     write_unfinished,
 )
 from resnext_jax.data.prepare.images import Images
 from resnext_jax.data.prepare.pool import run_tasks
 from resnext_jax.data.prepare.shards import ShardDone, ShardTask
-from resnext_jax.data.records import (
-    MANIFEST,
-    UNFINISHED,
-    File,
-    Manifest,
-    Split,
-    check_files,
-    manifest_json,
-    read_manifest,
-)
+from resnext_jax.files import in_bucket
 from resnext_jax.progress import Progress, say
 
 BUCKET_EVERY_S = 10.0  # a bucket takes one version of an object per second
@@ -40,15 +31,15 @@ BUCKET_EVERY_S = 10.0  # a bucket takes one version of an object per second
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """What is to be written.
+    """A data set to write.
 
     Attributes:
       name: "imagenet2012", "imagenet5k" or "folder".
-      class_names: one name per class, in label order.
-      splits: "train" and "validation", or one of them.
-      notes: for the manifest.
-      images_per_shard: at least so many, in at most 1024 shards.
-      short_side_px: larger images are made this small; None leaves every byte as it is.
+      class_names: names of the classes in label order.
+      splits: images of "train" and "validation", or of one of them.
+      notes: notes in the manifest.
+      images_per_shard: minimum number of images in a shard, with at most 1024 shards.
+      short_side_px: short side of larger images after re-encoding; None copies every image unchanged.
     """
 
     name: str
@@ -59,7 +50,7 @@ class Job:
     short_side_px: int | None
 
     def settings(self) -> dict[str, Any]:
-        """All that the bytes of the shards depend on; a directory that was begun with other settings is not touched."""
+        """Return everything that the content of the shards depends on; a directory with other settings is refused."""
         digest = hashlib.sha256("\n".join(self.class_names).encode("utf-8", "surrogateescape"))
         for split, images in sorted(self.splits.items()):
             digest.update(f"{split} {images.digest()}".encode())
@@ -71,51 +62,80 @@ class Job:
         }
 
 
-def prepare(job: Job, out: str, pool: Executor, num_processes: int, *, skip_bad: bool) -> Manifest:
-    """Writes a job's shards and manifest, and returns at once where that has been done.
+def prepare(job: Job, out: str, pool: Executor, num_processes: int, *, skip_bad: bool) -> records.Manifest:
+    """Writes the shards and the manifest of a job. Returns at once if that was done before.
 
     Args:
-      job: what to write.
-      out: the directory; it is empty, new, or from an earlier run of the same job.
-      pool: of `pool.worker_pool`.
-      num_processes: its size.
-      skip_bad: leaves out images that cannot be read, instead of stopping.
+      job: data set to write.
+      out: output directory: new, empty, or left by an earlier run of the same job.
+      pool: pool from `pool.worker_pool`.
+      num_processes: number of workers in the pool.
+      skip_bad: leave out images that cannot be read, instead of stopping.
 
     Raises:
       UserError: the directory holds something else, or another run writes to it; an image cannot be read, or a shard
         cannot be written.
     """
     with locked(out):
-        return _prepare(job, out, pool, num_processes, skip_bad)
+        directory, settings = epath.Path(out), job.settings()
+        require_ours(out)
+        finished = records.read_manifest(out)
+        if finished is not None:
+            require_same(out, (finished.name, finished.settings), (job.name, settings))
+            if not records.check_files(out, finished.files()):
+                (directory / records.UNFINISHED).unlink(missing_ok=True)  # a kill may have left it
+                return finished
+            done = {file.file: ShardDone(file, (), 0, ()) for file in finished.files()}
+        else:
+            done = read_unfinished(out, job.name, settings)
+        for leftover in directory.glob(".*.tmp-*"):
+            leftover.unlink(missing_ok=True)
+        indices = {split: dict(_assigned(split, images, job)) for split, images in job.splits.items()}
+        kept = _write_shards(job, out, settings, indices, done, pool, num_processes, skip_bad=skip_bad)
+        splits = {}
+        for split, parts in indices.items():
+            labels = _write_labels(directory, split, job.splits[split], parts, kept)
+            splits[split] = records.Split(tuple(kept[name].file for name in parts), labels)
+        if finished is None:
+            skipped = [reason for parts in indices.values() for name in parts for _, reason in kept[name].skipped]
+            notes = {**job.notes, "left_out": skipped, **_fidelity(kept)}
+        else:
+            notes = finished.notes
+        manifest = records.Manifest(job.name, job.class_names, splits, settings, notes)
+        write_file(directory / records.MANIFEST, records.manifest_json(manifest))
+        (directory / records.UNFINISHED).unlink(missing_ok=True)
+        return manifest
 
 
-def _prepare(job: Job, out: str, pool: Executor, num_processes: int, skip_bad: bool) -> Manifest:
-    directory, settings = epath.Path(out), job.settings()
-    require_ours(out)
-    finished = read_manifest(out)
-    if finished is not None:
-        require_same(out, (finished.name, finished.settings), (job.name, settings))
-        if not any(check_files(out, (*split.shards, split.labels)) for split in finished.splits.values()):
-            (directory / UNFINISHED).unlink(missing_ok=True)  # of a run that was killed just before it did so
-            return finished
-        done = {file.file: ShardDone(file, (), 0, ()) for split in finished.splits.values() for file in split.shards}
-    else:
-        done = read_unfinished(out, job.name, settings)
-    for leftover in directory.glob(".*.tmp-*"):
-        leftover.unlink(missing_ok=True)
-    counts = {split: shards.num_shards(len(images), job.images_per_shard) for split, images in job.splits.items()}
-    files = {split: [shards.shard_name(split, i, n) for i in range(n)] for split, n in counts.items()}
-    sizes = {name: len(indices) for name, indices in _assigned(job, files)}
+def _assigned(split: str, images: Images, job: Job) -> Iterator[tuple[str, np.ndarray]]:
+    """Yields the name of each shard of a split and the indices of its images."""
+    count = shards.num_shards(len(images), job.images_per_shard)
+    for index, part in enumerate(shards.assign(len(images), count)):
+        yield shards.shard_name(split, index, count), part
+
+
+def _write_shards(
+    job: Job,
+    out: str,
+    settings: dict[str, Any],
+    indices: dict[str, dict[str, np.ndarray]],
+    done: dict[str, ShardDone],
+    pool: Executor,
+    num_processes: int,
+    *,
+    skip_bad: bool,
+) -> dict[str, ShardDone]:
+    """Writes every shard that is not finished yet, and returns all of them by name."""
+    sizes = {name: len(part) for parts in indices.values() for name, part in parts.items()}
     kept = {
         name: shard
         for name, shard in done.items()
-        if shard.file.num_images + len(shard.skipped) == sizes.get(name) and not check_files(out, (shard.file,))
+        if shard.file.num_images + len(shard.skipped) == sizes.get(name) and not records.check_files(out, (shard.file,))
     }
-    total = sum(map(len, job.splits.values()))
-    progress = Progress("prepare", total, "images", sum(shard.file.num_images for shard in kept.values()))
+    start = sum(shard.file.num_images for shard in kept.values())
+    progress, saved_s = Progress("prepare", sum(sizes.values()), "images", start), 0.0
     if kept:
-        print(f"{len(kept):,} of {sum(counts.values()):,} shards are finished already; going on with the rest")
-    saved_s = 0.0
+        print(f"{len(kept):,} of {len(sizes):,} shards are finished already; going on with the rest")
 
     def save(*, every_s: float = 0) -> None:
         nonlocal saved_s
@@ -125,69 +145,46 @@ def _prepare(job: Job, out: str, pool: Executor, num_processes: int, skip_bad: b
 
     def on_done(shard: ShardDone) -> None:
         kept[shard.file.file] = shard
-        save(every_s=BUCKET_EVERY_S if "://" in out else 0)
+        save(every_s=BUCKET_EVERY_S if in_bucket(out) else 0)
         for _, reason in shard.skipped:
             say(f"left out: {reason}")
-        images_done = sum(shard.file.num_images + len(shard.skipped) for shard in kept.values())
-        progress.update(images_done, f"shard {len(kept):,}/{sum(counts.values()):,}")
+        progress.update(sum(sizes[name] for name in kept), f"shard {len(kept):,}/{len(sizes):,}")
 
+    tasks = (
+        ShardTask(out, name, tuple(map(job.splits[split].entry, part.tolist())), job.short_side_px, skip_bad)
+        for split, parts in indices.items()
+        for name, part in parts.items()
+        if name not in kept
+    )
     try:
-        save()  # before the first shard: without it nobody knows whose the shards are
-        run_tasks(shards.write_shard, _tasks(job, out, files, kept, skip_bad), pool, num_processes, on_done)
+        save()  # before the first shard, so that the next run recognizes the shards
+        run_tasks(shards.write_shard, tasks, pool, num_processes, on_done)
     finally:
         progress.close()
         save()
-    splits = {}
-    for split, images in job.splits.items():
-        records = tuple(kept[name].file for name in files[split])
-        splits[split] = Split(records, _write_labels(directory, split, images, [kept[name] for name in files[split]]))
-    if finished is None:
-        skipped = [reason for names in files.values() for name in names for _, reason in kept[name].skipped]
-        notes = {**job.notes, "left_out": skipped, **_fidelity(list(kept.values()))}
-    else:
-        notes = finished.notes
-    manifest = Manifest(job.name, job.class_names, splits, settings, notes)
-    write_text(directory / MANIFEST, manifest_json(manifest))
-    (directory / UNFINISHED).unlink(missing_ok=True)
-    return manifest
+    return kept
 
 
-# ---- the work
+def _write_labels(
+    directory: epath.Path, split: str, images: Images, parts: dict[str, np.ndarray], kept: dict[str, ShardDone]
+) -> records.File:
+    labels = np.concatenate(
+        [
+            np.delete(images.label[part], [position for position, _ in kept[name].skipped])
+            for name, part in parts.items()
+        ]
+    )
+    content, name = labels.astype("<i4").tobytes(), f"{split}.labels"
+    write_file(directory / name, content)
+    return records.File(name, len(labels), len(content), hashlib.sha256(content).hexdigest())
 
 
-def _assigned(job: Job, files: dict[str, list[str]]) -> Iterator[tuple[str, np.ndarray]]:
-    """Each shard's name and the indices of its images."""
-    for split, names in files.items():
-        yield from zip(names, shards.assign(len(job.splits[split]), len(names)), strict=True)
-
-
-def _tasks(job: Job, out: str, files: dict[str, list[str]], kept: dict, skip_bad: bool) -> Iterator[ShardTask]:
-    for split, images in job.splits.items():
-        for name, indices in zip(files[split], shards.assign(len(images), len(files[split])), strict=True):
-            if name not in kept:
-                entries = tuple(images.entry(index) for index in indices.tolist())
-                yield ShardTask(out, name, entries, job.short_side_px, skip_bad)
-
-
-# ---- the end
-
-
-def _write_labels(directory: epath.Path, split: str, images: Images, done: Sequence[ShardDone]) -> File:
-    parts = []
-    for shard, indices in zip(done, shards.assign(len(images), len(done)), strict=True):
-        parts.append(np.delete(images.label[indices], [position for position, _ in shard.skipped]))
-    labels = np.concatenate(parts).astype("<i4")
-    content, name = labels.tobytes(), f"{split}.labels"
-    write_bytes(directory / name, content)
-    return File(name, len(labels), len(content), hashlib.sha256(content).hexdigest())
-
-
-def _fidelity(done: Sequence[ShardDone]) -> dict[str, Any]:
-    found = np.array([pair for shard in done for pair in shard.fidelity])
+def _fidelity(kept: dict[str, ShardDone]) -> dict[str, Any]:
+    found = np.array([pair for shard in kept.values() for pair in shard.fidelity])
     if not len(found):
         return {}
     return {
-        "source_bytes": sum(shard.source_bytes for shard in done),
+        "source_bytes": sum(shard.source_bytes for shard in kept.values()),
         "compared_images": len(found),
         "mean_difference_levels": round(float(found[:, 0].mean()), 3),
         "mean_psnr_db": round(float(found[:, 1].mean()), 2),

@@ -1,10 +1,10 @@
-"""Writing shards: which image goes where is a function of the list and of SEED; every run writes the same bytes."""
+"""Write shards. The images of a shard depend only on the list and on SEED, so every run writes the same bytes."""
 
+import contextlib
 import dataclasses
 import io
 import os
 import pathlib
-import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 
@@ -14,18 +14,19 @@ from PIL import Image
 
 from resnext_jax.data import decode
 from resnext_jax.data.prepare.images import LOOSE, Entry
-from resnext_jax.data.records import WRITER_OPTIONS, File, pack, sha256_of
+from resnext_jax.data.records import WRITER_OPTIONS, File, pack
 from resnext_jax.errors import UserError
+from resnext_jax.files import in_bucket, sha256_of
 
 SEED = 0
 MAX_SHARDS = 1024
 JPEG_QUALITY = 95
-NUM_COMPARED = 16  # of each shard
-CHECK_PX = (256, 224)  # evaluation's resize and crop, by which re-encoding is judged
+NUM_COMPARED = 16  # images of each shard
+CHECK_PX = (256, 224)  # resize and crop of the evaluation, for the comparison with the original image
 
 
 def num_shards(num_images: int, images_per_shard: int) -> int:
-    """The largest power of two, up to 1024, that leaves at least `images_per_shard` in each: 1024 and 64 at 1K."""
+    """Return the largest power of two, up to 1024, with at least `images_per_shard` images in each shard."""
     count = 1
     while 2 * count <= MAX_SHARDS and num_images // (2 * count) >= images_per_shard:
         count *= 2
@@ -33,13 +34,13 @@ def num_shards(num_images: int, images_per_shard: int) -> int:
 
 
 def assign(num_images: int, count: int) -> Iterator[np.ndarray]:
-    """The indices of the images of each shard, ascending, so that an archive is read in one direction."""
+    """Yields the image indices of each shard, ascending, so that an archive is read in one direction."""
     order = np.argsort(np.random.Philox(key=SEED).random_raw(num_images), kind="stable")
     yield from (np.sort(order[num_images * i // count : num_images * (i + 1) // count]) for i in range(count))
 
 
 def shard_name(split: str, index: int, count: int) -> str:
-    """As in the manifest."""
+    """Return the file name of a shard."""
     return f"{split}-{index:05d}-of-{count:05d}.array_record"
 
 
@@ -48,11 +49,11 @@ class ShardTask:
     """One shard to write.
 
     Attributes:
-      directory: where to.
-      file: its name.
-      entries: its images, in the order of the records.
-      short_side_px: larger images are made this small; None leaves every byte as it is.
-      skip_bad: leaves out images that cannot be read, instead of stopping.
+      directory: output directory.
+      file: file name of the shard.
+      entries: images in the order of the records.
+      short_side_px: short side of larger images after re-encoding; None copies every image unchanged.
+      skip_bad: leave out images that cannot be read, instead of stopping.
     """
 
     directory: str
@@ -64,13 +65,13 @@ class ShardTask:
 
 @dataclasses.dataclass(frozen=True)
 class ShardDone:
-    """A shard that lies in its place.
+    """A finished shard.
 
     Attributes:
-      file: as in the manifest.
-      skipped: position in the task and reason, of each image that was left out.
-      source_bytes: of the images before re-encoding.
-      fidelity: (mean absolute difference, peak signal-to-noise ratio in dB) of some images that were re-encoded.
+      file: entry of the manifest.
+      skipped: position in the task and reason of each image that was left out.
+      source_bytes: total size of the images before re-encoding.
+      fidelity: (mean absolute difference, peak signal-to-noise ratio in dB) of some re-encoded images.
     """
 
     file: File
@@ -80,40 +81,47 @@ class ShardDone:
 
 
 def write_shard(task: ShardTask) -> ShardDone:
-    """Writes one shard under a temporary name, and gives it its name when every byte is on the disk.
+    """Writes one shard under a temporary name, and renames it when every byte is on the disk.
 
     Raises:
       UserError: an image cannot be read (without skip_bad), or the shard cannot be written.
     """
     final = epath.Path(task.directory) / task.file
-    remote = "://" in task.directory
-    failures = (Exception,) if remote else (OSError, RuntimeError)  # a bucket's library raises errors of its own
-    folder = tempfile.mkdtemp(prefix="prepare-") if remote else task.directory
-    temporary = os.path.join(folder, f".{task.file}.tmp-{os.getpid()}")
-    try:
-        done = _write(task, temporary)
-        if remote:
-            epath.Path(temporary).copy(final, overwrite=True)  # a bucket shows an object when it is whole
-        else:
+    with writing(final):
+        if in_bucket(task.directory):
+            with tempfile.TemporaryDirectory(prefix="prepare-") as folder:
+                temporary = os.path.join(folder, task.file)
+                done = _write(task, temporary)
+                epath.Path(temporary).copy(final, overwrite=True)
+            return done
+        temporary = os.path.join(task.directory, f".{task.file}.tmp-{os.getpid()}")
+        try:
+            done = _write(task, temporary)
             os.replace(temporary, final)
+        finally:
+            pathlib.Path(temporary).unlink(missing_ok=True)
+        return done
+
+
+@contextlib.contextmanager
+def writing(path: epath.Path) -> Iterator[None]:
+    """Turns an error while a file is written into a `UserError`."""
+    # The library of a bucket raises errors of its own; ArrayRecord raises RuntimeError.
+    failures = Exception if in_bucket(path) else (OSError, RuntimeError)
+    try:
+        yield
     except UserError:
         raise
     except failures as error:
         reason = getattr(error, "strerror", None) or str(error).split(";")[0]
         raise UserError(
-            f"{final} could not be written: {reason}. Nothing of it is kept; make room (or mend the place), then run "
-            "the same command again: finished shards are not written again."
+            f"{path} could not be written: {reason}. Make room (or fix the directory), then run the same command "
+            "again: nothing of this file is kept, and finished shards are not written again."
         ) from None
-    finally:
-        pathlib.Path(temporary).unlink(missing_ok=True)
-        if remote:
-            shutil.rmtree(folder, ignore_errors=True)
-    return done
 
 
 def _write(task: ShardTask, path: str) -> ShardDone:
-    # Here, since parents that only read need no writer.
-    from array_record.python.array_record_module import ArrayRecordWriter
+    from array_record.python.array_record_module import ArrayRecordWriter  # only this needs it
 
     writer = ArrayRecordWriter(path, WRITER_OPTIONS)
     skipped, source_bytes, fidelity = [], 0, []
@@ -141,37 +149,29 @@ def _write(task: ShardTask, path: str) -> ShardDone:
 
 
 def _read(entries: Sequence[Entry]) -> Iterator[tuple[Entry, bytes]]:
-    """Each image's bytes; one archive is open at a time."""
-    open_path, file = None, None
-    try:
+    """Yields the bytes of each image; one archive is open at a time."""
+    with contextlib.ExitStack() as stack:
+        opened, file = None, io.BytesIO()
         for entry in entries:
-            path = os.path.join(entry.where, entry.name) if entry.offset == LOOSE else entry.where
+            loose = entry.offset == LOOSE
+            path = os.path.join(entry.where, entry.name) if loose else entry.where
             try:
-                if entry.offset == LOOSE:
-                    data = epath.Path(path).read_bytes()
-                else:
-                    if file is None or path != open_path:
-                        if file:
-                            file.close()
-                        open_path, file = path, epath.Path(path).open("rb")
+                if not loose and path != opened:
+                    stack.close()
+                    opened, file = path, stack.enter_context(epath.Path(path).open("rb"))
+                if not loose:
                     file.seek(entry.offset)
-                    data = file.read(entry.size)
+                data = epath.Path(path).read_bytes() if loose else file.read(entry.size)
             except OSError as error:
                 raise UserError(f"{path} could not be read: {error.strerror or error}. Put it back.") from None
-            if entry.offset != LOOSE and len(data) != entry.size:
+            if not loose and len(data) != entry.size:
                 raise UserError(f"{path} is truncated: it ends within {entry.name}. Fetch it again.")
             yield entry, data
-    finally:
-        if file:
-            file.close()
-
-
-# ---- smaller images
 
 
 def smaller(data: bytes, name: str, short_side_px: int) -> bytes:
-    """A JPEG with this short side; an image that is no larger stays as it is, byte for byte."""
-    with Image.open(io.BytesIO(data)) as image:  # which `decode.check` has found readable
+    """Return a JPEG with this short side; a smaller image is returned unchanged."""
+    with Image.open(io.BytesIO(data)) as image:
         width, height = image.size
     if min(width, height) <= short_side_px:
         return data
@@ -186,11 +186,9 @@ def smaller(data: bytes, name: str, short_side_px: int) -> bytes:
 
 
 def difference(data: bytes, image: bytes, name: str) -> tuple[float, float]:
-    """How far evaluation's crop of `image` is from that of `data`: mean absolute difference in levels, PSNR in dB."""
+    """Return mean absolute difference (in levels) and PSNR (in dB) of the evaluation crops of two image files."""
     resize_px, size_px = CHECK_PX
-    crops = [
-        decode.center_crop(decode.decode(bits, name), size_px, resize_px).astype(np.float64) for bits in (data, image)
-    ]
-    error = crops[0] - crops[1]
+    before, after = (decode.center_crop(decode.decode(bits, name), size_px, resize_px) for bits in (data, image))
+    error = before.astype(np.float64) - after
     mean_square = max(float((error**2).mean()), 1e-9)
     return float(np.abs(error).mean()), 10 * np.log10(255**2 / mean_square)

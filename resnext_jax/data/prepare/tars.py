@@ -1,10 +1,10 @@
-"""What lies where in a tar, or in a tar of tars, from the headers alone."""
+"""List the files in a tar, or in a tar of tars, from the headers alone."""
 
-import io
+import collections
 import os
 import tarfile
 from collections.abc import Sequence
-from typing import IO, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from etils import epath
@@ -12,6 +12,7 @@ from etils import epath
 from resnext_jax.data.folder import is_image
 from resnext_jax.data.prepare.images import Images
 from resnext_jax.errors import UserError
+from resnext_jax.files import in_bucket
 
 
 class Member(NamedTuple):
@@ -22,94 +23,64 @@ class Member(NamedTuple):
     size: int
 
 
-class _Window(io.RawIOBase):
-    """Some bytes of a file, as a file: the tar within a tar."""
-
-    def __init__(self, file: IO[bytes], start: int, size: int):
-        self.file, self.start, self.size, self.position = file, start, size, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self.position = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self.position, io.SEEK_END: self.size}[whence]
-        return self.position
-
-    def tell(self) -> int:
-        return self.position
-
-    def read(self, size: int = -1) -> bytes:
-        left = max(0, self.size - self.position)
-        self.file.seek(self.start + self.position)
-        data = self.file.read(left if size < 0 else min(size, left))
-        self.position += len(data)
-        return data
-
-
-def tar_size(path: str) -> int:
-    """The size of a tar in bytes.
-
-    Raises:
-      UserError: it does not exist.
-    """
-    file = epath.Path(path)
-    if not file.exists() or file.is_dir():
-        what = "is a folder, not a tar file" if file.exists() else "does not exist"
-        raise UserError(f"{path} {what}. Give the path of the archive as it was downloaded.")
-    return file.stat().length
-
-
 def list_tar(path: str, start: int = 0, size: int | None = None, inner: str = "") -> list[Member]:
-    """The regular files of a tar, which may lie within another; only headers are read.
+    """Return the regular files of a tar, which may lie within another tar; only headers are read.
 
     Args:
-      path: the tar file.
-      start, size: the bytes that are the tar; by default all.
-      inner: what to call a tar within the tar, in an error.
+      path: path of the outer file.
+      start, size: position of the tar in the file; by default the whole file.
+      inner: name of the inner tar in messages.
 
     Raises:
-      UserError: absent, no tar, or truncated.
+      UserError: absent, not a tar, or truncated.
     """
-    size = tar_size(path) - start if size is None else size
+    file_path = epath.Path(path)
+    if not file_path.exists() or file_path.is_dir():
+        what = "is a folder, not a tar file" if file_path.exists() else "does not exist"
+        raise UserError(f"{path} {what}. Give the path of the archive as it was downloaded.")
+    end = file_path.stat().length if size is None else start + size
     what = f"{inner} in {path}" if inner else path
-    members = []
-    # Unbuffered: a header is 512 bytes, and the next one 100 kB further.
-    with epath.Path(path).open("rb") if "://" in path else open(path, "rb", buffering=0) as file:
-        if "://" not in path and hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)  # else the disk reads all that lies between
-        window = _Window(file, start, size)
+    members, last, reason = [], None, "it does not begin with a header"
+    # Unbuffered: a header has 512 bytes, and the next one is 100 kB further.
+    with file_path.open("rb") if in_bucket(path) else open(path, "rb", buffering=0) as file:
+        if not in_bucket(path) and hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)  # do not read what lies between
+        position = start
         try:
-            with tarfile.open(fileobj=window, mode="r:") as tar:
-                members.extend(Member(info.name, start + info.offset_data, info.size) for info in tar if info.isreg())
-                end = tar.offset
+            file.seek(start)
+            with tarfile.open(fileobj=file, mode="r:") as tar:
+                for info in tar:
+                    if info.offset < end:
+                        last = info.name
+                    position = info.offset_data + info.size
+                    if position > end:
+                        break
+                    if info.isreg():
+                        members.append(Member(info.name, info.offset_data, info.size))
+                else:
+                    position = tar.offset
         except tarfile.TarError as error:
-            if members:
-                raise UserError(_truncated(what, members[-1].name)) from None
-            raise UserError(
-                f"{what} is not a tar file, or is truncated at its beginning ({error}). Fetch it again; "
-                "a compressed one is unpacked first."
-            ) from None
-        window.seek(end)
-        if window.read(512) != bytes(512):  # a tar ends in blocks of zeros
-            raise UserError(_truncated(what, members[-1].name if members else "its beginning"))
-    return members
-
-
-def _truncated(what: str, last: str) -> str:
-    return f"{what} is truncated: it ends after or within {last}. Fetch it again (and compare its size)."
+            position, reason = end, str(error)
+        file.seek(position)
+        whole = position + 512 <= end and file.read(512) == bytes(512)  # a tar ends with blocks of zeros
+    if whole:
+        return members
+    if last is None:
+        raise UserError(
+            f"{what} is not a tar file, or is truncated at its beginning ({reason}). Fetch it again; "
+            "a compressed one is unpacked first."
+        )
+    raise UserError(f"{what} is truncated: it ends after or within {last}. Fetch it again (and compare its size).")
 
 
 def tar_images(members: Sequence[Member]) -> list[Member]:
-    """Those that are image files, sorted by name as bytes."""
+    """Return the image files, sorted by name as bytes."""
     images = [member for member in members if is_image(os.path.basename(member.name))]
     return sorted(images, key=lambda member: os.fsencode(os.path.basename(member.name)))
 
 
 class ClassTar(NamedTuple):
-    """The tar of one class: a file, or part of one."""
+    """The tar of one class: a file or part of a file."""
 
     class_name: str
     path: str
@@ -117,7 +88,7 @@ class ClassTar(NamedTuple):
     size: int
 
     def images(self) -> Images:
-        """Its image files, sorted, with label 0.
+        """Return the image files, sorted, with label 0.
 
         Raises:
           UserError: truncated, or without an image.
@@ -130,13 +101,12 @@ class ClassTar(NamedTuple):
         return Images.make(self.path, names, offsets, sizes, np.zeros(len(members), np.int32))
 
 
-def class_tars(members_of: str) -> list[ClassTar]:
-    """The tars `<class>.tar` within a tar, or in a folder, sorted by class.
+def class_tars(path: str) -> list[ClassTar]:
+    """Return the tars `<class>.tar` in a tar or in a folder, sorted by class.
 
     Raises:
-      UserError: absent, truncated, or something else than class tars is in it.
+      UserError: absent, truncated, or with other files than class tars.
     """
-    path = members_of
     if epath.Path(path).is_dir():
         tars = [
             ClassTar(file.name.removesuffix(".tar"), os.fspath(file), 0, file.stat().length)
@@ -158,8 +128,7 @@ def class_tars(members_of: str) -> list[ClassTar]:
             f"{path} is not what was expected: a tar (or a folder) with one tar per class, n01440764.tar and so on; "
             f"{found}. Give the right archive."
         )
-    names = [tar.class_name for tar in tars]
-    twice = next((name for name in names if names.count(name) > 1), None) if len(set(names)) < len(names) else None
-    if twice:
-        raise UserError(f"{path} has {twice}.tar more than once. Give an archive with one tar per class.")
+    [(name, count)] = collections.Counter(tar.class_name for tar in tars).most_common(1)
+    if count > 1:
+        raise UserError(f"{path} has {name}.tar more than once. Give an archive with one tar per class.")
     return sorted(tars)
