@@ -1,4 +1,4 @@
-"""Whether two runs ended alike: every array, every row, bit for bit, or within what another order of sums may do."""
+"""Compares the ends of two runs: every array and every row, bit for bit, or up to another order of sums."""
 
 import math
 from pathlib import Path
@@ -7,13 +7,13 @@ import numpy as np
 
 from resnext_jax.checkpoint import locate, read_arrays
 from resnext_jax.metrics import TIMED_FIELDS
-from resnext_jax.train.report import RECOMPUTED
 
 RTOL = 1e-5
+RECOMPUTED = "recomputed_bn"  # phase of a row, and folder in a workdir
 
 
 def differing_bits(ours: Path, theirs: Path, our_rows: list[dict], their_rows: list[dict], step: int) -> list[str]:
-    """What differs between the ends of two runs that should be the same, one line each; an empty list is success."""
+    """Return what differs between the ends of two runs that should be the same, one line each."""
     lines = _differing_arrays(ours / "checkpoints" / str(step), theirs / "checkpoints" / str(step))
     recomputed = [workdir / RECOMPUTED / "checkpoints" / str(step) for workdir in (ours, theirs)]
     if any(path.exists() for path in recomputed):
@@ -48,7 +48,7 @@ def _differing_arrays(ours: Path, theirs: Path) -> list[str]:
 
 
 def differing_losses(our_rows: list[dict], their_rows: list[dict]) -> tuple[list[str], float]:
-    """The same of two runs on different devices: losses to 1e-5 relative, evaluations of the same images.
+    """Compare two runs on different devices: losses to 1e-5 relative, evaluations of the same images.
 
     Returns:
       One line for every row that differs by more, and the largest relative difference of a loss.

@@ -1,4 +1,4 @@
-"""Kills `data.prepare` at random moments: what it has written in the end is what it writes when nothing befalls it."""
+"""Kills `data.prepare` at random moments and compares what it has written with an uninterrupted preparation."""
 
 import hashlib
 import os
@@ -12,14 +12,15 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from restarts import ROOT
+
+from experiments.faults.restarts import ROOT
 
 NUM_IMAGES = {"train": 240, "validation": 60}
 NUM_CLASSES = 4
 
 
 def make_images(root: Path) -> None:
-    """Class folders of noise."""
+    """Write class folders of noise."""
     rng = np.random.default_rng(0)
     for split, count in NUM_IMAGES.items():
         for index in range(count):
@@ -29,7 +30,7 @@ def make_images(root: Path) -> None:
 
 
 def prepare(images: Path, out: Path, log: Path) -> subprocess.Popen:
-    """The command, started."""
+    """Start the command."""
     command = [sys.executable, "-m", "resnext_jax.data.prepare", "folder", f"--dir={images}", f"--out={out}"]
     with log.open("ab") as file:
         return subprocess.Popen(
@@ -42,10 +43,10 @@ def prepare(images: Path, out: Path, log: Path) -> subprocess.Popen:
 
 
 def kill_and_resume(root: Path, kills: int, rng: random.Random, say: Callable[[str], None]) -> tuple[int, list[str]]:
-    """Prepares the same images again and again, killed `kills` times in all.
+    """Prepare the same images again and again, killed `kills` times in all.
 
     Returns:
-      The kills that struck, and a line for every file that differs from those of the uninterrupted preparation.
+      The kills before an end, and a line for every file that differs from those of the uninterrupted preparation.
     """
     make_images(root / "images")
     log = root / "log"

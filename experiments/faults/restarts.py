@@ -1,7 +1,5 @@
-"""A small run, started as its users start it: where it lies, what it has done so far, how it ends."""
+"""A small run, started as its users start it: its workdir, what it has done so far, how it ends."""
 
-import dataclasses
-import json
 import os
 import re
 import socket
@@ -9,6 +7,9 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+
+from resnext_jax.analysis.command import mistakes_reported
+from resnext_jax.runtime.writer import read_metrics
 
 ROOT = Path(__file__).resolve().parents[2]
 EVALUATE_EVERY_STEPS = 10
@@ -29,23 +30,13 @@ TINY = (
 
 
 def end(main: Callable[[], int | None]) -> None:
-    """Exits with the status of `main`; without a traceback after Ctrl-C, which its runs have got too."""
+    """Exit with the status of `main`; without a traceback after Ctrl-C, which its runs receive too."""
     try:
-        sys.exit(main())
+        with mistakes_reported():
+            sys.exit(main())
     except KeyboardInterrupt:
         print("\ninterrupted; the next start begins anew", file=sys.stderr)
         sys.exit(130)
-
-
-@dataclasses.dataclass(frozen=True)
-class Devices:
-    """How many processes, and how many fake devices each of them has."""
-
-    processes: int = 1
-    devices_each: int = 1
-
-    def __str__(self) -> str:
-        return f"{self.processes}x{self.devices_each}"
 
 
 class Run:
@@ -63,49 +54,40 @@ class Run:
         self._said = workdir.parent / f"{workdir.name}.log"
         self._said_from = 0
 
-    def start(self, devices: Devices = Devices(), *, cached: bool = True) -> None:
-        """Starts the command, once per process; without `cached` it compiles as at the very first start."""
+    def start(self, processes: int = 1, devices_each: int = 1, *, cached: bool = True) -> None:
+        """Start the command, once per process; without `cached` it compiles as at the very first start."""
         self.workdir.parent.mkdir(parents=True, exist_ok=True)
         self._said_from = self._said.stat().st_size if self._said.exists() else 0
         environment = {
             **os.environ,
             "JAX_PLATFORMS": "cpu",
-            "JAX_NUM_CPU_DEVICES": str(devices.devices_each),
+            "JAX_NUM_CPU_DEVICES": str(devices_each),
             "JAX_ENABLE_COMPILATION_CACHE": "1" if cached else "0",
             "JAX_COMPILATION_CACHE_DIR": str(self._cache),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
             "MPLBACKEND": "Agg",
             "PYTHONUNBUFFERED": "1",
         }
-        if devices.processes > 1:
+        commands = [[sys.executable, "main.py", *self._arguments, f"--workdir={self.workdir}"]] * processes
+        if processes > 1:
             with socket.socket() as free:
                 free.bind(("127.0.0.1", 0))
-                environment["JAX_COORDINATOR_ADDRESS"] = f"127.0.0.1:{free.getsockname()[1]}"
-            environment["JAX_NUM_PROCESSES"] = str(devices.processes)
-        command = [sys.executable, "main.py", *self._arguments, f"--workdir={self.workdir}"]
+                shared = f"--coordinator_address=127.0.0.1:{free.getsockname()[1]}", f"--num_processes={len(commands)}"
+            commands = [[*command, *shared, f"--process_id={index}"] for index, command in enumerate(commands)]
         with self._said.open("ab") as log:
             self._processes = [
-                subprocess.Popen(
-                    command,
-                    cwd=ROOT,
-                    env=environment | ({"JAX_PROCESS_ID": str(index)} if devices.processes > 1 else {}),
-                    stdout=log,
-                    stderr=log,
-                )
-                for index in range(devices.processes)
+                subprocess.Popen(each, cwd=ROOT, env=environment, stdout=log, stderr=log) for each in commands
             ]
 
     def alive(self) -> bool:
-        """Whether every process still runs."""
         return all(process.poll() is None for process in self._processes)
 
     def send(self, number: int) -> None:
-        """Sends a signal to every process."""
         for process in self._processes:
             process.send_signal(number)
 
     def wait(self, timeout_s: float = 600.0) -> list[int]:
-        """The exit statuses; processes that do not end in time are killed, and that is an error."""
+        """Return the exit statuses; processes that do not end in time are killed, and that is an error."""
         try:
             return [process.wait(timeout_s) for process in self._processes]
         except subprocess.TimeoutExpired:
@@ -115,56 +97,42 @@ class Run:
             raise RuntimeError(f"{self.workdir} did not end within {timeout_s:.0f} s:\n{self.said()[-2000:]}") from None
 
     def said(self) -> str:
-        """What the processes of this start have printed so far."""
-        if not self._said.exists():
-            return ""
-        with self._said.open("rb") as file:
-            file.seek(self._said_from)
-            return file.read().decode(errors="replace")
+        """Return what the processes of this start have printed so far."""
+        return self._said.read_bytes()[self._said_from :].decode(errors="replace") if self._said.exists() else ""
 
     def rows(self) -> list[dict]:
-        """The rows of metrics.jsonl, without a last one that is torn."""
-        path = self.workdir / "metrics.jsonl"
-        rows = []
-        for line in path.read_text().splitlines() if path.exists() else []:
-            try:
-                rows.append(json.loads(line))
-            except ValueError:
-                break
-        return rows
+        """Return the rows of metrics.jsonl, without an incomplete last one."""
+        return read_metrics(str(self.workdir))
 
     def last_step(self) -> int:
-        """Of the newest row."""
         return max((row["step"] for row in self.rows()), default=0)
 
     def resumed_at(self) -> int:
-        """The step at which this start went on; 0 where it began, or did not come that far."""
+        """Return the step at which this start resumed; 0 where it began, or did not come that far."""
         found = re.search(r"resuming \S+ at step ([\d,]+)|is done: ([\d,]+) of", self.said())
         return int((found[1] or found[2]).replace(",", "")) if found else 0
 
     def preempted_at(self) -> int:
-        """The step that this start said it saved after a SIGTERM; 0 where it did not."""
+        """Return the step that this start said it saved after a SIGTERM; 0 where it did not."""
         found = re.search(r"preempted \(SIGTERM\): saved at step ([\d,]+)", self.said())
         return int(found[1].replace(",", "")) if found else 0
 
     def is_saving(self) -> bool:
-        """Whether a checkpoint is being written, and not left from an earlier start."""
+        """Return whether a checkpoint is being written, and not left from an earlier start."""
         directory = self.workdir / "checkpoints"
         return self.steps() and directory.is_dir() and any("tmp" in path.name for path in directory.iterdir())
 
     def is_evaluating(self) -> bool:
-        """Whether an evaluation was due at the newest row and has not been made."""
+        """Return whether an evaluation was due at the newest row and has not been made."""
         rows = self.rows() if self.steps() else []
         return bool(rows) and rows[-1]["phase"] == "train" and rows[-1]["step"] % EVALUATE_EVERY_STEPS == 0
 
     def is_recomputing(self) -> bool:
-        """Whether the last evaluation is made, and that of recomputed batch-norm statistics is not."""
+        """Return whether the last evaluation is made, and that of recomputed batch-norm statistics is not."""
         rows = self.rows()
-        return bool(rows) and rows[-1]["phase"] == "evaluate" and rows[-1]["step"] == self._num_steps()
-
-    def _num_steps(self) -> int:
-        return int(next(flag for flag in self._arguments if flag.startswith("--config.num_steps=")).split("=")[1])
+        last = rows and rows[-1]["phase"] == "evaluate" and f"--config.num_steps={rows[-1]['step']}"
+        return last in self._arguments
 
     def steps(self) -> bool:
-        """Whether this start has come to its steps."""
+        """Return whether this start has come to its steps."""
         return "compiled in" in self.said()

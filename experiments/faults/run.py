@@ -19,20 +19,18 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).resolve().parent)]
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-import compare  # noqa: E402
-import preparation  # noqa: E402
-from restarts import TINY, Devices, Run, end  # noqa: E402
-
-from resnext_jax.errors import PREEMPTED_STATUS  # noqa: E402
-from resnext_jax.progress import say  # noqa: E402
-from resnext_jax.train.report import RECOMPUTED  # noqa: E402
+from experiments.common.files import locked
+from experiments.faults import compare, preparation
+from experiments.faults.restarts import TINY, Run, end
+from resnext_jax.errors import PREEMPTED_STATUS
+from resnext_jax.progress import say
 
 PREPARE, RECOMPUTATION = "prepare", "recomputation"
 LOOK_EVERY_S = 0.002
 # Processes x fake devices of each: at most 8, one for each batch-norm group of the batch of 64 images.
-LAYOUTS = tuple(Devices(*shape) for shape in ((1, 1), (1, 2), (1, 4), (1, 8), (2, 1), (2, 2), (2, 4), (4, 1), (4, 2)))
+LAYOUTS = ((1, 1), (1, 2), (1, 4), (1, 8), (2, 1), (2, 2), (2, 4), (4, 1), (4, 2))
 # Phases of a run: what is watched for, and for how many seconds at most a random delay goes on before the kill.
 PHASES: dict[str, tuple[Callable[[Run], bool], float]] = {
     "start-up": (lambda run: True, 4.0),
@@ -46,7 +44,7 @@ PHASES: dict[str, tuple[Callable[[Run], bool], float]] = {
 
 @dataclasses.dataclass
 class Tally:
-    """What befell the runs."""
+    """What happened to the runs."""
 
     kills: dict[str, int] = dataclasses.field(default_factory=dict)
     terms: dict[str, int] = dataclasses.field(default_factory=dict)
@@ -58,7 +56,7 @@ class Tally:
 
 
 def main() -> int:
-    """Runs the bench and returns its exit status: 0 where nothing was lost and nothing differs, else 1."""
+    """Run the bench and return its exit status: 0 where nothing was lost and nothing differs, else 1."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=None, help="SIGKILLs (default 50)")
     parser.add_argument("--terms", type=int, default=None, help="SIGTERMs (default 20)")
@@ -79,20 +77,18 @@ def main() -> int:
         parser.error("nothing would be killed: give --kills, --terms or --devices more than 0")
     root = Path(arguments.workdir or tempfile.mkdtemp(prefix="faults_")).resolve()
     start_s, result, differences = time.monotonic(), {}, []
+    steps, moments = arguments.steps, (random.Random(arguments.seed) for _ in range(2))
     try:
-        if kills or terms:
-            tally = kill_and_resume(
-                root / "killed", arguments.steps, kills, terms, random.Random(arguments.seed), overrides
-            )
-            result |= dataclasses.asdict(tally)
-            differences += tally.differences
-            print_table(tally, arguments.steps)
-        if arguments.devices:
-            changes = change_devices(
-                root / "devices", arguments.steps, arguments.devices, random.Random(arguments.seed), overrides
-            )
-            result |= changes
-            differences += changes["device_differences"]
+        with locked(root):
+            if kills or terms:
+                tally = kill_and_resume(root / "killed", steps, kills, terms, next(moments), overrides)
+                result |= dataclasses.asdict(tally)
+                differences += tally.differences
+                print_table(tally, steps)
+            if arguments.devices:
+                changes = change_devices(root / "devices", steps, arguments.devices, next(moments), overrides)
+                result |= changes
+                differences += changes["device_differences"]
     finally:
         if not arguments.workdir:
             shutil.rmtree(root, ignore_errors=True)
@@ -110,7 +106,7 @@ def main() -> int:
 def kill_and_resume(
     root: Path, steps: int, kills: int, terms: int, rng: random.Random, overrides: Sequence[str]
 ) -> Tally:
-    """Runs are killed at random moments until all signals are spent; each ends like the one that nothing befell."""
+    """Kill runs at random moments until all signals are sent; compare the end of each with an uninterrupted run."""
     shutil.rmtree(root, ignore_errors=True)
     arguments = (*TINY, f"--config.num_steps={steps}", "--config.log.every_steps=4", *overrides)
     calm = Run(root / "uninterrupted", arguments, root / "compiled")
@@ -118,7 +114,7 @@ def kill_and_resume(
     end_of(calm)
     say(f"the uninterrupted run: {calm.last_step()} steps, {len(calm.rows())} rows")
     tally = Tally()
-    recomputes = any(row["phase"] == RECOMPUTED for row in calm.rows())
+    recomputes = any(row["phase"] == compare.RECOMPUTED for row in calm.rows())
     in_runs = [phase for phase in PHASES if recomputes or phase != RECOMPUTATION]
     phases = [*in_runs, PREPARE]
     signals = [(signal.SIGKILL, phases[index % len(phases)]) for index in range(kills)]
@@ -142,14 +138,14 @@ def kill_and_resume(
 
 
 def strike(run: Run, steps: int, signals: list, tally: Tally, rng: random.Random, total: int) -> None:
-    """Starts a run again and again, and each time sends the next signal, until it ends or none is left."""
+    """Start a run again and again, and each time send the next signal, until it ends or none is left."""
     promised, before = 0, 0  # the step that a SIGTERM said it saved; the newest row
     while True:
-        number, phase = signals[0] if signals else (0, "")
+        number, phase = signals[0] if signals else (None, "")
         # With a warm cache nothing would be left of the compilation.
         run.start(cached=phase != "compile")
         tally.starts += 1
-        hit = bool(signals) and reach(run, phase, rng)
+        hit = number is not None and reach(run, phase, rng)
         if not hit:
             end_of(run)
         if run.resumed_at() or not hit:  # else this start was killed before it went on, and made nothing
@@ -157,7 +153,7 @@ def strike(run: Run, steps: int, signals: list, tally: Tally, rng: random.Random
                 tally.differences.append(f"{run.workdir.name}: went on from {run.resumed_at()}, saved was {promised}")
             tally.steps_made_again += max(0, before - run.resumed_at())
             promised, before = 0, 0
-        if not hit:
+        if number is None or not hit:
             return
         signals.pop(0)
         run.send(number)
@@ -180,7 +176,7 @@ def strike(run: Run, steps: int, signals: list, tally: Tally, rng: random.Random
 
 
 def reach(run: Run, phase: str, rng: random.Random) -> bool:
-    """Waits for the phase and a random while; False where the run ended before."""
+    """Wait for the phase and a random time; return False where the run ended before."""
     reached, longest_s = PHASES[phase]
     while not reached(run):
         if not run.alive():
@@ -193,14 +189,13 @@ def reach(run: Run, phase: str, rng: random.Random) -> bool:
 
 
 def end_of(run: Run) -> None:
-    """The run ends by itself, and well."""
+    """Wait for a run to end by itself; raise RuntimeError where it fails."""
     statuses = run.wait()
     if any(statuses):
         raise RuntimeError(f"{run.workdir} ended with status {statuses}:\n{run.said()[-4000:]}")
 
 
 def print_table(tally: Tally, steps: int) -> None:
-    """Signals by phase, and what they cost."""
     say(f"\n{'phase':14}{'SIGKILL':>9}{'SIGTERM':>9}")
     for phase in (*PHASES, PREPARE):
         if phase == RECOMPUTATION and not (tally.kills.get(phase) or tally.terms.get(phase)):
@@ -215,7 +210,7 @@ def print_table(tally: Tally, steps: int) -> None:
 
 
 def change_devices(root: Path, steps: int, restarts: int, rng: random.Random, overrides: Sequence[str]) -> dict:
-    """A run on other devices and in other processes at every restart, killed in between, against one on one device."""
+    """Restart and kill a run, each time on other devices and processes; compare it with one on one device."""
     shutil.rmtree(root, ignore_errors=True)
     arguments = (
         *TINY,
@@ -233,9 +228,9 @@ def change_devices(root: Path, steps: int, restarts: int, rng: random.Random, ov
         run = Run(root / f"run{runs}", arguments, root / "compiled")
         while True:
             layouts = layouts or rng.sample(LAYOUTS, len(LAYOUTS))
-            devices, before = layouts.pop(), run.last_step()
-            run.start(devices)
-            used.append(str(devices))
+            layout, before = layouts.pop(), run.last_step()
+            run.start(*layout)
+            used.append("{}x{}".format(*layout))
             stop = min(before + rng.randint(2, 5), steps) if restarts > 0 else steps + 1
             while run.alive() and run.last_step() < stop:
                 time.sleep(LOOK_EVERY_S)
@@ -245,7 +240,7 @@ def change_devices(root: Path, steps: int, restarts: int, rng: random.Random, ov
             run.send(signal.SIGKILL)
             run.wait()
             restarts -= 1
-            say(f"{devices} devices: from step {run.resumed_at()} to {run.last_step()}")
+            say(f"{used[-1]} devices: from step {run.resumed_at()} to {run.last_step()}")
         differences, largest = compare.differing_losses(run.rows(), calm.rows())
         lines += [f"{run.workdir.name}: {line}" for line in differences]
         worst, runs = max(worst, largest), runs + 1

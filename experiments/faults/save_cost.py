@@ -13,7 +13,9 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -31,7 +33,7 @@ SHARE = 0.03  # of the step time that saving may cost
 
 
 def main() -> None:
-    """Prints the table."""
+    """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default="configs/resnext50_32x4d.py")
     parser.add_argument("--batch_size", type=int, default=8)
@@ -40,22 +42,8 @@ def main() -> None:
     parser.add_argument("--workdir", help="where to save; by default a temporary directory")
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     arguments = parser.parse_args()
-    startup.quiet_logging()
-    config = command_line.load(arguments.config)
-    config.batch_size = config.bn_group_images = config.evaluate.batch_size = arguments.batch_size
     device = jax.devices()[0]
-    if device.platform == "cpu":
-        config.compute_dtype = "float32"  # what a CPU computes in
-    place = sharding.Place(sharding.make_mesh([device]), jax.default_backend())
-    info = dataset_info(config.data.name)
-    run = assemble(config, info, place)
-    state = run.create_state()
-    size_px = config.data.image_size_px
-    images = synthetic_batch(arguments.batch_size, (size_px, size_px, len(config.data.mean)), info.num_classes)
-    batch = sharding.to_global(place.mesh, images)
-    shapes = run.state_shapes(place.mesh), run.batch_shapes(place.mesh, arguments.batch_size)
-    step = run.train_step.lower(*shapes).compile()
-    description = {"config": {}, "dataset": {"name": info.name, "class_names": list(info.class_names)}}
+    step, state, batch, description = compiled_step(arguments.config, arguments.batch_size, device)
     workdir = arguments.workdir or tempfile.mkdtemp(prefix="save_cost_")
     checkpoints = Checkpoints(workdir, keep_newest=1, keep_best=0)
     directory = Path(workdir) / "checkpoints"
@@ -100,6 +88,21 @@ def main() -> None:
         print(f"{name:36}{value}")
     if arguments.json:
         print(json.dumps(result))
+
+
+def compiled_step(config_file: str, batch_size: int, device: Any) -> tuple[Callable, Any, Any, dict[str, Any]]:
+    """Return the compiled training step, its first state, a batch, and what a checkpoint says of them."""
+    startup.quiet_logging()
+    config = command_line.load(config_file)
+    config.batch_size = config.bn_group_images = config.evaluate.batch_size = batch_size
+    if device.platform == "cpu":
+        config.compute_dtype = "float32"  # what a CPU computes in
+    info, place = dataset_info(config.data.name), sharding.Place(sharding.make_mesh([device]), jax.default_backend())
+    run = assemble(config, info, place)
+    images = synthetic_batch(batch_size, run.image_shape, info.num_classes)
+    step = run.train_step.lower(run.state_shapes(place.mesh), run.batch_shapes(place.mesh, batch_size)).compile()
+    description = {"config": {}, "dataset": {"name": info.name, "class_names": list(info.class_names)}}
+    return step, run.create_state(), sharding.to_global(place.mesh, images), description
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ Each start is `python main.py` on synthetic images, timed by what it prints, and
 
 import argparse
 import json
-import re
 import shutil
 import signal
 import sys
@@ -15,16 +14,16 @@ import tempfile
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from restarts import Run, end
+from experiments.faults.restarts import Run, end
 
 # What marks the end of a part of a start, in their order.
 MARKS = ("compiling the step", "compiled in")
 
 
 def main() -> None:
-    """Prints the table."""
+    """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default="configs/resnext50_32x4d.py")
     parser.add_argument("--batch_size", type=int, default=8)
@@ -57,7 +56,7 @@ def main() -> None:
 
 
 def time_start(run: Run) -> dict[str, float]:
-    """Seconds of one start: to the compilation, of it, from it to the first row, and all but it and one step."""
+    """Return the seconds of a start: to the compilation, of it, to the first row, and all but it and one step."""
     start_s = time.monotonic()
     run.start()
     seen = [_until(run, lambda mark=mark: mark in run.said()) - start_s for mark in MARKS]
@@ -67,7 +66,7 @@ def time_start(run: Run) -> dict[str, float]:
     _until(run, lambda: any((run.workdir / "checkpoints").glob("[0-9]*[02468]/commit_success.txt")))
     run.send(signal.SIGKILL)
     run.wait()
-    compile_s = float(re.search(r"compiled in ([\d.]+) s", run.said())[1])
+    compile_s = float(run.said().partition("compiled in ")[2].split()[0])
     step_s = second_s - first_s
     return {
         "before_s": seen[0],
