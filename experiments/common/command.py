@@ -9,10 +9,12 @@ from functools import partial
 from pathlib import Path
 
 import jax
+from etils import epath
 
 from experiments.common import collect, files, runs
-from experiments.common.study import Evaluation, Run, Study, chosen, flags_of, runs_of
-from resnext_jax.errors import INTERRUPTED_STATUS, READER_GONE_STATUS, UserError, reader_is_gone, report_error
+from experiments.common.study import Row, Run, Scale, Study, flags_of, runs_of
+from resnext_jax.analysis.command import mistakes_reported
+from resnext_jax.errors import INTERRUPTED_STATUS, UserError, raise_all, unknown
 from resnext_jax.files import in_bucket
 from resnext_jax.progress import say
 
@@ -20,45 +22,29 @@ FAILED_STATUS = 1
 
 
 def main(study: Study, description: str | None) -> None:
-    """Runs the command of an experiment and exits.
-
-    Status: 0 when the table is complete or the commands are printed, 1 where runs failed, 2 for a mistake that the user
-    can mend, 130 after Ctrl-C or SIGTERM, 141 where nobody reads the table (`| head`).
-    """
-    parser = parser_of(study.name, {name: scale.takes for name, scale in study.scales.items()}, description)
-    add_flags(parser, study)
-    end(partial(execute, study, parser.parse_args()))
+    """Run the command of an experiment that trains, and exit."""
+    end(partial(execute, study, flags(study, description).parse_args()))
 
 
 def end(do: Callable[[], int]) -> None:
-    """Does it, and exits with its status: without a traceback for a mistake of the user, Ctrl-C or `| head`."""
-    # As Ctrl-C: were we gone at once, a run that is saving its step would be killed in the middle.
+    """Exit with the status of `do`: 0, or 1 where runs failed.
+
+    It is 2 for a mistake of the user, 130 after Ctrl-C or SIGTERM, and 141 where no one reads the output (`| head`).
+    """
+    # Like Ctrl-C: if this process ended at once, a run that is saving its step would be killed.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    jax.config.update("jax_platforms", "cpu")  # nothing is computed in this process, and a TPU has room for one alone
+    jax.config.update("jax_platforms", "cpu")  # this process computes nothing, and only one process can use a TPU
     try:
-        status = do()
-        sys.stdout.flush()
-    except UserError as error:
-        status = report_error(error)
+        with mistakes_reported():
+            sys.exit(do())
     except KeyboardInterrupt:
         again = shlex.join(["python", *sys.argv])
         print(f"\ninterrupted; what is done stays done, and this goes on with the rest: {again}", file=sys.stderr)
-        status = INTERRUPTED_STATUS
-    except BrokenPipeError:
-        if not reader_is_gone():
-            raise
-        status = READER_GONE_STATUS
-    sys.exit(status)
+        sys.exit(INTERRUPTED_STATUS)
 
 
 def parser_of(experiment: str, takes: Mapping[str, str], description: str | None) -> argparse.ArgumentParser:
-    """The flags that all experiments have.
-
-    Args:
-      experiment: its name.
-      takes: what each scale is, in words.
-      description: the docstring of the command.
-    """
+    """Return the flags that all experiments have; `takes` says in words what each scale is."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     scales = "; ".join(f"{name}: {words}" for name, words in takes.items())
     parser.add_argument("--scale", default="tiny", metavar="|".join(takes), help=f"{scales} (default tiny)")
@@ -66,41 +52,40 @@ def parser_of(experiment: str, takes: Mapping[str, str], description: str | None
     return parser
 
 
-def add_flags(parser: argparse.ArgumentParser, study: Study) -> None:
-    """The flags of experiments that train; the rows of an example are of the first scale."""
+def flags(study: Study, description: str | None) -> argparse.ArgumentParser:
+    """Return the flags of an experiment that trains."""
+    parser = parser_of(study.name, {name: scale.takes for name, scale in study.scales.items()}, description)
     rows = ",".join(row.slug for row in next(iter(study.scales.values())).rows[:2])
-    parser.add_argument("--data_dir", help="where the images lie; by default the data set's usual places")
+    parser.add_argument("--data_dir", help="where the images are; by default the usual places of the data set")
     parser.add_argument("--seeds", help="of the runs of each row: 0,1,2")
     parser.add_argument("--rows", help=f"only these are made: {rows}; the table has all")
     parser.add_argument("--run", action="store_true", help="full scale: make the runs here, print no commands")
     parser.add_argument("--collect", action="store_true", help="make nothing, collect what is there")
+    return parser
 
 
 def execute(study: Study, arguments: argparse.Namespace) -> int:
-    """What the flags ask for; returns the exit status."""
-    if arguments.rows is not None and not arguments.rows.strip(", "):
-        raise UserError(f"--rows={arguments.rows} names no row: leave it out for all, or --rows=NAME,NAME.")
-    wanted = chosen(study, arguments.scale, [name for name in (arguments.rows or "").split(",") if name])
-    scale = study.scales[arguments.scale]
+    """Do what the flags ask for, and return the exit status."""
+    name, out = arguments.scale, files.folder_of(arguments, study.name, study.scales)
+    scale = study.scales[name]
     seeds = list(scale.seeds) if arguments.seeds is None else seeds_of(arguments.seeds)
-    out = files.folder_of(arguments.out, study.name, arguments.scale)
-    data_dir = files.absolute(arguments.data_dir) if arguments.data_dir else None
     all_runs = runs_of(scale, out, seeds)
-    made_here = [run for run in all_runs if run.row in wanted]
+    rows = list(scale.rows) if arguments.rows is None else chosen(scale, arguments.rows)
+    mine = [run for run in all_runs if run.row in rows]
     prints = scale.on_pod and not arguments.run and not arguments.collect
     if prints:
-        print_commands(made_here, arguments, out)
+        print_commands(mine, arguments, out)
         if in_bucket(out) or not Path(out).exists():
             return 0
-    elif not arguments.collect:
-        say(f"{study.title}, --scale={arguments.scale}: {len(made_here)} of {len(all_runs)} runs, {scale.takes}")
-        say(f"results in {out}, the output of every run beside it in *.log")
-    elif arguments.out and not files.epath.Path(out).exists():
+    if arguments.collect and not epath.Path(out).exists():
         raise UserError(f"there is no results folder {out} to collect: give --out=DIR of one that was made.")
-    files.claim_folder(out, study.name, arguments.scale, {row.slug for row in scale.rows})
-    logs = files.logs_of(out, study.name, arguments.scale)
-    failures = {} if prints or arguments.collect else runs.make(made_here, data_dir, logs, say)
-
+    logs, failures = files.claim_folder(out, study.name, name, {row.slug for row in scale.rows}), []
+    if not prints and not arguments.collect:
+        with files.locked(logs, [run.seed * len(scale.rows) + scale.rows.index(run.row) for run in mine]):
+            say(f"{study.title}, --scale={name}: {len(mine)} of {len(all_runs)} runs, {scale.takes}")
+            say(f"results in {out}, the output of every run beside it in *.log")
+            data_dir = files.absolute(arguments.data_dir) if arguments.data_dir else None
+            failures = runs.make(mine, scale.evaluations, data_dir, logs)
     done = [run for run in all_runs if runs.is_done(run)]
     if prints and not done:
         return 0
@@ -108,74 +93,48 @@ def execute(study: Study, arguments: argparse.Namespace) -> int:
         asked = "" if arguments.seeds is None else f" of --seeds={arguments.seeds}"
         raise UserError(
             f"no run{asked} is done in {out}: there is nothing to collect, and nothing was written. Runs lie in "
-            f"{all_runs[0].row.slug}_seed{all_runs[0].seed} and so on: let one come to its end, or "
-            "give the seeds that are there with --seeds."
+            f"{all_runs[0].row.slug}_seed{all_runs[0].seed} and so on: let one come to its end, or give the seeds that "
+            "are there with --seeds."
         )
-    others, wrong = other_evaluations(scale.evaluations, done, data_dir, logs, makes=not (prints or arguments.collect))
-    failures |= wrong
-    results = [
-        collect.result_of(
-            row,
-            [run for run in all_runs if run.row is row],
-            [run for run in done if run.row is row],
-            others,
-            scale.evaluations,
-        )
-        for row in scale.rows
-    ]
-    text = collect.table(study, arguments.scale, results, seeds)
-    draw = partial(study.draw, results=results) if done else None
-    written = files.write(out, text, collect.as_json(study, arguments.scale, results), draw)
-    print(f"\n{text}\n" + "\n".join(map(str, written)))
+    results = collect.rows_of(scale, all_runs, done)
+    text, numbers = collect.table(study, name, results, len(seeds)), collect.as_json(study, name, results)
+    files.write(out, text, numbers, (lambda figure: study.draw(figure, results)) if done else None)
     if failures:
-        say("failed: " + "; ".join(failures) + ". What was said is above; run the command again when it is mended.")
+        say("failed: " + "; ".join(failures) + ". What was said is above; correct it and run the command again.")
     return FAILED_STATUS if failures else 0
 
 
 def seeds_of(text: str) -> list[int]:
-    """`0,1,2`."""
-    try:
-        seeds = [int(part) for part in text.split(",")]
-    except ValueError:
-        seeds = [-1]
-    if any(seed < 0 for seed in seeds) or len(set(seeds)) < len(seeds):
+    """Return the numbers of `0,1,2`; raise UserError where they are none."""
+    seeds = [int(part) if part.strip().isdecimal() else -1 for part in text.split(",")]
+    if min(seeds) < 0 or len(set(seeds)) < len(seeds):
         raise UserError(f"--seeds={text} must be different whole numbers from 0 on: --seeds=0,1,2")
     return seeds
 
 
-def other_evaluations(
-    evaluations: Sequence[Evaluation], done: Sequence[Run], data_dir: str | None, logs: Path, *, makes: bool
-) -> tuple[dict[str, dict[str, float]], dict[str, str]]:
-    """The other evaluations of the runs that are done, those on file or made now: errors by workdir, and failures."""
-    errors: dict[str, dict[str, float]] = {}
-    failures: dict[str, str] = {}
-    for evaluation in evaluations:
-        for run in done:
-            log = logs / f"{Path(run.workdir).name}.{evaluation.column.replace(' ', '_')}.log"
-            found = runs.evaluate(run, evaluation, data_dir, log, makes=makes)
-            if isinstance(found, str):
-                failures[f"{run.name} {evaluation.column}"] = found
-                say(f"{run.name} {evaluation.column}: {found}")
-            elif found is not None:
-                columns = {f"{evaluation.column} top-{k}": 100 * (1 - found[f"top{k}"]) for k in (1, 5)}
-                errors.setdefault(run.workdir, {}).update(columns)
-    return errors, failures
+def chosen(scale: Scale, text: str) -> list[Row]:
+    """Return the rows with these names or slugs; raise UserError where there is no such row."""
+    names = [name for name in text.split(",") if name.strip()]
+    if not names:
+        raise UserError(f"--rows={text} names no row: leave it out for all, or --rows=NAME,NAME.")
+    known = {key for row in scale.rows for key in (row.name, row.slug)}
+    raise_all([unknown("row", name, {row.slug for row in scale.rows}) for name in names if name not in known])
+    return [row for row in scale.rows if row.name in names or row.slug in names]
 
 
 def print_commands(made: Sequence[Run], arguments: argparse.Namespace, out: str) -> None:
-    """For every row the command that trains its seeds on a pod, one after the other."""
+    """Print for every row the command that trains its seeds on a pod, one after the other."""
     shared = arguments.out or f"/shared/runs/{Path(out).name}"
     data = flags_of({"data.dir": arguments.data_dir or "/shared/DATA"})
     print("# On all hosts of a slice, with run.sh of docs/pod.md, which also says how tmux keeps a command when the")
     print("# connection is lost. NAME, ZONE and /shared are yours.")
     for row in dict.fromkeys(run.row for run in made):
-        mine = [run for run in made if run.row is row]
-        published = ", ".join(f"{column} {collect.digits(value)} %" for column, value in row.published.items())
-        flags = shlex.join([*(flag for flag in mine[0].flags if not flag.startswith("--config.seed=")), *data])
+        published = ", ".join(f"{column} {value} %" for column, value in row.published.items())
+        words = shlex.join([f"--config=configs/{row.config}.py", *flags_of(row.fields), *data])
         command = (
             "cd resnext_jax &&\n"
-            f"  for seed in {' '.join(str(run.seed) for run in mine)}; do\n"
-            f"    bash run.sh {flags} \\\n"
+            f"  for seed in {' '.join(str(run.seed) for run in made if run.row is row)}; do\n"
+            f"    bash run.sh {words} \\\n"
             f"      --config.seed=$seed --workdir={shlex.quote(f'{shared}/{row.slug}')}_seed$seed || exit\n"
             "  done"
         )

@@ -1,4 +1,8 @@
-"""What an experiment is, as data: the rows of a table, the scales at which they are trained, the flags that follow."""
+"""What an experiment is, as data: the rows of a table, the scales at which they are trained, the runs that follow.
+
+The small networks are the template of Table 1 with 28 px images, three stages and half of all widths: the paper's
+1x64d, 2x40d, 4x24d, 8x14d and 32x4d are 1x32d, 2x20d, 4x12d, 8x7d and 32x2d, again of equal cost.
+"""
 
 import dataclasses
 import re
@@ -6,164 +10,117 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from etils import epath
+
 from resnext_jax.config import command_line
-from resnext_jax.errors import raise_all, unknown
 
 ROOT = Path(__file__).resolve().parents[2]
-Fields = Mapping[str, Any]  # of a config, by their dotted names
-NOTHING: Fields = {}
+# Files of configs/ for small networks: 15,000 images inside the package, and all 60,000.
+BUILTIN, FASHION_MNIST = "quickstart", "resnext20_8x4d_small_fashion_mnist"
+Fields = Mapping[str, Any]  # fields of a config, by their dotted names
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Row:
-    """One network, trained once for every seed.
+    """One network of a table, trained once for every seed."""
 
-    Attributes:
-      name: as the paper's table has it, or of the small network that stands for one of it.
-      config: file of configs/, without `.py`.
-      fields: of that config, changed.
-      published: errors in %, by column ("top-1", "top-5", or that of an `Evaluation`).
-      group: rows of one group are compared with each other; a figure has a panel for each.
-      like: the row of the paper that a small network stands for, with its published number.
-    """
-
-    name: str
-    config: str
-    fields: Fields = dataclasses.field(default_factory=dict)
-    published: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    group: str = ""
-    like: str = ""
+    name: str  # as in the paper's table, or of the small network that stands for it
+    config: str  # file of configs/, without `.py`
+    fields: Fields = dataclasses.field(default_factory=dict)  # changed in that config
+    published: Mapping[str, float] = dataclasses.field(default_factory=dict)  # errors in % by column of the table
+    group: str = ""  # rows of one group are compared; a figure has a panel for each group
+    like: str = ""  # the row of the paper that a small network stands for
 
     @property
-    def slug(self) -> str:
-        """Of workdirs and flags: `resnext_50_32x4d`."""
+    def slug(self) -> str:  # the name in workdirs and flags: `resnext_50_32x4d`
         return _slug(self.name)
-
-    def trained(self, config: str, num_epochs: float) -> "Row":
-        """The same network with another config, for so many epochs."""
-        return dataclasses.replace(self, config=config, fields={**self.fields, "num_epochs": num_epochs})
 
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """Another evaluation of the trained networks: `--mode=evaluate` with `fields` changed.
+    """Another evaluation of the trained networks: `--mode=evaluate` with `fields` changed."""
 
-    Attributes:
-      column: of the table; "320 px" has the columns "320 px top-1" and "320 px top-5".
-      fields: of the config.
-    """
-
-    column: str
+    column: str  # of the table: "320 px" has the columns "320 px top-1" and "320 px top-5"
     fields: Fields
-
-    @property
-    def slug(self) -> str:
-        """Of files."""
-        return _slug(self.column)
 
 
 @dataclasses.dataclass(frozen=True)
 class Scale:
-    """How large the networks and the data are, and how often each is trained.
+    """How large the networks and the data are, and how often each network is trained."""
 
-    Attributes:
-      rows: of the table, in its order.
-      seeds: of the runs of each row.
-      takes: how long, in words, and on what.
-      evaluations: besides that at the end of training.
-      on_pod: the commands are printed, and run here only where that is asked for.
-    """
-
-    rows: Sequence[Row]
-    seeds: Sequence[int]
-    takes: str
-    evaluations: Sequence[Evaluation] = ()
-    on_pod: bool = False
+    rows: Sequence[Row]  # of the table, in its order
+    seeds: Sequence[int]  # of the runs of each row
+    takes: str  # how long, in words, and on what
+    evaluations: Sequence[Evaluation] = ()  # besides the one at the end of training
+    on_pod: bool = False  # commands are printed, and run here only with --run
 
 
 @dataclasses.dataclass(frozen=True)
 class Study:
-    """One table or figure of the paper.
+    """One table or figure of the paper."""
 
-    Attributes:
-      name: of its folder in experiments/.
-      title: of its table.
-      scales: by name.
-      draw: makes its picture of a matplotlib figure and the results (`draw`).
-      columns: of published errors, those that every table has.
-    """
-
-    name: str
-    title: str
+    name: str  # of its folder in experiments/
+    title: str  # of its table
     scales: Mapping[str, Scale]
-    draw: Callable[[Any, Sequence[Any]], None]
-    columns: Sequence[str] = ("top-1",)
+    draw: Callable[[Any, Sequence[Any]], None]  # (matplotlib figure, rows of `collect`): draws its picture
+    columns: Sequence[str] = ("top-1",)  # errors that every row has
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """One row with one seed: where it lies, and the flags that `main.py` trains it with."""
+    """One row with one seed."""
 
     row: Row
     seed: int
     workdir: str
-    fields: Fields
 
     @property
     def name(self) -> str:
         return f"{self.row.name} seed {self.seed}"
 
     @property
-    def flags(self) -> list[str]:
-        """Of the config; the workdir comes beside them."""
-        return [f"--config=configs/{self.row.config}.py", *flags_of(self.fields)]
+    def flags(self) -> list[str]:  # of `main.py`
+        return [f"--config=configs/{self.row.config}.py", *flags_of({**self.row.fields, "seed": self.seed})]
+
+    def file(self, evaluation: Evaluation) -> epath.Path:  # where its row is kept
+        return epath.Path(self.workdir) / f"evaluation_{_slug(evaluation.column)}.json"
 
     def config(self) -> Any:
-        """The config that these flags make."""
         config = command_line.load(str(ROOT / "configs" / f"{self.row.config}.py"))
-        config.update_from_flattened_dict(dict(self.fields))
+        config.update_from_flattened_dict({**self.row.fields, "seed": self.seed})
         return config
 
 
+def small_row(depth: int, cardinality: int, width: int, name: str = "", **others: Any) -> Row:
+    """Return a small network; `others` are further parts of the row, `fields` besides those of the network."""
+    shape = {"name": "", "family": "small", "depth": depth, "cardinality": cardinality, "bottleneck_width": width}
+    fields = {f"model.{field}": value for field, value in shape.items()} | others.pop("fields", {})
+    return Row(name or f"{cardinality}x{width}d", BUILTIN, fields, **others)
+
+
+def tiny_scale(rows: Sequence[Row], takes: str, num_epochs: float = 4.0, **others: Any) -> Scale:
+    """Return a scale of minutes on two cores: the built-in images, two seeds."""
+    return Scale([_trained(row, BUILTIN, num_epochs) for row in rows], (0, 1), takes, **others)
+
+
+def small_scale(rows: Sequence[Row], takes: str, num_epochs: float = 6.0, **others: Any) -> Scale:
+    """Return a scale of hours on a CPU: all of Fashion-MNIST, three seeds."""
+    return Scale([_trained(row, FASHION_MNIST, num_epochs) for row in rows], (0, 1, 2), takes, **others)
+
+
+def _trained(row: Row, config: str, num_epochs: float) -> Row:
+    return dataclasses.replace(row, config=config, fields={**row.fields, "num_epochs": num_epochs})
+
+
 def flags_of(fields: Fields) -> list[str]:
-    """`--config.model.depth=50` and so on, for `main.py`."""
-    return [f"--config.{name}={_text(value)}" for name, value in fields.items()]
+    """Return `--config.model.depth=50` and so on, for `main.py`."""
+    return [f"--config.{name}={value}" for name, value in fields.items()]
 
 
-def runs_of(scale: Scale, out: str, seeds: Sequence[int], extra: Fields = NOTHING) -> list[Run]:
-    """All runs, seed by seed: of a table that is stopped early every row has as many.
-
-    Args:
-      scale: of the study.
-      out: the results folder.
-      seeds: of each row.
-      extra: fields that all runs get besides.
-    """
-    return [
-        Run(row, seed, f"{out.rstrip('/')}/{row.slug}_seed{seed}", {**row.fields, **extra, "seed": seed})
-        for seed in seeds
-        for row in scale.rows
-    ]
-
-
-def chosen(study: Study, scale: str, names: Sequence[str]) -> list[Row]:
-    """The rows of a scale with these names (or slugs); all, where none is named.
-
-    Raises:
-      UserError: there is no such scale or row.
-    """
-    raise_all([unknown("scale", scale, study.scales)] if scale not in study.scales else [])
-    rows = study.scales[scale].rows
-    slugs = {row.slug for row in rows}
-    raise_all([unknown("row", name, slugs) for name in names if name not in slugs | {row.name for row in rows}])
-    return [row for row in rows if not names or row.name in names or row.slug in names]
+def runs_of(scale: Scale, out: str, seeds: Sequence[int]) -> list[Run]:
+    """Return all runs, seed by seed: when a table is stopped early, every row has the same number of runs."""
+    return [Run(row, seed, f"{out.rstrip('/')}/{row.slug}_seed{seed}") for seed in seeds for row in scale.rows]
 
 
 def _slug(text: str) -> str:
     return re.sub(r"[^a-z0-9]+", "_", text.lower()).strip("_")
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    return ",".join(map(repr, value)) if isinstance(value, tuple) else str(value)

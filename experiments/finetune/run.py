@@ -10,9 +10,11 @@ python experiments/finetune/run.py --scale=tiny|full
 import statistics
 import sys
 from argparse import Namespace
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -20,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from experiments.common import files, runs
 from experiments.common.command import FAILED_STATUS, end, parser_of
 from resnext_jax.data.sources import FASHION_MNIST_CLASSES, open_source
-from resnext_jax.errors import UserError, raise_all, unknown
+from resnext_jax.errors import UserError
 from resnext_jax.files import in_bucket
 from resnext_jax.progress import say
 from resnext_jax.runtime.writer import read_metrics
@@ -38,19 +40,23 @@ FRESH = (
 )
 
 
-class Failed(Exception):
-    """A run that ended with an error; the message says what to read."""
-
-
 def execute(arguments: Namespace) -> int:
-    """Makes the folder of images and the runs, and prints the table; returns the exit status."""
-    raise_all([unknown("scale", arguments.scale, SCALES)] if arguments.scale not in SCALES else [])
-    num_epochs, images_per_class, num_steps, seeds = SCALES[arguments.scale]
-    folder = files.folder_of(arguments.out, EXPERIMENT, arguments.scale)
+    """Make the folder of images and the runs, print the table, and return the exit status."""
+    folder = files.folder_of(arguments, EXPERIMENT, SCALES)
     if in_bucket(folder):
         raise UserError(f"--out={folder} is in a bucket; the images and runs of this experiment want a local folder.")
-    files.claim_folder(folder, EXPERIMENT, arguments.scale)
-    out = Path(folder)
+    out = files.claim_folder(folder, EXPERIMENT, arguments.scale)
+    try:
+        with files.locked(out):
+            fine_tune(out, *SCALES[arguments.scale])
+    except runs.Failed as failure:
+        say(str(failure))
+        return FAILED_STATUS
+    return 0
+
+
+def fine_tune(out: Path, num_epochs: int, images_per_class: int, num_steps: int, seeds: Sequence[int]) -> None:
+    """Make the runs in `out` and print a line for each row; raise Failed where a run fails."""
     images, class_list, start = out / "images", out / "first_classes.txt", out / "first"
     write_folder(images, images_per_class)
     class_list.write_text("\n".join(FIRST) + "\n")
@@ -62,33 +68,26 @@ def execute(arguments: Namespace) -> int:
             *(f"--config.init_from={start}", "--config.learning_rate=0.1", "--config.freeze_backbone=true"),
         ),
     }
-    try:
-        train("quickstart", start, f"--config.num_epochs={num_epochs}", f"--config.data.class_list={class_list}")
-        print(
-            f"{images_per_class} images of each of {len(THEN)} classes, {num_steps} steps of 50; top-1 on 1,500 others"
-        )
-        for number, (name, flags) in enumerate(rows.items()):
-            results = [
-                train(
-                    "finetune",
-                    out / f"run{number}_seed{seed}",
-                    *(f"--config.data.dir={images}", "--config.data.crop=resize", f"--config.num_steps={num_steps}"),
-                    *("--config.batch_size=50", "--config.bn_group_images=0", f"--config.seed={seed}"),
-                    *(f"--config.evaluate.every_steps={num_steps}", "--config.schedule.warmup_epochs=0"),
-                    *flags,
-                )
-                for seed in seeds
-            ]
-            each = ", ".join(f"{top1:.2%}" for top1 in results)
-            print(f"{name:40} {statistics.mean(results):7.2%}   ({each})", flush=True)
-    except Failed as failure:
-        say(str(failure))
-        return FAILED_STATUS
-    return 0
+    train("quickstart", start, f"--config.num_epochs={num_epochs}", f"--config.data.class_list={class_list}")
+    print(f"{images_per_class} images of each of {len(THEN)} classes, {num_steps} steps of 50; top-1 on 1,500 others")
+    for number, (name, flags) in enumerate(rows.items()):
+        results = [
+            train(
+                "finetune",
+                out / f"run{number}_seed{seed}",
+                *(f"--config.data.dir={images}", "--config.data.crop=resize", f"--config.num_steps={num_steps}"),
+                *("--config.batch_size=50", "--config.bn_group_images=0", f"--config.seed={seed}"),
+                *(f"--config.evaluate.every_steps={num_steps}", "--config.schedule.warmup_epochs=0"),
+                *flags,
+            )
+            for seed in seeds
+        ]
+        each = ", ".join(f"{top1:.2%}" for top1 in results)
+        print(f"{name:40} {statistics.mean(results):7.2%}   ({each})", flush=True)
 
 
 def write_folder(directory: Path, images_per_class: int) -> None:
-    """Class folders of PNG files: the first few training images of each class, and all for validation."""
+    """Write class folders of PNG files: the first training images of each class, and all for validation."""
     for split, limit in (("train", images_per_class), ("validation", None)):
         source = open_source("builtin", split)
         labels = source.all_labels()
@@ -97,20 +96,14 @@ def write_folder(directory: Path, images_per_class: int) -> None:
                 folder = directory / split / name.lower().replace(" ", "_")
                 folder.mkdir(parents=True, exist_ok=True)
                 for index in (labels == label).nonzero()[0][:limit]:
-                    Image.fromarray(source[int(index)].image[..., 0]).save(folder / f"{index:05}.png")
+                    Image.fromarray(np.asarray(source[int(index)].image)[..., 0]).save(folder / f"{index:05}.png")
 
 
 def train(config: str, workdir: Path, *flags: str) -> float:
-    """Runs the command, or goes on with it, and returns the last validation top-1.
-
-    Raises:
-      Failed: it ended with an error.
-    """
+    """Train, or go on with it, and return the last validation top-1; raise Failed where it fails."""
     say(f"{workdir.name} ...")
     log = workdir.with_name(f"{workdir.name}.log")
-    status = runs.start(["main.py", f"--config=configs/{config}.py", f"--workdir={workdir}", *flags], log)
-    if status:
-        raise Failed(f"{workdir.name}: {runs.failed(status, log)}")
+    runs.call(["main.py", f"--config=configs/{config}.py", f"--workdir={workdir}", *flags], log)
     return [row["top1"] for row in read_metrics(str(workdir)) if row["phase"] == "evaluate"][-1]
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from experiments.common import draw, small
+from experiments.common import draw
 from experiments.common.command import main
-from experiments.common.study import Row, Scale, Study
+from experiments.common.study import Row, Scale, Study, small_row, small_scale, tiny_scale
 
 # Top-1 errors in % of the table in section 5.1.
 FULL = [
@@ -23,11 +23,13 @@ FULL = [
 
 def halves(depth: int) -> list[Row]:
     """The four small networks."""
-    shapes = [("1x32d", 1, 32, True), ("1x32d, no shortcuts", 1, 32, False)]
-    shapes += [("32x2d", 32, 2, True), ("32x2d, no shortcuts", 32, 2, False)]
+    shapes = [(paths, width, shortcut) for paths, width in ((1, 32), (32, 2)) for shortcut in (True, False)]
+    names = ["1x32d", "1x32d, no shortcuts", "32x2d", "32x2d, no shortcuts"]
     return [
-        small.row(depth, *shape, name, fields={"model.shortcut": shortcut}, like=row.name, published=row.published)
-        for row, (name, *shape, shortcut) in zip(FULL, shapes, strict=True)
+        small_row(
+            depth, paths, width, name, fields={"model.shortcut": shortcut}, like=row.name, published=row.published
+        )
+        for row, name, (paths, width, shortcut) in zip(FULL, names, shapes, strict=True)
     ]
 
 
@@ -35,8 +37,8 @@ STUDY = Study(
     name="residual_connections",
     title="Residual connections",
     scales={
-        "tiny": small.tiny(halves(20), "20 layers on 15,000 images, about 12 minutes on two cores", num_epochs=3.0),
-        "small": small.small(halves(29), "29 layers on 60,000 images, hours on a CPU"),
+        "tiny": tiny_scale(halves(20), "20 layers on 15,000 images, about 12 minutes on two cores", num_epochs=3.0),
+        "small": small_scale(halves(29), "29 layers on 60,000 images, hours on a CPU"),
         "full": Scale(FULL, (0,), "the paper's recipe on ImageNet, for a TPU pod", on_pod=True),
     },
     draw=draw.final,

@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from experiments.common import files, runs
 from experiments.common.command import FAILED_STATUS, end, parser_of
 from experiments.common.draw import COLORS
-from resnext_jax.errors import UserError, raise_all, unknown
+from resnext_jax.errors import UserError
 from resnext_jax.files import write_whole
 from resnext_jax.progress import say
 
@@ -33,16 +33,13 @@ PUBLISHED_S = {"resnet101": 0.70, "resnext101_32x4d": 0.95, "resnext101_64x4d": 
 
 @dataclasses.dataclass(frozen=True)
 class Scale:
-    """Attributes: how long it takes, in words; the module of `analysis`; its flags; the unit of what it gives.
+    """How the networks are timed or compiled."""
 
-    `on_device` commands are printed, and run here only with --run.
-    """
-
-    takes: str
-    module: str
+    takes: str  # how long, in words
+    module: str  # of `analysis`
     flags: tuple[str, ...]
-    unit: str
-    on_device: bool = False
+    unit: str  # of the result
+    on_device: bool = False  # commands are printed, and run here only with --run
 
     def command(self, network: str) -> list[str]:
         """The words after `python`. The config comes before its fields."""
@@ -65,10 +62,9 @@ SCALES = {
 
 
 def execute(arguments: Namespace) -> int:
-    """Times what is not timed yet, prints, writes."""
-    raise_all([unknown("scale", arguments.scale, SCALES)] if arguments.scale not in SCALES else [])
+    """Time what is not timed yet, print and write the table."""
+    out = files.folder_of(arguments, EXPERIMENT, SCALES)
     scale = SCALES[arguments.scale]
-    out = files.folder_of(arguments.out, EXPERIMENT, arguments.scale)
     if scale.on_device and not arguments.run:
         for network in PUBLISHED_S:
             print("python " + " ".join(scale.command(network)))
@@ -76,20 +72,18 @@ def execute(arguments: Namespace) -> int:
         again = shlex.join(["python", sys.argv[0], *asked])
         print(f"# or all of them, and the table: {again} --run")
         return 0
-    files.claim_folder(out, EXPERIMENT, arguments.scale)
-    logs, failures = files.logs_of(out, EXPERIMENT, arguments.scale), []
-    for network in PUBLISHED_S:
-        kept, log = epath.Path(out) / f"{network}.json", logs / f"{network}.log"
-        if not kept.exists():
-            say(f"{network} ...")
-            log.unlink(missing_ok=True)
-            status = runs.start(scale.command(network), log)
-            if status:
-                failures.append(network)
-                say(f"{network}: {runs.failed(status, log)}")
-                continue
-            last = next(line for line in reversed(log.read_text().splitlines()) if line.startswith("{"))
-            write_whole(kept, last + "\n")
+    logs, failures = files.claim_folder(out, EXPERIMENT, arguments.scale), []
+    with files.locked(logs):
+        for network in PUBLISHED_S:
+            kept = epath.Path(out) / f"{network}.json"
+            if not kept.exists():
+                say(f"{network} ...")
+                try:
+                    found = runs.call_json(scale.command(network), logs / f"{network}.log")
+                    write_whole(kept, json.dumps(found) + "\n")
+                except runs.Failed as failure:
+                    failures.append(network)
+                    say(f"{network}: {failure}")
     rows = [row_of(network, epath.Path(out) / f"{network}.json", scale) for network in PUBLISHED_S]
     devices = {row["device"]: row["name"] for row in rows if row["device"]}
     if len(devices) > 1:
@@ -99,14 +93,12 @@ def execute(arguments: Namespace) -> int:
         )
     text = table(rows, arguments.scale, scale)
     result = {"experiment": EXPERIMENT, "scale": arguments.scale, "complete": not failures, "rows": rows}
-    picture = partial(draw, rows=rows, ours=ESTIMATE if ESTIMATE in scale.unit else "ours")
-    written = files.write(out, text, result, picture if rows[0]["ours"] else None)
-    print(f"{text}\n" + "\n".join(map(str, written)))
+    ours = ESTIMATE if ESTIMATE in scale.unit else "ours"
+    files.write(out, text, result, (lambda figure: draw(figure, rows, ours)) if rows[0]["ours"] else None)
     return FAILED_STATUS if failures else 0
 
 
 def row_of(network: str, kept: epath.Path, scale: Scale) -> dict[str, Any]:
-    """What was timed, None where nothing was."""
     found = json.loads(kept.read_text()) if kept.exists() else None
     ours = None
     if found is not None:
@@ -117,7 +109,6 @@ def row_of(network: str, kept: epath.Path, scale: Scale) -> dict[str, Any]:
 
 
 def table(rows: Sequence[dict[str, Any]], name: str, scale: Scale) -> str:
-    """The table in Markdown."""
     lines = [["network", "published", "of ResNet-101", f"here, {scale.unit}", "of ResNet-101"]]
     for row in rows:
         both = row["ours"] and rows[0]["ours"]
@@ -133,7 +124,7 @@ def table(rows: Sequence[dict[str, Any]], name: str, scale: Scale) -> str:
 
 
 def draw(figure: Any, rows: Sequence[dict[str, Any]], ours: str) -> None:
-    """The ratios to ResNet-101, published and here, which is called `ours`."""
+    """Draw the ratios to ResNet-101, published and here, which is called `ours`."""
     figure.set_size_inches(6.4, 3.8)
     axes = figure.add_subplot()
     made = [row for row in rows if row["ours"]]

@@ -20,7 +20,6 @@ from experiments.common import files
 from experiments.common.command import end, parser_of
 from experiments.common.draw import COLORS
 from resnext_jax.analysis.complexity import Complexity
-from resnext_jax.errors import raise_all, unknown
 from resnext_jax.models.by_depth import by_depth
 
 EXPERIMENT = "table2_complexity"
@@ -29,20 +28,13 @@ TAKES = {"tiny": "the small networks of the other experiments, seconds", "full":
 
 @dataclasses.dataclass(frozen=True)
 class Figures:
-    """Of one network: published ones as they stand in the paper, "" where it has none.
+    """What the paper has of a network; "" where it has nothing."""
 
-    Attributes:
-      form: C x d.
-      width: channels of the grouped convolution, C * d.
-      params, multiply_adds: of the network, Table 1.
-      block_params, block_multiply_adds: of a block, Table 2.
-    """
-
-    form: str
-    width: int
-    params: str = ""
+    form: str  # C x d
+    width: int  # channels of the grouped convolution, C * d
+    params: str = ""  # of the network, Table 1
     multiply_adds: str = ""
-    block_params: str = "70 k"
+    block_params: str = "70 k"  # of a block, Table 2
     block_multiply_adds: str = "0.22 G"
 
 
@@ -59,9 +51,7 @@ SMALL = {(1, 32): "1x64d", (2, 20): "2x40d", (4, 12): "4x24d", (8, 7): "8x14d", 
 
 
 def execute(arguments: Namespace) -> int:
-    """Counts, prints, writes."""
-    raise_all([unknown("scale", arguments.scale, TAKES)] if arguments.scale not in TAKES else [])
-    out = files.folder_of(arguments.out, EXPERIMENT, arguments.scale)
+    out = files.folder_of(arguments, EXPERIMENT, TAKES)
     files.claim_folder(out, EXPERIMENT, arguments.scale)
     rows = full_rows() if arguments.scale == "full" else small_rows()
     head = ["network", "C x d", "width", "parameters", "published", "multiply-adds", "published"]
@@ -69,13 +59,11 @@ def execute(arguments: Namespace) -> int:
     lines = [head, *([str(cell) for cell in cells_of(row)] for row in rows)]
     text = f"# Tables 1 and 2, complexity, --scale={arguments.scale}\n\n{files.markdown(lines)}\n"
     result = {"experiment": EXPERIMENT, "scale": arguments.scale, "rows": rows}
-    written = files.write(out, text, result, partial(draw, rows=rows))
-    print(f"{text}\n" + "\n".join(map(str, written)))
+    files.write(out, text, result, lambda figure: draw(figure, rows))
     return 0
 
 
 def full_rows() -> list[dict[str, Any]]:
-    """The five networks of Table 2."""
     return [row_of(Complexity(name), figures) for name, figures in PAPER.items()]
 
 
@@ -91,23 +79,18 @@ def small_rows() -> list[dict[str, Any]]:
 
 
 def row_of(counted: Complexity, published: Figures) -> dict[str, Any]:
-    """What was counted, beside what is published."""
-    block = counted.of("stage2", counted.blocks("stage2")[-1])
-    # The paper counts the weights of the three convolutions.
-    weights = counted.weights("stage2", counted.blocks("stage2")[-1])
-    total = counted.of()
+    block, total = ("stage2", counted.blocks("stage2")[-1]), counted.of()
     return {
         "name": counted.name,
         "params": total.params,
         "multiply_adds": total.multiply_adds,
-        "block_weights": weights,
-        "block_multiply_adds": block.multiply_adds,
+        "block_weights": counted.weights(*block),  # the paper counts those of the three convolutions
+        "block_multiply_adds": counted.of(*block).multiply_adds,
         "published": dataclasses.asdict(published),
     }
 
 
 def cells_of(row: dict[str, Any]) -> list[Any]:
-    """A line of the table."""
     published = row["published"]
     return [
         *(row["name"], published["form"], published["width"]),
@@ -119,14 +102,14 @@ def cells_of(row: dict[str, Any]) -> list[Any]:
 
 
 def draw(figure: Any, rows: Sequence[dict[str, Any]]) -> None:
-    """Weights of a block, and how the width grows that they buy."""
+    """Draw the weights of a block, and the width that they buy."""
     figure.set_size_inches(9, 3.8)
     left, right = figure.subplots(1, 2)
     forms = [row["published"]["form"] for row in rows]
-    left.bar(forms, [row["block_weights"] / 1e3 for row in rows], color=COLORS[0])
+    left.bar(forms, [row["block_weights"] / 1e3 for row in rows], color=COLORS[: len(rows)])
     left.set_ylabel("weights of a block (k)")
     left.set_title("at equal cost ...", fontsize=10)
-    right.bar(forms, [row["published"]["width"] for row in rows], color=COLORS[1])
+    right.bar(forms, [row["published"]["width"] for row in rows], color=COLORS[: len(rows)])
     right.set_ylabel("channels of the grouped convolution")
     right.set_title("... more paths are wider together", fontsize=10)
     for axes in (left, right):

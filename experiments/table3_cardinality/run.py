@@ -8,9 +8,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from experiments.common import draw, small
 from experiments.common.command import main
-from experiments.common.study import Row, Scale, Study
+from experiments.common.study import Row, Scale, Study, small_row, small_scale, tiny_scale
+from experiments.table3_cardinality.curves import curves_and_errors
 
 # Top-1 errors of Table 3 in %, by the number of layers.
 PUBLISHED = {
@@ -29,7 +29,7 @@ def full(depth: int, form: str) -> Row:
 def half(depth: int, like: int, form: str) -> Row:
     """A small network, which stands for the one of `like` layers."""
     cardinality, width = HALF[form]
-    return small.row(
+    return small_row(
         *(depth, cardinality, width, f"{depth} layers, {cardinality}x{width}d"),
         group=f"{depth} layers",
         like=f"{like} layers, {form}",
@@ -45,8 +45,8 @@ STUDY = Study(
     name="table3_cardinality",
     title="Table 3, cardinality against width",
     scales={
-        "tiny": small.tiny(SHALLOW, "11 layers on 15,000 images, about 10 minutes on two cores"),
-        "small": small.small([*SHALLOW, *DEEPER], "11 and 20 layers on 60,000 images, hours on two cores"),
+        "tiny": tiny_scale(SHALLOW, "11 layers on 15,000 images, about 10 minutes on two cores"),
+        "small": small_scale([*SHALLOW, *DEEPER], "11 and 20 layers on 60,000 images, hours on two cores"),
         "full": Scale(
             [full(depth, form) for depth, forms in PUBLISHED.items() for form in forms],
             seeds=(0,),
@@ -54,7 +54,7 @@ STUDY = Study(
             on_pod=True,
         ),
     },
-    draw=draw.curves_and_errors,
+    draw=curves_and_errors,
 )
 
 if __name__ == "__main__":

@@ -8,9 +8,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from experiments.common import draw, small
+from experiments.common import draw
 from experiments.common.command import main
-from experiments.common.study import Row, Scale, Study
+from experiments.common.study import Row, Scale, Study, small_row, small_scale, tiny_scale
 
 # Top-1 and top-5 errors of Table 4 in %; the first two rows have the cost of ResNet-101, the others twice that.
 ONE, TWO = "cost of ResNet-101", "twice that cost"
@@ -28,7 +28,7 @@ def halves(depth: int, deeper: int) -> list[Row]:
     """The six small networks; `deeper` has twice the blocks of `depth`."""
     shapes = [(depth, 1, 32), (depth, 32, 2), (deeper, 1, 32), (depth, 1, 50), (depth, 2, 32), (depth, 64, 2)]
     return [
-        small.row(*shape, name=f"{shape[0]} layers, {shape[1]}x{shape[2]}d", like=row.name, published=row.published)
+        small_row(*shape, name=f"{shape[0]} layers, {shape[1]}x{shape[2]}d", like=row.name, published=row.published)
         for row, shape in zip(FULL, shapes, strict=True)
     ]
 
@@ -37,10 +37,10 @@ STUDY = Study(
     name="table4_capacity",
     title="Table 4, deeper, wider, or more paths",
     scales={
-        "tiny": small.tiny(
+        "tiny": tiny_scale(
             halves(11, 20), "11 or 20 layers on 15,000 images, about 15 minutes on two cores", num_epochs=3.0
         ),
-        "small": small.small(halves(11, 20), "11 or 20 layers on 60,000 images, hours on two cores"),
+        "small": small_scale(halves(11, 20), "11 or 20 layers on 60,000 images, hours on two cores"),
         "full": Scale(FULL, (0,), "the paper's recipe on ImageNet, for a TPU pod", on_pod=True),
     },
     draw=draw.final,

@@ -3,8 +3,9 @@
 import importlib
 import json
 
-from experiments.common import command, draw
+from experiments.common import command
 from experiments.common.study import Scale, Study
+from experiments.table3_cardinality.curves import curves_and_errors
 
 STUDIES = {
     name: importlib.import_module(f"experiments.{name}.run").STUDY
@@ -27,13 +28,11 @@ FIELDS = {
 
 
 def study_of(*rows, seeds=(0,)):
-    return Study("two_steps", "Two steps", {"tiny": Scale(rows, seeds, "seconds")}, draw.curves_and_errors)
+    return Study("two_steps", "Two steps", {"tiny": Scale(rows, seeds, "seconds")}, curves_and_errors)
 
 
 def execute(study, out, *flags):
-    parser = command.parser_of(study.name, {"tiny": ""}, None)
-    command.add_flags(parser, study)
-    return command.execute(study, parser.parse_args([f"--out={out}", *flags]))
+    return command.execute(study, command.flags(study, None).parse_args([f"--out={out}", *flags]))
 
 
 def metrics(workdir, top1s):
@@ -49,6 +48,4 @@ def metrics(workdir, top1s):
 
 def execute_full(name, *flags):
     study = STUDIES[name]
-    parser = command.parser_of(study.name, {"full": ""}, None)
-    command.add_flags(parser, study)
-    return command.execute(study, parser.parse_args(["--scale=full", *flags]))
+    return command.execute(study, command.flags(study, None).parse_args(["--scale=full", *flags]))

@@ -1,6 +1,6 @@
 """From the metrics of runs to the table and the figure."""
 
-import dataclasses
+import itertools
 import json
 from pathlib import Path
 
@@ -13,6 +13,13 @@ from experiments.common import collect, draw, files
 from experiments.common.study import Evaluation, Row, Scale, Study, runs_of
 from resnext_jax.errors import UserError
 from tests.studies.made_up import STUDIES, execute, metrics, study_of
+
+
+@pytest.fixture
+def no_tracing(monkeypatch):
+    """Made-up parameters, another number for each network: to trace them takes seconds each."""
+    numbers = itertools.count(100_000, 10_000)
+    monkeypatch.setattr(collect, "cost", lambda config: (next(numbers), 1))
 
 
 def test_mean_and_standard_error_by_hand():
@@ -55,7 +62,7 @@ def test_a_table_with_an_evaluation_missing_is_not_complete(tmp_path):
     evaluations = [Evaluation("32 px", {"data.image_size_px": 32}), Evaluation("40 px", {"data.image_size_px": 40})]
     scale = Scale([Row("one", "quickstart", {"num_epochs": 1.0})], (0, 1), "", evaluations)
     figures = []
-    study = Study("two_steps", "", {"tiny": scale}, lambda *args, **named: figures.append((args, named)))
+    study = Study("two_steps", "", {"tiny": scale}, lambda figure, rows: figures.append(rows))
     for seed, sizes_px in ((0, [40]), (1, [32, 40])):
         metrics(tmp_path / f"one_seed{seed}", [0.8])
         for size_px in sizes_px:
@@ -67,11 +74,10 @@ def test_a_table_with_an_evaluation_missing_is_not_complete(tmp_path):
     result = json.loads((tmp_path / "results.json").read_text())
     assert (result["complete"], result["rows"][0]["missing"]) == (False, ["seed 0, 32 px"])
 
-    (((_,), named),) = figures
-    (of_both,) = named["results"]
-    first = dataclasses.replace(of_both, made=of_both.made[:1], row=dataclasses.replace(of_both.row, name="half"))
+    ((of_both,),) = figures
+    first = of_both | {"name": "half", "runs": of_both["runs"][:1]}
     figure = matplotlib.figure.Figure()
-    draw.sizes(figure, [first, of_both])
+    STUDIES["table5_resolution"].draw(figure, [first, of_both])
     (axes,) = figure.axes
     assert [label.get_text() for label in axes.get_xticklabels()] == ["as trained", "32 px", "40 px"]
     for bars, errors in zip(axes.containers, ([20, np.nan, 40], [20, 32, 40]), strict=True):
@@ -100,14 +106,14 @@ def test_collecting_seeds_that_are_not_there_keeps_the_table(tmp_path):
 
 
 @pytest.mark.parametrize("name", STUDIES)
-def test_every_figure_has_something_on_it(name, tmp_path):
+def test_every_figure_has_something_on_it(name, tmp_path, no_tracing):
     scale = STUDIES[name].scales["tiny"]
     for index, run in enumerate(runs_of(scale, str(tmp_path), scale.seeds)):
         num_epochs = int(run.config().num_epochs)
         metrics(Path(run.workdir), np.linspace(0.5, 0.8 + 0.001 * index, num_epochs))
         for evaluation in scale.evaluations:
             kept = {"fields": dict(evaluation.fields), "top1": 0.81, "top5": 0.9}
-            (Path(run.workdir) / f"evaluation_{evaluation.slug}.json").write_text(json.dumps(kept))
+            run.file(evaluation).write_text(json.dumps(kept))
     files.write_whole(files.epath.Path(tmp_path / files.MARK), json.dumps({"experiment": name, "scale": "tiny"}))
     assert execute(STUDIES[name], tmp_path, "--collect") == 0
     assert (tmp_path / "table.md").read_text().endswith("\nComplete.\n")
@@ -119,7 +125,7 @@ def test_every_figure_has_something_on_it(name, tmp_path):
         assert (np.abs(picture - np.array(rgb)).max(-1) < 8).sum() > 30, color
 
 
-def test_figure_6_has_the_1k_way_errors_while_training(tmp_path):
+def test_figure_6_has_the_1k_way_errors_while_training(tmp_path, no_tracing):
     """Where the runs have them, as those of ImageNet-5K do; at small scale, without, it is as Figure 5."""
     study = STUDIES["table6_imagenet5k"]
     for name, has in (("full", True), ("tiny", False)):
@@ -129,9 +135,8 @@ def test_figure_6_has_the_1k_way_errors_while_training(tmp_path):
             if has:
                 path = Path(run.workdir) / "metrics.jsonl"
                 path.write_text(path.read_text().replace('"top5": 0.99', '"top5": 0.99, "top1_present": 0.7'))
-        results = [collect.result_of(run.row, [run], [run], {}) for run in runs_here]
         figure = matplotlib.figure.Figure()
-        study.draw(figure, results)
+        study.draw(figure, collect.rows_of(study.scales[name], runs_here, runs_here))
         left = figure.axes[0]
         # Two networks of each depth; in Figure 6 their validation errors alone, 30 % throughout.
         lines = [line.get_ydata().tolist() for line in left.get_lines() if len(line.get_ydata())]
@@ -141,3 +146,19 @@ def test_figure_6_has_the_1k_way_errors_while_training(tmp_path):
             if has
             else [pytest.approx([50.0] * 3), pytest.approx([70.0, 50.0, 40.0])] * 2
         )
+
+
+def test_every_network_of_a_figure_has_its_own_color(tmp_path, no_tracing):
+    """Table 3 at full scale has the most: the curves of the first and the last of five, twice, and all ten errors."""
+    study = STUDIES["table3_cardinality"]
+    runs = runs_of(study.scales["full"], str(tmp_path), [0])
+    for run in runs:
+        metrics(Path(run.workdir), [0.5, 0.7])
+    rows = collect.rows_of(study.scales["full"], runs, runs)
+    figure = matplotlib.figure.Figure()
+    study.draw(figure, rows)
+    curves = {line.get_label(): line.get_color() for axes in figure.axes for line in axes.get_lines()}
+    ends = [line.get_color() for axes in figure.axes[1::2] for line in axes.get_lines() if line.get_marker() == "."]
+    assert len(ends) == len(set(ends)) == 10
+    names = [row["name"] for row in rows]
+    assert [curves[names[at]] for at in (0, 4, 5, 9)] == [ends[at] for at in (0, 4, 5, 9)]

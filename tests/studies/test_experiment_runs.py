@@ -1,7 +1,6 @@
 """Runs of an experiment: skipped, resumed, made again, and one that is really trained and killed."""
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -12,33 +11,34 @@ from pathlib import Path
 import pytest
 import tiny
 
-from experiments.common import command, draw, files, runs
+from experiments.common import command, files, runs
 from experiments.common.study import Evaluation, Row, Run, Scale, Study
 from resnext_jax.errors import UserError
-from tests.studies.made_up import FIELDS, SAVED_STEP, STEPS, execute, metrics, study_of
+from tests.studies.made_up import FIELDS, SAVED_STEP, STEPS, STUDIES, execute, metrics, study_of
 
 # What a Ctrl-C and a kill are sent to: the command of an experiment of one row.
 PROGRAM = """
 import json, signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)
-from experiments.common import draw
 from experiments.common.command import main
 from experiments.common.study import Row, Scale, Study
+from experiments.table3_cardinality.curves import curves_and_errors
 rows = [Row("one", "quickstart", json.loads(sys.argv.pop(1)), {"top-1": 22.5})]
-main(Study("two_steps", "Two steps", {"tiny": Scale(rows, (0,), "seconds")}, draw.curves_and_errors), None)
+main(Study("two_steps", "Two steps", {"tiny": Scale(rows, (0,), "seconds")}, curves_and_errors), None)
 """
 
 
-@pytest.fixture
-def one_device(monkeypatch):
-    monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "1")
-    monkeypatch.setenv("PYTHONPATH", str(tiny.ROOT))
+@pytest.fixture(autouse=True)
+def one_device(monkeypatch, tmp_path_factory):
+    """What the processes see: one device, this package, and a cache of compiled programs that they share."""
+    cache = tiny.compilation_cache(tmp_path_factory.getbasetemp() / "compiled")
+    for name, value in {"JAX_NUM_CPU_DEVICES": "1", "PYTHONPATH": str(tiny.ROOT), **cache}.items():
+        monkeypatch.setenv(name, value)
 
 
-def start(tmp_path, **environment):
+def start(tmp_path):
     words = [sys.executable, "-c", PROGRAM, json.dumps(FIELDS), f"--out={tmp_path / 'out'}"]
-    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "1", "PYTHONPATH": str(tiny.ROOT), **environment}
-    return subprocess.Popen(words, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(words, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
 
 
 def wait_for(true, process=None, timeout_s=240.0):
@@ -49,13 +49,23 @@ def wait_for(true, process=None, timeout_s=240.0):
         time.sleep(0.01)
 
 
-def test_killed_resumed_skipped_and_refused(tmp_path, one_device, monkeypatch, capfd):
+def test_killed_resumed_skipped_and_refused(tmp_path, monkeypatch, capfd):
     out = tmp_path / "out"
     workdir, log = out / "one_seed0", out / "one_seed0.log"
     study = study_of(Row("one", "quickstart", FIELDS, {"top-1": 22.5}))
 
-    # Killed between its first checkpoint and its end, it takes the run with it.
+    # While it runs, a second start makes other runs, and is refused for the same ones before anything is written.
     process = start(tmp_path)
+    wait_for(log.exists, process)
+    with monkeypatch.context() as context:
+        started = []
+        context.setattr(runs, "start", lambda words, log: started.append(log.name) or 2)
+        with pytest.raises(UserError, match=r"already running in .*--out=DIR"):
+            execute(study, out)
+        assert not started
+        assert execute(study, out, "--seeds=1") == command.FAILED_STATUS
+        assert started == ["one_seed1.log"]
+    # Killed between its first checkpoint and its end, it takes the run with it.
     wait_for(lambda: (workdir / "checkpoints" / str(SAVED_STEP)).exists(), process)
     holder = json.loads((workdir / "run.lock").read_text())["pid"]
     process.kill()
@@ -106,7 +116,7 @@ def test_killed_resumed_skipped_and_refused(tmp_path, one_device, monkeypatch, c
     ],
 )
 def test_what_may_differ_between_the_runs_of_a_table(tmp_path, field, value, same):
-    run = Run(Row("one", "quickstart"), 0, str(tmp_path), {"seed": 0})
+    run = Run(Row("one", "quickstart"), 0, str(tmp_path))
     config = run.config()
     config.update_from_flattened_dict({field: value})
     (tmp_path / "config.json").write_text(config.to_json_best_effort())
@@ -124,7 +134,7 @@ def test_a_run_whose_last_checkpoint_is_missing_is_resumed(tmp_path, monkeypatch
     scale = Scale(
         [Row("one", "quickstart", {"num_epochs": 2.0})], (0,), "", [Evaluation("32 px", {"data.image_size_px": 32})]
     )
-    study = Study("two_steps", "", {"tiny": scale}, draw.sizes)
+    study = Study("two_steps", "", {"tiny": scale}, STUDIES["table5_resolution"].draw)
     metrics(tmp_path / "out" / "one_seed0", [0.8, 0.9])
     (tmp_path / "out" / "one_seed0" / "checkpoints" / "10").mkdir(parents=True)
     files.write_whole(files.epath.Path(tmp_path / "out" / files.MARK), '{"experiment": "two_steps", "scale": "tiny"}')
@@ -132,7 +142,7 @@ def test_a_run_whose_last_checkpoint_is_missing_is_resumed(tmp_path, monkeypatch
     (words,) = started  # the training alone: the weights of step 10 are not evaluated
     assert f"--workdir={tmp_path}/out/one_seed0" in words
     assert "--mode=evaluate" not in words
-    assert "one seed 0 32 px: not evaluated: the last checkpoint of" in capsys.readouterr().err
+    assert "one seed 0, 32 px" in capsys.readouterr().out  # is missing
 
     # Saved, or kept without weights, it is not made again.
     (tmp_path / "out" / "one_seed0" / "checkpoints" / "20").mkdir()
@@ -150,15 +160,13 @@ def test_a_damaged_evaluation_is_made_again(tmp_path, monkeypatch, damage):
         return 0
 
     monkeypatch.setattr(runs, "start", start)
-    run = Run(Row("one", "quickstart"), 0, str(tmp_path / "one_seed0"), {})
+    run = Run(Row("one", "quickstart", {"num_epochs": 1.0}), 0, str(tmp_path / "one_seed0"))
     metrics(tmp_path / "one_seed0", [0.8])
     evaluation = Evaluation("32 px", {"data.image_size_px": 32})
     (tmp_path / "one_seed0" / "evaluation_32_px.json").write_text(damage)
-    assert runs.evaluate(run, evaluation, None, tmp_path / "log", makes=False) is None
-    made = runs.evaluate(run, evaluation, None, tmp_path / "log", makes=True)
-    assert isinstance(made, dict)
-    assert made["top1"] == 0.7
-    assert runs.evaluate(run, evaluation, None, tmp_path / "log", makes=False) == made
+    assert runs.evaluated(run, evaluation) is None
+    assert runs.make([run], [evaluation], None, tmp_path) == []
+    assert runs.evaluated(run, evaluation)["top1"] == 0.7
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
