@@ -9,7 +9,7 @@ import pytest
 
 from configs import common
 from resnext_jax.config.command_line import field_names
-from resnext_jax.models.template import Arch
+from resnext_jax.models.arch import Arch
 from resnext_jax.sharding import Place, make_mesh
 from resnext_jax.train import resume
 from resnext_jax.train.classification import Classification

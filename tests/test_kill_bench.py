@@ -12,9 +12,9 @@ import time
 import numpy as np
 import pytest
 import tiny
-from test_checkpoint import saved, state_at
 
 from experiments.faults import compare
+from tests.checkpoint.test_checkpoint import saved, state_at
 
 BENCH = str(tiny.ROOT / "experiments" / "faults" / "run.py")
 ROW = {"step": 4, "epoch": 0.1, "phase": "train", "loss": 2.5, "images": 128, "images_per_s": 1.0, "input_wait": 0.1}

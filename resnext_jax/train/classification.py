@@ -4,7 +4,7 @@
 them, change it there or in the function that it names.
 """
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from functools import partial
 from typing import Any
 
@@ -54,8 +54,8 @@ class Classification:
       evaluation_step: (variables, batch) -> sums.
     """
 
-    metrics = (LOSS, TOP1, TOP5)
-    score = TOP1
+    metrics: Sequence[Metric] = (LOSS, TOP1, TOP5)
+    score: Metric = TOP1
 
     def __init__(
         self,
@@ -78,7 +78,7 @@ class Classification:
         self.image_shape = (size_px, size_px, len(config.data.mean))
 
         self.model = builders.build_model(config, info.num_classes, place)
-        self.flops_per_image = 2 * 3 * multiply_adds(self.model, self.image_shape)  # the backward pass costs twice
+        self.flops_per_image = 2.0 * 3 * multiply_adds(self.model, self.image_shape)  # the backward pass costs twice
 
         self.steps_per_epoch = info.num_images / config.batch_size  # rarely whole
         self.total_steps = total_steps_of(config, info)
@@ -94,7 +94,7 @@ class Classification:
             loss=partial(LOSSES[config.loss], smoothing=config.label_smoothing, threshold=config.target_threshold),
             trained_module=HEAD if frozen else None,
         )
-        self.plain_step = partial(
+        self.plain_step: Step = partial(
             train_step, loss_fn=loss_fn, optimizer=self.optimizer, model=self.model, seed=config.seed
         )
         skips = config.on_nonfinite == "skip"

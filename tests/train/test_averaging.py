@@ -29,7 +29,10 @@ def test_averages_by_hand():
     batches = train_batches(
         open_source("builtin", "train", image_size_px=28),
         Crop("none", 28),
-        **dict(batch_size=32, seed=0, steps=range(3), num_threads=0),
+        batch_size=32,
+        seed=0,
+        steps=range(3),
+        num_threads=0,
     )
     for decay, batch in zip([2 / 11, 3 / 12, 0.25], batches, strict=True):  # 4 / 13 would be more than 0.25
         state, _ = run.train_step(state, to_global(place.mesh, batch))

@@ -22,6 +22,7 @@ from resnext_jax.data.readers import ArraySource
 from resnext_jax.ops.augment import image_keys
 from resnext_jax.ops.mix import Labels, mix
 from resnext_jax.sharding import Place, make_mesh
+from resnext_jax.train.classification import Classification
 from resnext_jax.types import DatasetInfo
 
 PHOTO = load_sample_image("china.jpg")
