@@ -1,16 +1,17 @@
-"""The one exception for a user's mistake, and the sentences that it is made of.
+"""The exception for a user's mistake, and the sentences that it is made of.
 
 Every message has three parts: what is wrong (with the value), what is allowed, and what to change. All problems of
 one input are gathered first and raised together; `cli` prints them without a traceback and exits with status 2.
 """
 
+import contextlib
 import difflib
 import os
 import re
 import select
 import shlex
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 USER_ERROR_STATUS = 2
 PREEMPTED_STATUS = 75  # EX_TEMPFAIL of sysexits.h: saved; run the same command again
@@ -73,10 +74,24 @@ def print_error(text: str) -> None:
     print("error: " + "\n       ".join(text.splitlines()), file=sys.stderr, flush=True)
 
 
-def reader_is_gone() -> bool:
-    """Whether a BrokenPipeError came since nobody reads our output any more, as after `| head`; it is then thrown away.
+@contextlib.contextmanager
+def user_errors_reported() -> Iterator[None]:
+    """Exit without a traceback: with status 2 for a user's mistake, with 141 when `| head` has closed the output."""
+    try:
+        yield
+        sys.stdout.flush()
+    except UserError as error:
+        sys.exit(report_error(error))
+    except BrokenPipeError:
+        if not reader_is_gone():
+            raise
+        sys.exit(READER_GONE_STATUS)
 
-    The error may also be that of a connection, which is another thing.
+
+def reader_is_gone() -> bool:
+    """Return whether a BrokenPipeError means that our output was closed (`| head`), and then discard the output.
+
+    The error may also come from another connection.
     """
     output = sys.stdout.fileno()
     poll = select.poll()

@@ -12,6 +12,7 @@ from resnext_jax.config.command_line import field_names
 from resnext_jax.models.arch import Arch
 from resnext_jax.sharding import Place, make_mesh
 from resnext_jax.train import resume
+from resnext_jax.train.cadence import cadence_of
 from resnext_jax.train.classification import Classification
 from resnext_jax.types import DatasetInfo
 
@@ -116,9 +117,11 @@ def test_imagenet5k_makes_as_many_minibatches_as_imagenet(network):
 
 
 def test_an_evaluation_ends_every_epoch():
-    run, _ = assembled(config_of("quickstart"))
+    config = config_of("quickstart")
+    run, _ = assembled(config)
+    cadence = cadence_of(config, run.total_steps, run.steps_per_epoch)
     # 15,000 / 128 = 117.1875 steps an epoch: 117.19, 234.38, 351.56, 468.75, ... to the nearest.
-    due = [step for step in range(1, run.total_steps + 1) if run.evaluates_after(step)]
+    due = [step for step in range(1, run.total_steps + 1) if cadence.evaluates(step)]
     assert due == [117, 234, 352, 469, 586, 703, 820, 938, 1055, 1172]
 
 

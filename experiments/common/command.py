@@ -13,8 +13,7 @@ from etils import epath
 
 from experiments.common import collect, files, runs
 from experiments.common.study import Row, Run, Scale, Study, flags_of, runs_of
-from resnext_jax.analysis.command import mistakes_reported
-from resnext_jax.errors import INTERRUPTED_STATUS, UserError, raise_all, unknown
+from resnext_jax.errors import INTERRUPTED_STATUS, UserError, raise_all, unknown, user_errors_reported
 from resnext_jax.files import in_bucket
 from resnext_jax.progress import say
 
@@ -35,7 +34,7 @@ def end(do: Callable[[], int]) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     jax.config.update("jax_platforms", "cpu")  # this process computes nothing, and only one process can use a TPU
     try:
-        with mistakes_reported():
+        with user_errors_reported():
             sys.exit(do())
     except KeyboardInterrupt:
         again = shlex.join(["python", *sys.argv])

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from resnext_jax.analysis.command import mistakes_reported
+from resnext_jax.errors import user_errors_reported
 from resnext_jax.runtime.writer import read_metrics
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -32,7 +32,7 @@ TINY = (
 def end(main: Callable[[], int | None]) -> None:
     """Exit with the status of `main`; without a traceback after Ctrl-C, which its runs receive too."""
     try:
-        with mistakes_reported():
+        with user_errors_reported():
             sys.exit(main())
     except KeyboardInterrupt:
         print("\ninterrupted; the next start begins anew", file=sys.stderr)

@@ -11,7 +11,7 @@ from absl import app, flags
 
 from resnext_jax.analysis.chips import KNOWN
 from resnext_jax.config import command_line
-from resnext_jax.errors import READER_GONE_STATUS, UserError, reader_is_gone, report_error
+from resnext_jax.errors import UserError, user_errors_reported
 from resnext_jax.ops import conv_choice
 from resnext_jax.ops.grouped_conv import ALL_IMPLS
 
@@ -67,16 +67,9 @@ def main(
     app.define_help_flags()
     if not uses_devices:
         jax.config.update("jax_platforms", "cpu")
-    try:
+    with user_errors_reported():
         arguments = _parse(sys.argv if argv is None else argv, define_flags, takes_arguments=takes_arguments)
         succeeded = run(flags.FLAGS, arguments)
-        sys.stdout.flush()
-    except UserError as error:
-        sys.exit(report_error(error))
-    except BrokenPipeError:  # `| head` has closed the output
-        if not reader_is_gone():
-            raise
-        sys.exit(READER_GONE_STATUS)
     if succeeded is False:
         sys.exit(1)
 

@@ -198,7 +198,7 @@ def test_the_flip_comes_first():
 def batches(alter=None, **changes) -> list:
     images = np.random.default_rng(0).integers(0, 256, (96, 12, 12, 1)).astype(np.uint8)
     source = ArraySource("numbered", images, np.arange(96), [str(n) for n in range(96)], "x")
-    arguments = dict(batch_size=24, seed=3, steps=range(8)) | changes
+    arguments: dict[str, Any] = dict(batch_size=24, seed=3, steps=range(8)) | changes
     return list(train_batches(source, Crop("none", 12, alter=alter), **arguments))
 
 

@@ -11,6 +11,7 @@ import pytest
 import tiny
 
 import resnext_jax
+from resnext_jax.builders import first_difference
 from resnext_jax.checkpoint import Checkpoints
 from resnext_jax.config import command_line
 from resnext_jax.config.checks import evaluation_problems, protocol_problems
@@ -70,13 +71,16 @@ def root(tmp_path_factory):
 
 def row(workdir, *overrides):
     """`python main.py --mode=evaluate --workdir=DIR --config.FIELD=VALUE ...`"""
+    trained = loaded(workdir, *overrides)
+    return trained.evaluate(trained.variables)
 
+
+def loaded(workdir, *overrides):
     def prepare(config):
         command_line.override(config, overrides)
         raise_all(evaluation_problems(config, 1) + protocol_problems(config))
 
-    trained = load_checkpoint(str(workdir), None, PLACE, prepare=prepare, raw=False)
-    return trained.evaluate(trained.variables)
+    return load_checkpoint(str(workdir), None, PLACE, prepare=prepare, raw=False)
 
 
 def expected_logits(workdir):
@@ -204,8 +208,8 @@ def test_ensembles_that_cannot_be(root, tmp_path):
     )
     with pytest.raises(UserError, match=order):
         row(root / "run", f"evaluate.ensemble={strange}")
-    assert difference(KNOWN, list(KNOWN)) is None
-    assert difference(KNOWN, KNOWN[::-1]) == "; the first that differs: 'n01', there 'x5'"
+    assert first_difference(KNOWN, list(KNOWN)) is None
+    assert first_difference(KNOWN, KNOWN[::-1]) == "; the first that differs: 'n01', there 'x5'"
     for twice in (root / "run", f"{strange},{strange / 'checkpoints'}"):
         with pytest.raises(UserError, match=r"names .* although it is a member already.*Leave .* out"):
             row(root / "run", f"evaluate.ensemble={twice}")
@@ -260,8 +264,7 @@ def test_the_row_says_what_it_is_of(root):
     """In JSON and in words: who answers, which classes an answer may be, the sizes."""
 
     def said(*overrides):
-        change = lambda config: command_line.override(config, overrides)  # noqa: E731
-        trained = load_checkpoint(str(root / "run"), None, PLACE, change=change, raw=False)
+        trained = loaded(root / "run", *overrides)
         return trained.conditions(), trained.in_words()
 
     usual = {"data": "folder", "protocol": "center", "image_size_px": 28, "resize_px": 32}

@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 
 from resnext_jax.runtime.curves import draw_curves, errors_by_epoch
+from resnext_jax.types import Metric
 
 
 def train(epoch, images, top1):
@@ -33,6 +34,9 @@ def test_errors_of_another_accuracy():
     assert errors == [25.0] * len(epochs)
 
 
+TOP1 = Metric("top1", "top-1", ".2%", is_accuracy=True)
+
+
 def test_errors_by_epoch():
     epochs, train_errors, errors = errors_by_epoch(ROWS)
     assert epochs == [1.0, 2.0]
@@ -41,7 +45,7 @@ def test_errors_by_epoch():
 
 
 def test_picture(tmp_path):
-    path = draw_curves(ROWS, str(tmp_path), "a title")
+    path = draw_curves(ROWS, str(tmp_path), "a title", TOP1)
     assert path == str(tmp_path / "curves.png")
     with Image.open(str(path)) as image:
         assert image.format == "PNG"
@@ -52,5 +56,15 @@ def test_picture(tmp_path):
 
 
 def test_no_picture_before_the_first_evaluation(tmp_path):
-    assert draw_curves(ROWS[:2], str(tmp_path), "a title") is None
+    assert draw_curves(ROWS[:2], str(tmp_path), "a title", TOP1) is None
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_score_without_training_values_is_drawn_as_it_is(tmp_path):
+    """As of a detector, whose rows of training have no average precision."""
+    rows = [{"step": n, "epoch": n / 2, "phase": "evaluate", "ap": n / 10} for n in (1, 2, 3)]
+    assert draw_curves(rows, str(tmp_path), "a detector", Metric("ap", "AP", ".3f"))
+    with Image.open(tmp_path / "curves.png") as image:
+        pixels = np.asarray(image.convert("RGB")).reshape(-1, 3)
+    assert (pixels == (0xCC, 0x33, 0x11)).all(axis=1).sum() > 500
+    assert not (pixels == (0x44, 0x77, 0xAA)).all(axis=1).any()
