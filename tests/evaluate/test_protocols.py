@@ -18,7 +18,6 @@ from resnext_jax.errors import UserError
 from resnext_jax.evaluate.protocols import PROTOCOLS, Classes, Member, score_step, view_scores
 from resnext_jax.models import zoo
 from resnext_jax.models.arch import Arch
-from resnext_jax.models.layers import Numerics
 from resnext_jax.models.resnext import ResNeXt
 from resnext_jax.ops.pool import dense_average
 from resnext_jax.types import Batch
@@ -127,7 +126,7 @@ def fixed(logits: np.ndarray, **classes):
             jnp.asarray(labels),
             jnp.ones(len(labels)) if mask is None else jnp.asarray(mask),
         )
-        members = [Member(Net(Arch("basic", (1,)), 1, Numerics(lambda shape: "native")), (0.0,), (1.0,))] * len(scores)
+        members = [Member(Net(Arch("basic", (1,)), 1, lambda shape: "native"), (0.0,), (1.0,))] * len(scores)
         return score_step(
             [jnp.asarray(one, jnp.float32) for one in scores],
             batch,
