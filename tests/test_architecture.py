@@ -1,4 +1,4 @@
-"""The import ladder and the "only home of" rules of the house, read from the source without running it."""
+"""The import order and which package may use what, read from the source without running it."""
 
 import ast
 import pathlib
@@ -10,8 +10,8 @@ import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
-# A room imports rooms of the lines above its own; rooms of one line do not know each other.
-LADDER = (
+# A package imports packages of the lines above its own; packages of one line do not import each other.
+IMPORT_ORDER = (
     {"types", "errors", "progress"},
     {"files"},
     {"ops"},
@@ -25,9 +25,9 @@ LADDER = (
     {"cli"},
     {"main"},
 )
-LEVEL = {room: level for level, rooms in enumerate(LADDER) for room in rooms}
-# `door` is resnext_jax/__init__.py: it opens every room, and no room goes through it.
-ONLY_HOME = {
+LEVEL = {package: level for level, packages in enumerate(IMPORT_ORDER) for package in packages}
+# `top` is resnext_jax/__init__.py: it may import every package, and no package imports it.
+ONLY_IN = {
     "orbax": {"checkpoint"},
     "torch": {"convert"},
     "torchvision": {"convert"},
@@ -38,18 +38,18 @@ ONLY_HOME = {
     "default_backend": {"cli", "api"},  # the two ways in: the command line and the notebook
     "PartitionSpec": {"sharding"},
 }
-# Beside the rooms, single files: the timings beside a peer.
-TIMED_BESIDE = {"resnext_jax/analysis/peer.py", "resnext_jax/data/bench/contenders.py"}
-ALSO_IN = {"torch": TIMED_BESIDE, "torchvision": TIMED_BESIDE}
+# Single files that may use it too: they time a peer.
+PEERS = {"resnext_jax/analysis/peer.py", "resnext_jax/data/bench/contenders.py"}
+ALSO_IN = {"torch": PEERS, "torchvision": PEERS}
 AXIS_FUNCTIONS = {
     *("Mesh", "make_mesh", "shard_map", "psum", "pmean", "pmax", "pmin", "psum_scatter", "ppermute"),
     *("all_gather", "all_to_all", "axis_index", "axis_size"),
 }
 
 
-def room_of(path: pathlib.PurePath) -> str:
+def package_of(path: pathlib.PurePath) -> str:
     parts = path.with_suffix("").parts
-    return {"__init__": "door"}.get(parts[1], parts[1]) if parts[0] == "resnext_jax" else parts[0]
+    return {"__init__": "top"}.get(parts[1], parts[1]) if parts[0] == "resnext_jax" else parts[0]
 
 
 def imports(tree: ast.AST) -> Iterator[tuple[int, str]]:
@@ -81,26 +81,26 @@ def axis_names(tree: ast.AST) -> Iterator[tuple[int, str]]:
 
 def problems(path: pathlib.PurePath, source: str) -> list[str]:
     """What this source, standing at this path of the repository, does against the rules."""
-    room, tree, found = room_of(path), ast.parse(source), []
-    if room not in {*LEVEL, "door", "configs"}:
-        found.append((1, f"room {room!r} has no place in the ladder"))
+    package, tree, found = package_of(path), ast.parse(source), []
+    if package not in {*LEVEL, "top", "configs"}:
+        found.append((1, f"package {package!r} has no place in the import order"))
     for line, name in imports(tree):
         top, *rest = name.split(".")
         if name.startswith("."):
             found.append((line, "relative import"))
-        elif room == "configs" and top != "ml_collections" and name[:14] != "configs.common":
+        elif package == "configs" and top != "ml_collections" and name[:14] != "configs.common":
             found.append((line, f"configs import ml_collections and configs.common only, not {name}"))
-        elif top in {"configs", "experiments", "tests", "main"} and room != "configs":
-            found.append((line, f"nobody imports {top}"))
-        elif top == "resnext_jax" and room in LEVEL:
-            other = rest[0] if rest else "door"
-            if other != room and LEVEL.get(other, len(LADDER)) >= LEVEL[room]:
-                found.append((line, f"{room} may not import {other}"))
+        elif top in {"configs", "experiments", "tests", "main"} and package != "configs":
+            found.append((line, f"{top} is never imported"))
+        elif top == "resnext_jax" and package in LEVEL:
+            other = rest[0] if rest else "top"
+            if other != package and LEVEL.get(other, len(IMPORT_ORDER)) >= LEVEL[package]:
+                found.append((line, f"{package} may not import {other}"))
     words = {(line, word) for line, name in imports(tree) for word in (name.split(".")[0], name.split(".")[-1])}
     for line, word in words | set(spellings(tree)):
-        if room not in ONLY_HOME.get(word, {room}) and path.as_posix() not in ALSO_IN.get(word, ()):
-            found.append((line, f"{word} belongs to {', '.join(sorted(ONLY_HOME[word])) or 'nobody'}"))
-    if room != "sharding":
+        if package not in ONLY_IN.get(word, {package}) and path.as_posix() not in ALSO_IN.get(word, ()):
+            found.append((line, f"{word} belongs to {', '.join(sorted(ONLY_IN[word])) or 'no package'}"))
+    if package != "sharding":
         found += [(line, f"axis name {name!r} is spelled outside sharding") for line, name in axis_names(tree)]
     return [f"{path}:{line}: {text}" for line, text in sorted(found)]
 
@@ -122,13 +122,13 @@ def test_every_file_keeps_the_rules():
         ("resnext_jax/models/zoo.py", "from resnext_jax import optim", "models may not import optim"),
         ("resnext_jax/ops/x.py", "def f():\n    import resnext_jax.data.decode", "ops may not import data"),
         ("resnext_jax/evaluate/x.py", "import resnext_jax.train.step", "evaluate may not import train"),
-        ("resnext_jax/cli.py", "import resnext_jax", "cli may not import door"),
+        ("resnext_jax/cli.py", "import resnext_jax", "cli may not import top"),
         ("resnext_jax/ops/x.py", "from . import grouped_conv", "relative import"),
-        ("resnext_jax/presets.py", "", "room 'presets' has no place"),
+        ("resnext_jax/presets.py", "", "package 'presets' has no place"),
         ("resnext_jax/train/loop.py", "import orbax.checkpoint as ocp", "orbax belongs to checkpoint"),
         ("resnext_jax/data/decode.py", "from torch.nn import functional", "torch belongs to convert"),
         ("resnext_jax/analysis/aot.py", "import torch", "torch belongs to convert"),
-        ("resnext_jax/data/decode.py", "import tensorflow as tf", "tensorflow belongs to nobody"),
+        ("resnext_jax/data/decode.py", "import tensorflow as tf", "tensorflow belongs to no package"),
         ("resnext_jax/models/zoo.py", "import ml_collections", "ml_collections belongs to"),
         ("resnext_jax/ops/x.py", "import jax\njax.default_backend()", "default_backend belongs to api, cli"),
         ("resnext_jax/ops/x.py", "from jax import default_backend", "default_backend belongs to api, cli"),
@@ -136,7 +136,7 @@ def test_every_file_keeps_the_rules():
         ("resnext_jax/train/x.py", "jax.lax.psum(x, 'rows')", "axis name 'rows'"),
         ("resnext_jax/models/x.py", "nn.BatchNorm(axis_name='rows')", "axis name 'rows'"),
         ("configs/x.py", "import resnext_jax", "configs import ml_collections"),
-        ("main.py", "import configs.common", "nobody imports configs"),
+        ("main.py", "import configs.common", "configs is never imported"),
     ],
 )
 def test_a_violation_is_found(path: str, source: str, problem: str):

@@ -18,7 +18,7 @@ from resnext_jax.ops.conv_choice import resolver
 from resnext_jax.ops.loss import softmax
 from resnext_jax.optim import sgd_nesterov, step_schedule
 from resnext_jax.sharding import make_mesh
-from resnext_jax.train.classification import classification_loss
+from resnext_jax.train.recipe import classification_loss
 from resnext_jax.train.step import train_step
 from resnext_jax.types import Batch, TrainState
 
