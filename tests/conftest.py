@@ -18,7 +18,7 @@ import jaxtyping
 import pytest
 
 # The rooms of array functions: from here on a call with a wrong shape or dtype raises.
-jaxtyping.install_import_hook(["resnext_jax.ops", "resnext_jax.models", "resnext_jax.metrics"], "beartype.beartype")
+jaxtyping.install_import_hook(["resnext_jax.ops", "resnext_jax.metrics"], "beartype.beartype")
 
 
 @pytest.fixture(scope="session")
