@@ -80,8 +80,8 @@ class Conv(nn.Module):
 
     @nn.compact
     def __call__(self, x: Images) -> Outputs:
-        impl = self._algorithm(x.shape[1], x.shape[2], math.prod(x.shape[3:]))
-        y = self._convolve(x.astype(self.numerics.dtype), self._kernel(x), impl)
+        kernel, impl = self._kernel(x), self._algorithm(x.shape[1], x.shape[2], math.prod(x.shape[3:]))
+        y = self._convolve(x.astype(self.numerics.dtype), kernel, impl)
         if self.bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,))
             y = y + bias.astype(self.numerics.dtype)[None, None, None]
