@@ -63,7 +63,7 @@ def main(flag_values: flags.FlagValues, argv: Sequence[str]) -> None:
         status = report_error(error, argv)
     except Preempted as news:
         print(news, file=sys.stderr, end="\n" if str(news) else "")
-        status = PREEMPTED_STATUS
+        sys.exit(PREEMPTED_STATUS)  # as all processes do, for which JAX's own exit waits
     except KeyboardInterrupt:
         print(
             "\ninterrupted; training resumes from its newest checkpoint when the command is run again", file=sys.stderr

@@ -21,7 +21,7 @@ MPI_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE")  # number of processes that an 
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 HEARTBEAT_TIMEOUT_S = 20  # of silence; then JAX aborts the others with status 134
 SAY_AFTER_S = 15.0
-LEAVE_S = 5.0
+LEAVE_S = 10.0
 NO_GRPC_PROXY, GRPC_PROXY = "no_grpc_proxy", "grpc_proxy"  # which gRPC reads in lower case
 
 
