@@ -3,7 +3,6 @@
 import json
 import time
 
-import jax
 import numpy as np
 import pytest
 import tiny
