@@ -27,9 +27,11 @@ from types import ModuleType
 
 import jaxtyping
 import pytest
+from beartype import BeartypeConf, beartype
 
-# From here on a call with a wrong type, shape or dtype raises.
-jaxtyping.install_import_hook("resnext_jax", "beartype.beartype")
+# From here on a call with a wrong type, shape or dtype raises. An int is a float, as for other type checkers.
+typechecked = beartype(conf=BeartypeConf(is_pep484_tower=True))
+jaxtyping.install_import_hook("resnext_jax", "conftest.typechecked")
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,6 @@ import subprocess
 import sys
 
 import pytest
-import tiny
 
 ROOT = pathlib.Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -28,14 +27,8 @@ def code_of(notebook: pathlib.Path) -> str:
     return "\n\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    """They train the same network: compiled once."""
-    return tiny.compilation_cache(tmp_path_factory.mktemp("cache"))
-
-
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
-def test_notebook_runs_from_top_to_bottom(notebook, tmp_path, cache):
+def test_notebook_runs_from_top_to_bottom(notebook, tmp_path):
     """In a copy of the repository: what it writes goes to `runs/` there."""
     shutil.copytree(ROOT / "configs", tmp_path / "configs")
     shutil.copy(ROOT / "main.py", tmp_path)
@@ -53,7 +46,7 @@ def test_notebook_runs_from_top_to_bottom(notebook, tmp_path, cache):
     result = subprocess.run(
         [sys.executable, "notebook.py"],
         cwd=tmp_path,
-        env={**os.environ, "JAX_NUM_CPU_DEVICES": "1", **cache},
+        env={**os.environ, "JAX_NUM_CPU_DEVICES": "1"},
         capture_output=True,
         text=True,
         timeout=400,

@@ -112,16 +112,6 @@ def start(workdir: Path | str, *overrides: str, **environment: str) -> subproces
     )
 
 
-def compilation_cache(directory: Path | str) -> dict[str, str]:
-    """The variables with which processes share what they compile: it stays the same, bit for bit."""
-    return {
-        "JAX_ENABLE_COMPILATION_CACHE": "1",
-        "JAX_COMPILATION_CACHE_DIR": str(directory),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
-        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
-    }
-
-
 def arguments(*overrides: str) -> list[str]:
     """The command line of the tiny run."""
     return _once((*ARGUMENTS, *overrides))

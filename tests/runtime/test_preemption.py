@@ -74,16 +74,9 @@ def test_several_processes_ask_jax_and_count_from_one(handler, monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def start(tmp_path_factory):
-    """Starts a process of the tiny run. One compilation cache keeps the programs the same, bit for bit."""
-    cache = tiny.compilation_cache(tmp_path_factory.mktemp("cache"))
-    return lambda workdir, *overrides, **environment: tiny.start(workdir, *overrides, **cache, **environment)
-
-
-@pytest.fixture(scope="module")
-def uninterrupted(start, tmp_path_factory):
+def uninterrupted(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("uninterrupted")
-    tiny.finish(start(workdir))
+    tiny.finish(tiny.start(workdir))
     return workdir
 
 
@@ -140,21 +133,21 @@ def saved_step(output):
 
 
 @pytest.mark.slow
-def test_terminated_and_run_again_is_the_uninterrupted_run(start, uninterrupted, tmp_path):
+def test_terminated_and_run_again_is_the_uninterrupted_run(uninterrupted, tmp_path):
     checkpoints = tmp_path / "checkpoints"
-    process = start(tmp_path)
+    process = tiny.start(tmp_path)
     wait_for_compilation(process)
     assert "before the first step" in terminate(process)
     assert not checkpoints.exists() or not list(checkpoints.iterdir())
 
     # Among the steps, wherever it is; the second SIGTERM changes nothing.
-    process = start(tmp_path)
+    process = tiny.start(tmp_path)
     wait_for(lambda: has_row(tmp_path, 8), process)
     stopped_at = saved_step(terminate(process, times=2))
     assert (checkpoints / str(stopped_at)).is_dir()
     assert not (tmp_path / "run.lock").exists()
 
-    output = tiny.finish(start(tmp_path))
+    output = tiny.finish(tiny.start(tmp_path))
     assert f"resuming {tmp_path} at step {stopped_at} of 30" in output
     assert rows(tmp_path) == rows(uninterrupted)
     ours, theirs = tiny.arrays(checkpoints / "30"), tiny.arrays(uninterrupted / "checkpoints" / "30")
@@ -164,9 +157,9 @@ def test_terminated_and_run_again_is_the_uninterrupted_run(start, uninterrupted,
 
 
 @pytest.mark.slow
-def test_notice_to_one_of_two_stops_both_after_the_same_step(start, tmp_path):
+def test_notice_to_one_of_two_stops_both_after_the_same_step(tmp_path):
     address = tiny.free_address()
-    first, second = (start(tmp_path, **tiny.part(address, 2, index)) for index in (0, 1))
+    first, second = (tiny.start(tmp_path, **tiny.part(address, 2, index)) for index in (0, 1))
     wait_for(lambda: has_row(tmp_path, 4), first, second)
     silent, output = terminate(second), ended(first)
     assert "preempted" not in silent
@@ -180,7 +173,7 @@ def test_notice_to_one_of_two_stops_both_after_the_same_step(start, tmp_path):
 
     # Resumed, and told while it compiles: JAX's count begins anew.
     address = tiny.free_address()
-    first, second = (start(tmp_path, **tiny.part(address, 2, index)) for index in (0, 1))
+    first, second = (tiny.start(tmp_path, **tiny.part(address, 2, index)) for index in (0, 1))
     wait_for_compilation(first)
     terminate(second)
     assert saved_step(ended(first)) == stopped_at

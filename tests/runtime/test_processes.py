@@ -197,13 +197,6 @@ def test_the_digest_changes_with_a_line_of_source(tmp_path):
 # ------------------------------------------------------------------------------------------------- Real processes
 
 
-@pytest.fixture(scope="module")
-def start(tmp_path_factory):
-    """Starts a process of the tiny run; all have one compilation cache."""
-    cache = tiny.compilation_cache(tmp_path_factory.mktemp("cache"))
-    return lambda workdir, *overrides, **environment: tiny.start(workdir, *overrides, **cache, **environment)
-
-
 def said(process, status):
     """What a process said, on one line, without what Gloo has to say."""
     output = tiny.finish(process, status)
@@ -212,22 +205,22 @@ def said(process, status):
 
 
 @pytest.mark.slow
-def test_id_beyond_the_number_of_processes(start, tmp_path):
-    message = said(start(tmp_path / "run", **tiny.part(tiny.free_address(), 2, 2)), 2)
+def test_id_beyond_the_number_of_processes(tmp_path):
+    message = said(tiny.start(tmp_path / "run", **tiny.part(tiny.free_address(), 2, 2)), 2)
     for words in ("process_id=2, num_processes=2", "--process_id", "JAX_PROCESS_ID", "[0, P)"):
         assert words in message
 
 
 @pytest.mark.slow
-def test_processes_that_are_not_alike(start, tmp_path):
+def test_processes_that_are_not_alike(tmp_path):
     """Another config, another version of a package, another directory; told apart before anything is written."""
     metadata = tmp_path / "other" / "flax-99.dist-info" / "METADATA"
     metadata.parent.mkdir(parents=True)
     metadata.write_text("Metadata-Version: 2.1\nName: flax\nVersion: 99\n")
     address = tiny.free_address()
     both = [
-        start(tmp_path / "run", **tiny.part(address, 2, 0)),
-        start(
+        tiny.start(tmp_path / "run", **tiny.part(address, 2, 0)),
+        tiny.start(
             tmp_path / "elsewhere",
             "--config.batch_size=64",
             PYTHONPATH=f"{tmp_path / 'other'}:{tiny.ROOT}",
@@ -249,7 +242,7 @@ def test_processes_that_are_not_alike(start, tmp_path):
 
 
 @pytest.mark.slow
-def test_processes_with_other_images(start, tmp_path):
+def test_processes_with_other_images(tmp_path):
     """Each host with a disk of its own, one of them copied half: told before anything is written."""
     for host, count in (("0", 20), ("1", 19)):
         write_folders(tmp_path / host, "train", {"ant": 20, "bee": count})
@@ -257,7 +250,7 @@ def test_processes_with_other_images(start, tmp_path):
     data = ("--config.data.name=folder", "--config.data.dir=~", "--config.data.crop=resize")
     address = tiny.free_address()
     both = [
-        start(tmp_path / "run", *data, HOME=str(tmp_path / str(process)), **tiny.part(address, 2, process))
+        tiny.start(tmp_path / "run", *data, HOME=str(tmp_path / str(process)), **tiny.part(address, 2, process))
         for process in range(2)
     ]
     for process in both:
@@ -269,10 +262,10 @@ def test_processes_with_other_images(start, tmp_path):
 
 
 @pytest.mark.slow
-def test_processes_with_other_numbers_of_devices(start, tmp_path):
+def test_processes_with_other_numbers_of_devices(tmp_path):
     address = tiny.free_address()
     both = [
-        start(tmp_path / "run", **tiny.part(address, 2, process), JAX_NUM_CPU_DEVICES=str(1 + process))
+        tiny.start(tmp_path / "run", **tiny.part(address, 2, process), JAX_NUM_CPU_DEVICES=str(1 + process))
         for process in range(2)
     ]
     for process in both:
@@ -281,16 +274,16 @@ def test_processes_with_other_numbers_of_devices(start, tmp_path):
 
 
 @pytest.mark.slow
-def test_absent_process_ends_the_others_in_time(start, tmp_path):
-    process = start(tmp_path / "run", "--join_timeout_s=18", **tiny.part(tiny.free_address(), 2, 0))
+def test_absent_process_ends_the_others_in_time(tmp_path):
+    process = tiny.start(tmp_path / "run", "--join_timeout_s=18", **tiny.part(tiny.free_address(), 2, 0))
     output = tiny.finish(process, -signal.SIGABRT)
     assert "waiting up to 18 s (--join_timeout_s) for all processes" in output
     assert not (tmp_path / "run").exists()
 
 
-def both_in_training(start, workdir, address, **environment):
+def both_in_training(workdir, address, **environment):
     """Two processes without an end, when they have saved a checkpoint."""
-    both = [start(workdir, *ENDLESS, **tiny.part(address, 2, process), **environment) for process in range(2)]
+    both = [tiny.start(workdir, *ENDLESS, **tiny.part(address, 2, process), **environment) for process in range(2)]
     until_s = time.monotonic() + 250
     while not (workdir / "checkpoints" / "5").exists():
         assert time.monotonic() < until_s
@@ -301,10 +294,10 @@ def both_in_training(start, workdir, address, **environment):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
-def test_one_that_is_killed_ends_the_other_and_both_resume(start, tmp_path, victim):
+def test_one_that_is_killed_ends_the_other_and_both_resume(tmp_path, victim):
     """Behind a proxy that is not there, which must not matter."""
     proxy = {"http_proxy": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9"}
-    both = both_in_training(start, tmp_path, tiny.free_address(), **proxy)
+    both = both_in_training(tmp_path, tiny.free_address(), **proxy)
     killed_s = time.monotonic()
     both[victim].send_signal(signal.SIGKILL)
     output, _ = both[1 - victim].communicate(timeout=60)
@@ -316,7 +309,7 @@ def test_one_that_is_killed_ends_the_other_and_both_resume(start, tmp_path, vict
 
     newest = max(int(path.name) for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit())
     address, steps = tiny.free_address(), f"--config.num_steps={newest + 2}"
-    again = [start(tmp_path, steps, **tiny.part(address, 2, process), **proxy) for process in range(2)]
+    again = [tiny.start(tmp_path, steps, **tiny.part(address, 2, process), **proxy) for process in range(2)]
     outputs = [said(process, 0) for process in again]
     assert f"resuming {tmp_path} at step {newest:,} of {newest + 2:,}" in outputs[0]
     assert outputs[1] == ""
@@ -325,9 +318,9 @@ def test_one_that_is_killed_ends_the_other_and_both_resume(start, tmp_path, vict
 
 
 @pytest.mark.slow
-def test_error_of_one_process_has_its_status_and_ends_the_other(start, tmp_path):
+def test_error_of_one_process_has_its_status_and_ends_the_other(tmp_path):
     """A mistake that only the primary process meets, in the middle of training: its lock was taken over."""
-    both = both_in_training(start, tmp_path, tiny.free_address())
+    both = both_in_training(tmp_path, tiny.free_address())
     (tmp_path / "run.lock").write_text(json.dumps({"pid": 7, "host": "other", "token": "theirs"}))
     assert "another run is at work in" in said(both[0], 2)
     output, _ = both[1].communicate(timeout=60)

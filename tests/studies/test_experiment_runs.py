@@ -29,11 +29,10 @@ main(Study("two_steps", "Two steps", {"tiny": Scale(rows, (0,), "seconds")}, cur
 
 
 @pytest.fixture(autouse=True)
-def one_device(monkeypatch, tmp_path_factory):
-    """What the processes see: one device, this package, and a cache of compiled programs that they share."""
-    cache = tiny.compilation_cache(tmp_path_factory.getbasetemp() / "compiled")
-    for name, value in {"JAX_NUM_CPU_DEVICES": "1", "PYTHONPATH": str(tiny.ROOT), **cache}.items():
-        monkeypatch.setenv(name, value)
+def one_device(monkeypatch):
+    """What the processes see: one device and this package."""
+    monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "1")
+    monkeypatch.setenv("PYTHONPATH", str(tiny.ROOT))
 
 
 def start(tmp_path):

@@ -8,7 +8,6 @@ import jax
 import numpy as np
 import pytest
 import tiny
-from jax.experimental.compilation_cache import compilation_cache
 
 from resnext_jax.evaluate import recompute as recompute_module
 from resnext_jax.runtime.writer import read_metrics
@@ -24,19 +23,6 @@ def bucket():
         served.store.clear()
         yield served
         served.store.clear()
-
-
-@pytest.fixture
-def compiled_once(tmp_path_factory):
-    """The three runs compile the same step."""
-    before = {name: getattr(jax.config, name) for name in ("jax_enable_compilation_cache", "jax_compilation_cache_dir")}
-    for name, value in zip(before, (True, str(tmp_path_factory.mktemp("compiled"))), strict=True):
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
 
 
 def run(workdir, num_steps):
@@ -56,7 +42,7 @@ def flip_a_bit(bucket, prefix):
     bucket.pipe_file(path, bytes(content))
 
 
-def test_a_run_in_a_bucket_is_the_run_in_a_directory(bucket, compiled_once, tmp_path, capsys):
+def test_a_run_in_a_bucket_is_the_run_in_a_directory(bucket, tmp_path, capsys):
     """Stopped after 4 steps, the checkpoint of step 4 damaged, gone on from step 2 to the end."""
     run("gs://bucket/run", 4)
     flip_a_bit(bucket, "gs://bucket/run/checkpoints/4")

@@ -18,25 +18,18 @@ FIRST_PART_STEPS = 10
 
 
 @pytest.fixture(scope="module")
-def start(tmp_path_factory):
-    """`tiny.start` with one compilation cache for all: what is compiled stays the same, bit for bit."""
-    cache = tiny.compilation_cache(tmp_path_factory.mktemp("cache"))
-    return lambda workdir, *overrides, **environment: tiny.start(workdir, *overrides, **cache, **environment)
-
-
-@pytest.fixture(scope="module")
-def uninterrupted(start, tmp_path_factory):
+def uninterrupted(tmp_path_factory):
     """The workdir of a run that nothing befell; every checkpoint is kept."""
     workdir = tmp_path_factory.mktemp("uninterrupted")
-    tiny.finish(start(workdir))
+    tiny.finish(tiny.start(workdir))
     return workdir
 
 
 @pytest.fixture(scope="module")
-def first_part(start, tmp_path_factory):
+def first_part(tmp_path_factory):
     """The workdir of a run that was asked for no more than the first steps."""
     workdir = tmp_path_factory.mktemp("first_part")
-    tiny.finish(start(workdir, f"--config.num_steps={FIRST_PART_STEPS}"))
+    tiny.finish(tiny.start(workdir, f"--config.num_steps={FIRST_PART_STEPS}"))
     return workdir
 
 
@@ -73,9 +66,9 @@ def assert_equal_checkpoints(left, right):
         np.testing.assert_array_equal(array, actual[name], err_msg=name)
 
 
-def test_killed_and_run_again_is_the_uninterrupted_run_bit_for_bit(start, uninterrupted, tmp_path):
+def test_killed_and_run_again_is_the_uninterrupted_run_bit_for_bit(uninterrupted, tmp_path):
     for moment, reached in MOMENTS.items():
-        process = start(tmp_path)
+        process = tiny.start(tmp_path)
         while not reached(tmp_path):
             assert process.poll() is None, process.communicate()
             time.sleep(0.001)
@@ -83,7 +76,7 @@ def test_killed_and_run_again_is_the_uninterrupted_run_bit_for_bit(start, uninte
         process.communicate()
         assert process.returncode == -signal.SIGKILL, moment
         assert not (tmp_path / "checkpoints" / str(tiny.NUM_STEPS)).exists(), moment
-    output = tiny.finish(start(tmp_path))
+    output = tiny.finish(tiny.start(tmp_path))
     assert "resuming" in output
     assert_equal_checkpoints(uninterrupted / "checkpoints" / "30", tmp_path / "checkpoints" / "30")
     assert rows(tmp_path) == rows(uninterrupted)
@@ -114,17 +107,17 @@ def test_asynchronous_save_holds_the_state_of_its_step(uninterrupted, first_part
     assert rows(first_part) == [row for row in rows(uninterrupted) if row["step"] <= FIRST_PART_STEPS]
 
 
-def test_run_again_when_done_changes_nothing(start, first_part):
+def test_run_again_when_done_changes_nothing(first_part):
     before = tiny.digests(first_part)
-    output = tiny.finish(start(first_part, f"--config.num_steps={FIRST_PART_STEPS}"))
+    output = tiny.finish(tiny.start(first_part, f"--config.num_steps={FIRST_PART_STEPS}"))
     assert f"is done: {FIRST_PART_STEPS} of {FIRST_PART_STEPS} steps" in output
     assert tiny.digests(first_part) == before
 
 
-def test_not_finite_stops_with_the_step_and_keeps_the_last_good_checkpoint(start, first_part, tmp_path):
+def test_not_finite_stops_with_the_step_and_keeps_the_last_good_checkpoint(first_part, tmp_path):
     workdir = shutil.copytree(first_part, tmp_path / "run")
     before = tiny.digests(workdir / "checkpoints")
-    output = tiny.finish(start(workdir, "--config.learning_rate=1e30", "--config.resume_changed=true"), status=2)
+    output = tiny.finish(tiny.start(workdir, "--config.learning_rate=1e30", "--config.resume_changed=true"), status=2)
     # Step 11 still starts from good weights; its update ruins them.
     assert "not finite at step 12" in output
     assert "learning_rate" in output
@@ -137,22 +130,22 @@ def test_not_finite_stops_with_the_step_and_keeps_the_last_good_checkpoint(start
     assert "--config.learning_rate=VALUE" in advice
     assert "--config.resume_changed=true" in advice
     followed = ["--config.learning_rate=0.00005", "--config.resume_changed=true"]
-    output = tiny.finish(start(workdir, *followed, "--config.num_steps=15"))
+    output = tiny.finish(tiny.start(workdir, *followed, "--config.num_steps=15"))
     assert "learning_rate was 0.0001 at the last start, and is 5e-05 from here on" in output
     assert f"resuming {workdir} at step {FIRST_PART_STEPS} of 15" in output
 
 
-def two_processes(start, workdir, *overrides, environments=({}, {})):
+def two_processes(workdir, *overrides, environments=({}, {})):
     """Two processes on a free loopback port, each with its own environment."""
     address = tiny.free_address()
     return [
-        start(workdir, *overrides, **tiny.part(address, 2, index), **environment)
+        tiny.start(workdir, *overrides, **tiny.part(address, 2, index), **environment)
         for index, environment in enumerate(environments)
     ]
 
 
-def test_two_processes_do_as_one(start, uninterrupted, tmp_path):
-    spoken, silent = map(tiny.finish, two_processes(start, tmp_path, "--config.num_steps=20"))
+def test_two_processes_do_as_one(uninterrupted, tmp_path):
+    spoken, silent = map(tiny.finish, two_processes(tmp_path, "--config.num_steps=20"))
     assert "compiling the step for 2 cpu device(s)" in spoken
     assert "step" not in silent  # the second process says nothing
     one = [row for row in rows(uninterrupted) if row["step"] <= 20]
@@ -169,21 +162,21 @@ def test_two_processes_do_as_one(start, uninterrupted, tmp_path):
         np.testing.assert_allclose(ours[name], array, rtol=1e-3, atol=1e-5, err_msg=name)
 
 
-def test_a_mistake_of_one_process_ends_both_with_a_sentence(start, tmp_path):
+def test_a_mistake_of_one_process_ends_both_with_a_sentence(tmp_path):
     """The same command, but what it names is not there on one host."""
     homes = [{"HOME": str(tmp_path)}, {"HOME": os.devnull}]
-    processes = two_processes(start, "~/run", environments=homes)
+    processes = two_processes("~/run", environments=homes)
     first, second = (tiny.finish(process, status=2) for process in processes)
     assert "process 1 stopped with an error of its own" in first
     assert f"the workdir {os.devnull}/run cannot be written" in second
     assert "Traceback" not in first + second
 
 
-def test_processes_must_share_the_workdir(start, tmp_path):
+def test_processes_must_share_the_workdir(tmp_path):
     for home in ("a", "b"):
         (tmp_path / home).mkdir()
     homes = [{"HOME": str(tmp_path / home)} for home in ("a", "b")]
-    processes = two_processes(start, "~/run", environments=homes)
+    processes = two_processes("~/run", environments=homes)
     first, second = (tiny.finish(process, status=2) for process in processes)
     assert "process 1 stopped with an error of its own" in first
     assert f"the workdir {tmp_path / 'b' / 'run'} of process 1 is not that of process 0" in second

@@ -3,11 +3,9 @@
 import json
 import time
 
-import jax
 import numpy as np
 import pytest
 import tiny
-from jax.experimental.compilation_cache import compilation_cache
 
 from resnext_jax import builders as dataset
 from resnext_jax.data.prepare import imagenet
@@ -19,23 +17,6 @@ from tests.data.test_sources import write_tfds
 CLASSES = ["n01", "n02", "n03"]
 TRUTH = ["n03", "n01", "n02", "n03", "n03", "n01", "n02"]  # of the validation images 1 to 7
 COUNTS = {"n03": 4, "n01": 6, "n02": 5}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_once(tmp_path_factory):
-    """All of these runs have 15 training images of 3 classes, and so one and the same step."""
-    settings = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("cache")),
-        "jax_persistent_cache_min_compile_time_secs": 0.1,
-    }
-    before = {name: getattr(jax.config, name) for name in settings}
-    for name, value in settings.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
 
 
 def train(workdir, data, name: str, *overrides: str) -> list[dict]:
