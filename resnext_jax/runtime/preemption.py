@@ -32,7 +32,7 @@ class Preemption:
             signal.signal(signal.SIGTERM, self._handler_before or signal.SIG_DFL)
 
     def requested(self) -> bool:
-        """Return whether to save and stop now. Call it before every step, equally often on all processes."""
+        """Return whether to save and stop now. Call it after every step, equally often on all processes."""
         if self._alone:
             return self._noted
         # Counted from the start of this process: JAX stops all at the largest number so far plus one, which numbers
@@ -45,7 +45,5 @@ class Preemption:
 
 
 def message(step: int) -> str:
-    """Return what to tell people; `step` is that of the newest checkpoint, 0 for none."""
-    if not step:
-        return "preempted (SIGTERM) before the first step of this start: run the same command again"
+    """Return what to tell people; `step` is that of the newest checkpoint."""
     return f"preempted (SIGTERM): saved at step {step:,}; run the same command again to go on"

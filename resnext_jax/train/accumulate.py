@@ -148,6 +148,7 @@ class StepAccumulator:
 
     def __init__(self, throughput: Throughput, divergence: DivergenceMonitor, carried: Mapping[str, Any] | None = None):
         self._throughput, self._divergence = throughput, divergence
+        self._total: dict[str, float] = {}
         self._reset()
         if carried:
             self._total = {name: value for name, value in carried.items() if name not in COUNTS}
@@ -207,7 +208,7 @@ class StepAccumulator:
             self._last_s = now_s
 
     def _reset(self) -> None:
-        self._total: dict[str, float] = {}
+        self._total = {name: type(value)(0) for name, value in self._total.items()}
         self._pending: list[tuple[int, Any]] = []
         self._num_ready = 0
         self._steps_s: list[float] = []

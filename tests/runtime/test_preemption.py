@@ -137,8 +137,8 @@ def test_terminated_and_run_again_is_the_uninterrupted_run(uninterrupted, tmp_pa
     checkpoints = tmp_path / "checkpoints"
     process = tiny.start(tmp_path)
     wait_for_compilation(process)
-    assert "before the first step" in terminate(process)
-    assert not checkpoints.exists() or not list(checkpoints.iterdir())
+    assert saved_step(terminate(process)) == 1  # compiled, and one step made
+    assert [path.name for path in checkpoints.iterdir()] == ["1"]
 
     # Among the steps, wherever it is; the second SIGTERM changes nothing.
     process = tiny.start(tmp_path)
@@ -171,9 +171,9 @@ def test_notice_to_one_of_two_stops_both_after_the_same_step(tmp_path):
     assert description["progress"]["window"]["images"] == 32 * (stopped_at - due[-1])
     assert [row["step"] for row in rows(tmp_path) if row["phase"] == "train"] == due
 
-    # Resumed, and told while it compiles: JAX's count begins anew.
+    # Resumed, and told while it compiles: JAX's count begins anew, and one more step is made.
     address = tiny.free_address()
     first, second = (tiny.start(tmp_path, **tiny.part(address, 2, index)) for index in (0, 1))
     wait_for_compilation(first)
     terminate(second)
-    assert saved_step(ended(first)) == stopped_at
+    assert saved_step(ended(first)) == stopped_at + 1
