@@ -1,5 +1,6 @@
 """Trains, evaluates and predicts: python main.py --config=configs/quickstart.py [--workdir=DIR] [--mode=MODE]."""
 
+import os
 import sys
 
 from absl import app, flags
@@ -13,24 +14,24 @@ def define_flags(to: flags.FlagValues) -> flags.FlagValues:
     command_line.define_config(to)
     flags.declare_key_flag("config", to)  # --help shows the flags of this file
     flags.DEFINE_string(
-        "workdir", None, "Where the run lies; default runs/<config name>. Run again, it resumes.", flag_values=to
+        "workdir", None, "Directory of the run; default runs/<config name>. Run again, it resumes.", flag_values=to
     )
     flags.DEFINE_string("mode", "train", f"One of: {', '.join(cli.MODES)}.", flag_values=to)
     flags.DEFINE_string(
         "compilation_cache",
         None,
-        "Where compiled programs are kept for the next start; default ~/.cache/resnext_jax; empty: nowhere.",
+        "Directory of compiled programs for the next start; default ~/.cache/resnext_jax; empty for none.",
         flag_values=to,
     )
     flags.DEFINE_string(
         "coordinator_address",
         None,
-        "Several processes: HOST:PORT of process 0, where nobody else knows.",
+        "Several processes: HOST:PORT of process 0, if no cluster environment tells.",
         flag_values=to,
     )
     flags.DEFINE_integer("num_processes", None, "Several processes: how many; 1 for this one alone.", flag_values=to)
     flags.DEFINE_integer("process_id", None, "Several processes: which one this is, from 0.", flag_values=to)
-    flags.DEFINE_float("join_timeout_s", 300.0, "Seconds to wait for all processes to come.", flag_values=to)
+    flags.DEFINE_float("join_timeout_s", 300.0, "Seconds to wait for all processes.", flag_values=to)
     flags.DEFINE_bool("raw", False, "Other modes: the last weights, where averages (EMA) are kept.", flag_values=to)
     flags.DEFINE_bool("json", False, "Evaluate and predict: print one JSON object as the last line.", flag_values=to)
     return to
@@ -38,4 +39,11 @@ def define_flags(to: flags.FlagValues) -> flags.FlagValues:
 
 if __name__ == "__main__":
     app.define_help_flags()
-    cli.main(define_flags(flags.FLAGS), sys.argv)
+    try:
+        cli.main(define_flags(flags.FLAGS), sys.argv)
+    except SystemExit as end:
+        if not end.code:
+            raise
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(int(end.code))  # Python would first wait for an input thread, which may hang in a read

@@ -5,6 +5,8 @@ import os
 import re
 import shutil
 import signal
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -182,3 +184,25 @@ def test_processes_must_share_the_workdir(tmp_path):
     assert f"the workdir {tmp_path / 'b' / 'run'} of process 1 is not that of process 0" in second
     assert "Traceback" not in first + second
     assert [path.name for path in (tmp_path / "a" / "run").iterdir()] == []
+
+
+@pytest.mark.slow
+def test_a_hanging_read_does_not_outlive_ctrl_c(tmp_path):
+    hangs = (
+        "import runpy, signal, sys, time; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "from resnext_jax.data import pipeline; pipeline._gather = lambda *_: time.sleep(1000); "
+        "sys.argv = ['main.py', *sys.argv[1:]]; runpy.run_path('main.py', run_name='__main__')"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", hangs, *tiny.arguments(f"--workdir={tmp_path}")],
+        cwd=tiny.ROOT,
+        env={**os.environ, "JAX_NUM_CPU_DEVICES": "1", "PYTHONPATH": str(tiny.ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert "parameters.txt" in process.stdout.readline()  # the next thing is the first batch
+    time.sleep(1)
+    process.send_signal(signal.SIGINT)
+    assert "interrupted" in tiny.finish(process, status=130)
