@@ -90,7 +90,7 @@ def base() -> ConfigDict:
     config.checkpoint.every_steps = 1000
     config.checkpoint.keep_newest = 2
     config.checkpoint.keep_best = 1  # by top-1
-    config.checkpoint.keep_every_epochs = config_dict.placeholder(int)  # save at these and keep for ever
+    config.checkpoint.keep_every_epochs = config_dict.placeholder(int)  # save at these and keep permanently
     config.checkpoint.keep_every_steps = config_dict.placeholder(int)  # likewise
     config.resume_changed = False  # True: go on though fields changed that change the trajectory
     config.log = ConfigDict()
@@ -179,7 +179,7 @@ def wide_resnet(num_classes: int) -> ConfigDict:
 
 
 def fashion_mnist() -> ConfigDict:
-    """28 px grey images on whatever device is at hand: pad-and-crop and flip, cosine, float32."""
+    """28 px grey images on the available device: pad-and-crop and flip, cosine, float32."""
     config = base()
     config.batch_size = 128
     config.num_epochs = 12.0

@@ -22,7 +22,7 @@ THIS_COMMAND = "python main.py --config=configs/NAME.py"
 
 
 class UserError(Exception):
-    """One or more problems that the user can mend; each is a complete instruction."""
+    """One or more problems that the user can fix; each is a complete instruction."""
 
     def __init__(self, *problems: str):
         super().__init__("\n".join(problems))

@@ -1,4 +1,4 @@
-"""What travels between the rooms: a batch of images, the training state, and the facts of a data set.
+"""What packages exchange: a batch of images, the training state, the facts of a data set, and metrics.
 
 Dimension names in shapes, everywhere: batch, height, width, channel, classes.
 """

@@ -23,13 +23,13 @@ def predict_step(
     std: Sequence[float],
     features: bool = False,
 ) -> Any:
-    """Logits (batch, classes), with the running statistics; with `features` also the activations of every stage.
+    """Return logits (batch, classes) in inference mode; with `features` also the activations of every stage.
 
     Args:
       variables: `params` and `batch_stats`.
       images: (batch, height, width, channel), uint8 or float, on the scale 0..255.
-      model: the network.
-      mean, std: of the normalisation, per channel, on the same scale.
+      model: network.
+      mean, std: normalization per channel, on the same scale.
       features: see `models.resnext.ResNeXt`.
     """
     return model.apply(variables, normalize(images.astype("float32"), mean, std), train=False, features=features)

@@ -28,7 +28,7 @@ class Protocol:
     """One way of testing.
 
     Attributes:
-      image_size_px, resize_px: of the centre crop; None as the config has them.
+      image_size_px, resize_px: sizes of the center crop; None for those of the config.
       views: (image_size_px, resize_px, interpolation) -> the views of an image; None for the centre crop alone.
       mirrored: every view also counts as seen in a mirror.
       dense: the classifier is applied at every position, and averaged.
@@ -66,7 +66,7 @@ class Member:
         """The same network, for images of any size, its classifier applied at every position.
 
         Args:
-          image_size_px: of the centre crop; its last activations are one window.
+          image_size_px: size of the center crop. Its last activations are one window.
 
         Raises:
           UserError: it does not end in an average over positions.
@@ -108,7 +108,7 @@ def score_step(
     """The sums of one batch; padding is masked.
 
     Args:
-      variables: of each member.
+      variables: variables of each member.
       batch: its `image` one array, or a tuple of views (`types.Batch`).
       members: the networks.
       mirrored: see `Protocol`.

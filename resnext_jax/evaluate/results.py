@@ -1,4 +1,4 @@
-"""A checkpoint, or an ensemble of them, tested by a protocol: from the fields of a config to one row of results."""
+"""Evaluation of a checkpoint or an ensemble by a protocol: from the fields of a config to one row of results."""
 
 import json
 from collections.abc import Generator, Sequence
@@ -112,7 +112,7 @@ def evaluate_by_protocol(
     Args:
       config: which protocol, on what.
       members: the networks, each with its normalisation.
-      variables: of each, replicated.
+      variables: variables of each network, replicated.
       source: the images.
       classes: what their labels mean to the networks.
       place: the devices and this process.

@@ -18,10 +18,10 @@ class Profiler:
     """Writes what the first process and its devices do to `workdir/tensorboard/plugins/profile/TIME`.
 
     Args:
-      workdir: of the run.
-      steps: the first and the last to trace; none, if empty.
-      active: False in all but the first process.
-      say: takes a line for people.
+      workdir: directory of the run.
+      steps: first and last step to trace; empty for none.
+      active: False in all but the primary process.
+      say: prints a line.
     """
 
     def __init__(self, workdir: str, steps: Sequence[float], active: bool, say: Callable[[str], None]):

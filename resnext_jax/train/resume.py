@@ -153,7 +153,7 @@ def check_whole(saved: dict[str, Any], step: int, workdir: str) -> None:
 
     Args:
       saved: its JSON item.
-      step: of the checkpoint.
+      step: step of the checkpoint.
       workdir: where it lies.
     """
     if "source" in saved:
@@ -177,7 +177,7 @@ def check_resumable(
     Args:
       now: `config` and `dataset`, as in a checkpoint's JSON item.
       before: those of the checkpoint.
-      checkpoint: for the message.
+      checkpoint: name of the checkpoint in messages.
       allow: go on all the same (`--config.resume_changed=true`).
       log: takes a line for every field that may change, or is allowed to.
 

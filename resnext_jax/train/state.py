@@ -22,7 +22,7 @@ def create_state(
     Args:
       model: the network.
       optimizer: its state is created from the parameters.
-      seed: of the run.
+      seed: seed of the run.
       image_shape: (height, width, channel) of a training image; parameters depend on the channels alone.
       averages: whether to keep exponential moving averages.
     """
