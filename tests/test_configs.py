@@ -41,6 +41,7 @@ def assembled(config):
     return Classification(config, place, info), place
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WITH_NETWORK)
 def test_step_traces(name):
     config = config_of(name)

@@ -209,6 +209,7 @@ def test_images_that_are_none_are_all_named(refused, tmp_path):
     assert f"{names[2]} could not be read: No such file or directory" in message
 
 
+@pytest.mark.slow
 def test_imagenet_absent_says_what_where_how_and_the_command_without_it(refused, run_main, monkeypatch, tmp_path):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
     config = "configs/resnext101_64x4d.py"

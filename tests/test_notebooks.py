@@ -27,6 +27,7 @@ def code_of(notebook: pathlib.Path) -> str:
     return "\n\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebook_runs_from_top_to_bottom(notebook, tmp_path):
     """In a copy of the repository: what it writes goes to `runs/` there."""

@@ -82,6 +82,7 @@ def test_without_peers_the_rest_is_timed_and_they_are_named(monkeypatch, capsys)
     assert "not installed: get it" in shown
 
 
+@pytest.mark.slow
 def test_our_pipeline_and_torchs_give_the_same_kind_of_batches(tmp_path, torchvision):
     (tmp_path / "photographs").mkdir()
     for number, file in enumerate(photos.photographs(3)):
@@ -109,6 +110,7 @@ def test_a_wrong_number_is_one_line(argument, words, capsys):
     assert words in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_memory_reads_every_record(capsys):
     run("--memory", "--num_records=1253", "--batch_size=250", "--num_threads=2", "--json")
     shown, last = capsys.readouterr().out.rstrip().rsplit("\n", 1)

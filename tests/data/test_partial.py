@@ -43,7 +43,7 @@ def test_boxes_have_the_pixels_of_the_whole(kind):
     needs_the_library()
     rng = np.random.default_rng(0)
     for case in range(60):
-        rows, columns = rng.integers(1, 200, 2)
+        rows, columns = rng.integers(1, 200, 2).tolist()
         photo = PHOTOS[case % 2][50 : 50 + rows, 80 : 80 + columns]
         data = jpeg(photo, KINDS[kind][0], **KINDS[kind][1]) if kind in KINDS else jpeg_of_another_kind(photo, kind)
         whole = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))

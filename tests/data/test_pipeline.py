@@ -296,7 +296,7 @@ def test_evaluation_takes_the_center(photos):
 def test_resized_whole_for_training_as_for_evaluation(photos):
     (first, *_) = train(photos, Crop("resize", 32))
     (same, *_) = evaluate(photos, Crop("resize", 32, 32))
-    for row, record in enumerate(photos[index] for index in train_indices(len(photos), 3, np.arange(8))):
+    for row, record in enumerate(photos[int(index)] for index in train_indices(len(photos), 3, np.arange(8))):
         whole = decode.center_crop(np.asarray(Image.open(io.BytesIO(record.image))), 32, 32)
         np.testing.assert_array_equal(first.image[row], whole)
     np.testing.assert_array_equal(same.image[5], decode.center_crop(decode.decode(photos[5].image, ""), 32, 32))

@@ -115,6 +115,7 @@ def test_a_record_by_hand():
     assert records.unpack(b"\x07\0\0\0\x01\0xrest") == (b"rest", 7, "x")
 
 
+@pytest.mark.slow
 def test_the_same_bytes_from_any_number_of_processes(tmp_path):
     write_folders(tmp_path, "train", {"a": 20, "b": 20})
     for out, processes in (("one", 1), ("two", 2)):

@@ -60,6 +60,7 @@ def resized(photo: np.ndarray, short: int) -> np.ndarray:
     return np.asarray(Image.fromarray(photo).resize((640 * short // 427, short), Image.Resampling.BICUBIC))
 
 
+@pytest.mark.slow
 def test_ten_crop_logits():
     ours, variables, theirs = networks()
     views = [np.stack(cuts) for cuts in zip(*(ten_crop(32, 40, "bicubic").cut(p, (0, 0)) for p in PHOTOS), strict=True)]
@@ -73,6 +74,7 @@ def test_ten_crop_logits():
         close(logits, torch.cat(both).mean(0).numpy())
 
 
+@pytest.mark.slow
 def test_dense_logits_at_five_scales():
     """The fully connected layer as a 1x1 convolution over every window of what the network saw in training."""
     ours, variables, theirs = networks()

@@ -72,6 +72,7 @@ def expected(variables, batches):
     return torch_reference.from_torch(network.state_dict(), shapes)["batch_stats"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("devices", [1, 2, 8])  # with 8, a group spans two devices
 def test_average_of_the_groups(model, variables, batches, expected, devices):
     place = Place(make_mesh(jax.devices()[:devices]), "cpu")

@@ -109,6 +109,7 @@ def same(found, expected):
     assert found["top1_low"] <= found["top1"] <= found["top1_high"]
 
 
+@pytest.mark.slow
 def test_among_all_classes_and_among_those_of_the_images(root):
     logits, labels = expected_logits(root / "run")
     columns = np.array([0, 2, 4])  # n01, n03 and x2 among KNOWN
@@ -147,6 +148,7 @@ def test_imagenet_v2_as_it_is_downloaded(tmp_path):
         assert source.locate(index).split("/")[-2] == str(label_of[source[index].label])
 
 
+@pytest.mark.slow
 def test_imagenet5k_is_evaluated_both_ways_while_it_trains(tmp_path, monkeypatch):
     """Eight classes for 5000, of which the validation images have three: the row is that of the two evaluations."""
     monkeypatch.setitem(folder.NUM_CLASSES, "imagenet5k", 8)
@@ -186,6 +188,7 @@ def test_wrong_maps(root, tmp_path, content, message):
         row(root / "run", f"evaluate.class_map={tmp_path / 'map'}")
 
 
+@pytest.mark.slow
 def test_an_ensemble_of_two_networks(root, tmp_path):
     """The second normalises otherwise, and has no shortcuts."""
     changes = ("--config.data.mean=100.0,100.0,100.0", "--config.model.shortcut=false")
@@ -201,6 +204,7 @@ def test_an_ensemble_of_two_networks(root, tmp_path):
     same(row(root / "run", f"evaluate.ensemble={other}", "evaluate.classes=present"), row_of(np.log(mean), labels))
 
 
+@pytest.mark.slow
 def test_ensembles_that_cannot_be(root, tmp_path):
     strange = save(tmp_path / "strange", KNOWN[:7], f"--config.data.dir={root / 'data'}")
     order = (
@@ -227,6 +231,7 @@ def test_ensembles_that_cannot_be(root, tmp_path):
         row(root / "run", f"evaluate.ensemble={grey}")
 
 
+@pytest.mark.slow
 def test_ten_crops_and_scales_of_a_checkpoint(root):
     """Every image once, whatever its shape; the views are tested in tests/evaluate/test_protocols.py."""
     centre = row(root / "run")
@@ -260,6 +265,7 @@ def test_training_refuses_them_too():
         tiny.assembled("--config.protocol=ten_crops", "--config.evaluate.classes=1k")
 
 
+@pytest.mark.slow
 def test_the_row_says_what_it_is_of(root):
     """In JSON and in words: who answers, which classes an answer may be, the sizes."""
 
@@ -312,6 +318,7 @@ class Validation:
         return np.zeros(5, np.int32)
 
 
+@pytest.mark.slow
 def test_real_labels_of_files(tmp_path):
     """By their numbers: the third image has two right answers, the seventh none."""
     lists = [[number % 1000] for number in range(50_000)]

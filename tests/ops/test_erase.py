@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 import torch
 
 from resnext_jax.ops.augment import image_keys, make_augment
@@ -27,6 +28,7 @@ def erased_boxes(probability: float) -> np.ndarray:
     return np.stack([rows.argmax(1), columns.argmax(1), rows.sum(1), columns.sum(1)], axis=1)
 
 
+@pytest.mark.slow
 def test_boxes_are_distributed_as_torchvisions(torchvision):
     from torchvision.transforms import RandomErasing
 

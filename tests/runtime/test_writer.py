@@ -2,6 +2,7 @@
 
 import json
 
+import pytest
 import tiny
 
 from resnext_jax.runtime.writer import MetricsWriter, read_metrics
@@ -45,6 +46,7 @@ def test_no_file_no_rows(tmp_path):
     assert read_metrics(str(tmp_path)) == []
 
 
+@pytest.mark.slow
 def test_training_does_not_import_torch(tmp_path):
     process = tiny.start(tmp_path, "--config.num_steps=1", PYTHONPROFILEIMPORTTIME="1")
     imported = {line.split("|")[-1].strip() for line in tiny.finish(process).splitlines() if "import time:" in line}
