@@ -9,6 +9,7 @@ import time
 import numpy as np
 import pytest
 import tiny
+from etils import epath
 
 from resnext_jax import metrics
 from resnext_jax.checkpoint import read_description
@@ -166,7 +167,7 @@ def test_notice_to_one_of_two_stops_both_after_the_same_step(tmp_path):
     stopped_at = saved_step(output)
     # Orbax would wait for a process at another step. The last row that was due is there, the next one is not.
     assert 4 <= stopped_at < 30
-    description = read_description(tmp_path / "checkpoints" / str(stopped_at))
+    description = read_description(epath.Path(tmp_path) / "checkpoints" / str(stopped_at))
     due = [step for step in (4, 5, 8, 10, 12, 15, 16, 20, 24, 25, 28) if step <= stopped_at]
     assert description["progress"]["window"]["images"] == 32 * (stopped_at - due[-1])
     assert [row["step"] for row in rows(tmp_path) if row["phase"] == "train"] == due
