@@ -25,8 +25,7 @@ def out_px(in_px: int, stride: int) -> int:
     return (in_px - 1) // stride + 1
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def im2col(x: Images, kernel: Kernel, stride: int) -> Outputs:
+def _im2col(x: Images, kernel: Kernel, stride: int) -> Outputs:
     """Return one matrix product per group, of the k * k inputs under each window and the filters.
 
     A 1x1 convolution is a plain product of pixels and filters. The gradients are products of the same matrices,
@@ -39,7 +38,7 @@ def im2col(x: Images, kernel: Kernel, stride: int) -> Outputs:
 
 
 def _im2col_forward(x: Images, kernel: Kernel, stride: int) -> tuple[Outputs, tuple[Images, Kernel]]:
-    return im2col(x, kernel, stride), (x, kernel)
+    return _im2col(x, kernel, stride), (x, kernel)
 
 
 def _im2col_backward(stride: int, saved: tuple[Images, Kernel], grad_out: Outputs) -> tuple[Images, Kernel]:
@@ -57,6 +56,7 @@ def _im2col_backward(stride: int, saved: tuple[Images, Kernel], grad_out: Output
     return grad_x.astype(x.dtype), grad_kernel
 
 
+im2col = jax.custom_vjp(_im2col, nondiff_argnums=(2,))
 im2col.defvjp(_im2col_forward, _im2col_backward)
 
 

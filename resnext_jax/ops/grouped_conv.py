@@ -60,9 +60,10 @@ def _native(x: Images, kernel: Kernel, stride: int) -> Outputs:
     Its filter gradient, with more than one group, is a convolution with `batch_group_count`. If the batch is sharded,
     XLA on the CPU gathers the whole batch for it.
     """
-    padding = (kernel.shape[0] // 2,) * 2
+    pad_px = kernel.shape[0] // 2
+    padding = ((pad_px, pad_px), (pad_px, pad_px))
     groups = x.shape[-1] // kernel.shape[2]
-    return conv(x, kernel, (stride, stride), (padding, padding), feature_group_count=groups, precision=precision(x))
+    return conv(x, kernel, (stride, stride), padding, feature_group_count=groups, precision=precision(x))
 
 
 def _merged(x: Images, kernel: Kernel, stride: int, *, width: int | None = None) -> Outputs:

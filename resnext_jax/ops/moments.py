@@ -28,9 +28,8 @@ Row = Float[Array, " _"]
 Matrix = Float[Array, "_ _"]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def conv_norm(x: Inputs, kernel: Kernel, scale: Row, bias: Row, epsilon: float) -> tuple[Outputs, Row, Row]:
-    """Return the batch norm over all images of the 1x1 convolution of x, whose channels may come in `ops.blocked`.
+def _conv_norm(x: Inputs, kernel: Kernel, scale: Row, bias: Row, epsilon: float) -> tuple[Outputs, Row, Row]:
+    """Return the batch norm over all images of the 1x1 convolution of x, whose channels may come in blocks.
 
     Returns:
       The normalized outputs in the dtype of x and the kernel; the mean and the biased variance of the convolution's
@@ -77,6 +76,7 @@ def _backward(epsilon: float, saved: tuple, grads: tuple[Outputs, Row, Row]) -> 
     return grad_x.astype(x.dtype), grad_weights[None, None].astype(kernel.dtype), grad_scale, grad_bias
 
 
+conv_norm = jax.custom_vjp(_conv_norm, nondiff_argnums=(4,))
 conv_norm.defvjp(_forward, _backward)
 
 
