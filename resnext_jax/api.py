@@ -44,10 +44,10 @@ class Net:
         self._logits, self._features = jax.jit(step), jax.jit(partial(step, features=True))
 
     def __call__(self, images: Array | np.ndarray) -> Float[Array, "batch classes"]:
-        """Logits, float32.
+        """Return float32 logits.
 
         Args:
-          images: (batch, height, width, channel) on the scale 0..255, uint8 or float; normalised inside.
+          images: (batch, height, width, channel) on the scale 0..255, uint8 or float.
 
         Raises:
           UserError: another number of dimensions or channels, no image, or no numbers.
@@ -55,7 +55,7 @@ class Net:
         return self._logits(self.variables, self._checked(images))
 
     def features(self, images: Array | np.ndarray) -> dict[str, Array]:
-        """Activations by name: `stage1` (the stem) to the last stage, `pooled` (batch, channel), and the `logits`.
+        """Return activations by name: `stage1` (the stem) to the last stage, `pooled` (batch, channel) and `logits`.
 
         ImageNet networks have five stages, with strides 2 (the stem), 4, 8, 16 and 32.
         """
@@ -63,11 +63,11 @@ class Net:
         return activations | {"logits": logits}
 
     def with_head(self, classes: int | Sequence[str], *, seed: int = 0) -> "Net":
-        """The same backbone under a fresh classifier.
+        """Return the same backbone with a classifier of fresh weights.
 
         Args:
-          classes: their number, or their names in label order.
-          seed: of the classifier's weights.
+          classes: number of classes, or their names in label order.
+          seed: seed of the classifier's weights.
 
         Raises:
           UserError: less than one class, or names that are not all different.
@@ -88,40 +88,38 @@ class Net:
         batch_size: int | None = None,
         image_size_px: int | None = None,
     ) -> None:
-        """Writes a file that serves logits without this package:
+        """Write a file that serves logits without this package:
 
             from jax import export
             served = export.deserialize(bytearray(open(PATH, "rb").read()))
             logits = served.call(images)  # uint8 (batch, size, size, channel) on the scale 0..255
 
-        Weights, normalisation and network are in it; resizing and cropping are not.
+        Weights, normalization and network are in it; resizing and cropping are not.
 
         Args:
-          path: of the file.
-          platforms: those of PLATFORMS that it shall run on; by default that of this process. The convolutions are
-            those that are fast on the first.
-          batch_size: of a request; None allows any.
-          image_size_px: of the images; by default that of the weights.
+          path: new file.
+          platforms: one or more of PLATFORMS, by default this process's. Convolutions are chosen for the first.
+          batch_size: images in a request; None allows any number.
+          image_size_px: height and width of the images; by default the size that the weights were trained for.
 
         Raises:
           UserError: an unknown platform, a size that is not positive, or the file cannot be written.
         """
-        platforms = (platforms,) if isinstance(platforms, str) else tuple(platforms)
-        platforms = platforms or (export.default_export_platform(),)
+        here = export.default_export_platform()
+        platforms = (platforms,) if isinstance(platforms, str) else tuple(platforms) or (here,)
         problems = [unknown("platform", name, PLATFORMS) for name in platforms if name not in PLATFORMS]
         sizes = {"batch_size": batch_size, "image_size_px": image_size_px}
         problems += [
             f"{name}={size} must be 1 or more." for name, size in sizes.items() if size is not None and size < 1
         ]
         raise_all(problems)
-        if platforms[0] == export.default_export_platform():
-            model = self.model
-        else:
+        model = self.model
+        if platforms[0] != here:
             first = "gpu" if platforms[0] in ("cuda", "rocm") else platforms[0]
-            model = self.model.clone(choose_conv=resolver("auto", first, ""))
-        size_px = image_size_px or self.config["data"]["image_size_px"]
-        batch = batch_size or export.symbolic_shape("batch")[0]
+            model = model.clone(choose_conv=resolver("auto", first))
         data = self.config["data"]
+        size_px = image_size_px or data["image_size_px"]
+        batch = batch_size or export.symbolic_shape("batch")[0]
         step = partial(predict_step, self.variables, model=model, mean=data["mean"], std=data["std"])
         images = jax.ShapeDtypeStruct((batch, size_px, size_px, len(data["mean"])), "uint8")
         exported = export.export(jax.jit(step), platforms=platforms)(images)
@@ -131,9 +129,9 @@ class Net:
             raise UserError(f"{path} cannot be written: {error.strerror}. Give the path of a new file.") from None
 
     def preprocess(self, image: UInt8[np.ndarray, "height width *channel"]) -> UInt8[np.ndarray, "1 size size channel"]:
-        """One decoded image of any size as a batch of one, prepared as for the evaluation that belongs to the weights.
+        """Return one decoded image of any size as a batch of one, prepared as in evaluation.
 
-        RGB becomes grey where the network wants one channel, and grey RGB where it wants three.
+        RGB and gray images are converted to the channels of the network.
 
         Raises:
           UserError: another shape or dtype.
@@ -154,11 +152,11 @@ class Net:
 
 
 def load(path: str, *, raw: bool = False) -> Net:
-    """The network of a checkpoint.
+    """Return the network of a checkpoint.
 
     Args:
       path: a workdir, its `checkpoints` directory (then the newest), or one checkpoint.
-      raw: the weights of the last step, where the run keeps averages too (`config.ema_decay`).
+      raw: take the weights of the last step, not their moving averages (`config.ema_decay`).
 
     Raises:
       UserError: there is no complete checkpoint, or it is damaged.
@@ -180,15 +178,15 @@ def load(path: str, *, raw: bool = False) -> Net:
 
 
 def build(name: str, *, num_classes: int | None = None, seed: int = 0, compute_dtype: str = "float32") -> Net:
-    """A network of the zoo with fresh weights, and the preprocessing of the images that it was made for.
+    """Return a network of the zoo with fresh weights, and the preprocessing of its usual data set.
 
-    These are ImageNet's, CIFAR-10's for the networks with a CIFAR stem, and Fashion-MNIST's (28 px, grey) for the small
-    ones of the quickstart and the tests.
+    That is ImageNet, CIFAR-10 for the networks with a CIFAR stem, and Fashion-MNIST (28 px, gray) for the small ones of
+    the quickstart and the tests.
 
     Args:
-      name: a row of `models.zoo.ARCHS`; see `list_models`.
-      num_classes: of the classifier; by default as many as those images have: 1000 or 10.
-      seed: of the weights.
+      name: one of `list_models`.
+      num_classes: number of classes; by default 1000 or 10, as in that data set.
+      seed: seed of the weights.
       compute_dtype: "float32" or "bfloat16".
 
     Raises:
@@ -215,7 +213,7 @@ def build(name: str, *, num_classes: int | None = None, seed: int = 0, compute_d
 
 
 def list_models() -> list[str]:
-    """The names that `build` and `config.model.name` take."""
+    """Return the names that `build` and `config.model.name` take."""
     return list(zoo.ARCHS)
 
 

@@ -23,27 +23,16 @@ TIMED_FIELDS = frozenset(
 
 
 class Sums(struct.PyTreeNode):
-    """Sums over the images that the mask keeps.
+    """Sums over the images that the mask keeps."""
 
-    Attributes:
-      loss: sum of the cross-entropies (without label smoothing), in nats.
-      top1: number of images whose label has the largest logit.
-      top5: number of images whose label is among the five largest (all images if there are at most five classes).
-      images: number of images.
-    """
-
-    loss: Leaf
-    top1: Leaf
-    top5: Leaf
-    images: Leaf
+    loss: Leaf  # cross-entropies without label smoothing, in nats
+    top1: Leaf  # number of images whose label has the largest logit
+    top5: Leaf  # ... whose label is among the five largest logits (all images if there are at most five classes)
+    images: Leaf  # number of images
 
 
 class PresentSums(Sums):
-    """Sums that also count the correct answers among only the classes that the images have.
-
-    Attributes:
-      top1_present, top5_present: `top1` and `top5` among these classes.
-    """
+    """Sums with `top1` and `top5` also among only the classes that the images have."""
 
     top1_present: Leaf
     top5_present: Leaf
@@ -94,12 +83,7 @@ def count_any(
 ) -> Sums:
     """Return the sums of one batch with several correct labels per image; images without any are not counted.
 
-    Source: Beyer et al. 2020, "Are we done with ImageNet?", section 3: top-1 is correct if it is one of the labels.
-
-    Args:
-      logits: logits of the network.
-      accepted: correct labels of each image, padded with -1.
-      mask: 1 for an image, 0 for padding.
+    The labels (`accepted`) are padded with -1. Source: Beyer et al. 2020, "Are we done with ImageNet?", section 3.
     """
     right = accepted >= 0
     own = jnp.where(right, jnp.take_along_axis(logits, jnp.maximum(accepted, 0), axis=-1), -jnp.inf)

@@ -68,11 +68,7 @@ def make_schedule(
     factor: float,
     warmup_epochs: float,
 ) -> optax.Schedule:
-    """Return the schedule of a config.
-
-    Raises:
-      UserError: an unknown name, or a warm-up as long as the run.
-    """
+    """Return the schedule of a config; raise UserError for an unknown name or a warm-up as long as the run."""
     if name not in ("step", "cosine"):
         raise UserError(unknown("schedule.name", name, ("step", "cosine")))
     warmup_steps = round(warmup_epochs * steps_per_epoch)
@@ -129,7 +125,6 @@ def sgd(
 
 
 sgd_nesterov = functools.partial(sgd, nesterov=True)
-LARS_TRUST = 0.001  # the paper's eta
 
 
 def lars(
@@ -147,15 +142,10 @@ def lars(
         schedule,
         weight_decay=weight_decay,
         weight_decay_mask=everything,
-        trust_coefficient=LARS_TRUST,
+        trust_coefficient=0.001,  # the paper's eta
         trust_ratio_mask=everything,
         momentum=momentum,
     )
-
-
-LAMB_DECAYS = (0.9, 0.999)
-LAMB_EPSILON = 1e-6
-LAMB_MAX_NORM = 1.0
 
 
 def lamb(
@@ -169,8 +159,8 @@ def lamb(
     """
     del momentum
     return optax.chain(
-        optax.clip_by_global_norm(LAMB_MAX_NORM),
-        _promoting(optax.scale_by_adam(*LAMB_DECAYS, LAMB_EPSILON)),
+        optax.clip_by_global_norm(1.0),
+        _promoting(optax.scale_by_adam(b1=0.9, b2=0.999, eps=1e-6)),
         optax.add_decayed_weights(weight_decay, mask=decayed),
         optax.masked(optax.scale_by_trust_ratio(), True if decayed is None else decayed),
         optax.scale_by_learning_rate(schedule),

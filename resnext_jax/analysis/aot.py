@@ -22,13 +22,7 @@ TOO_LARGE_ADVICE = "Lower --config.batch_size, split the batch with --config.acc
 
 
 def compile_step(config: Any, chip: Chip, devices: Sequence[Any], conv_impl: str) -> tuple[dict[str, Any], str]:
-    """Compile the training step that `train.loop` runs, for all devices of a topology (`chips.open_topology`).
-
-    Args:
-      config: see configs/common.py.
-      chip: what the devices are.
-      devices: they need not exist.
-      conv_impl: replaces the config's.
+    """Compile the training step that `train.loop` runs, with this `conv_impl`, for all devices of a topology.
 
     Returns:
       The report for programs and for people, numbers per device. The first has `conv_impl`, the fields of
@@ -48,10 +42,9 @@ def compile_step(config: Any, chip: Chip, devices: Sequence[Any], conv_impl: str
     # flops for each parameter, is not.
     flops = executable.cost_analysis()["flops"] * config.accumulation_steps
     verdict = "fits" if program.fits else f"DOES NOT FIT. {TOO_LARGE_ADVICE}"
+    used_gib, hbm_gib = program.peak_hbm_bytes / GIB, chip.hbm_bytes / GIB
     text = f"\nconv_impl={conv_impl}: {report.table(costs, chip)}\n"
-    text += (
-        f"  HBM: {program.peak_hbm_bytes / GIB:.2f} of {chip.hbm_bytes / GIB:.2f} GiB per {chip.device}: {verdict}\n"
-    )
+    text += f"  HBM: {used_gib:.2f} of {hbm_gib:.2f} GiB per {chip.device}: {verdict}\n"
     text += f"  {flops / 1e12:.3f} T flops per {chip.device}; compiled in {program.compile_s:.0f} s"
     return fields | {"flops": flops} | dataclasses.asdict(costs), text
 

@@ -30,16 +30,9 @@ BUSY = 1.0  # load average of the last minute
 
 
 def fit(config: Any, platform: str, peer: str, given: set[str]) -> list[str]:
-    """Change the fields of a config with which a comparison on this device is impossible, and return notes about it.
+    """Change, in place, the fields of a config that prevent a comparison on this platform, and return notes about it.
 
-    Args:
-      config: config that is changed in place.
-      platform: "cpu", "gpu" or "tpu".
-      peer: one of `PEERS`.
-      given: fields that the command line sets; they are never changed.
-
-    Raises:
-      UserError: such a field prevents the comparison.
+    The fields that the command line sets (`given`) are never changed; raise UserError if such a field prevents it.
     """
     notes = []
     if platform == "cpu" and peer != "none" and config.compute_dtype != "float32":
@@ -67,15 +60,8 @@ def fit(config: Any, platform: str, peer: str, given: set[str]) -> list[str]:
 def time_network(config: Any, device: Any, peer: str, impls: Sequence[str], repeats: int) -> dict[str, Any]:
     """Time one network, print the result, and return it: how it was timed, and `timing.summary` by task.
 
-    Args:
-      config: see configs/common.py.
-      device: device of JAX that all use.
-      peer: one of `PEERS`.
-      impls: our algorithm, and possibly another one to compare with.
-      repeats: number of turns.
-
-    Raises:
-      UserError: the device has too little memory.
+    `impls` are our algorithm, and possibly another one to compare with. Raise UserError if the device has too little
+    memory.
     """
     size_px, batch_size = config.data.image_size_px, config.batch_size
     num_classes = dataset_info(config.data.name).num_classes

@@ -20,24 +20,15 @@ class Chip:
     """One device of a TPU generation: a chip, on v3 one of its two cores (which are devices of their own).
 
     Rates are those of Google's documentation. The clock is the one at which the matrix units reach them.
-
-    Attributes:
-      name: name of the generation.
-      hbm_bytes_per_s: peak rate to and from memory.
-      hbm_bytes: memory that the compiler lets a program have.
-      clock_hz: turns `estimated_cycles` into seconds.
-      topologies: usual ones, for messages.
-      device: what one device is.
-      options: options of the compiler.
     """
 
-    name: str
-    hbm_bytes_per_s: float
-    hbm_bytes: int
-    clock_hz: float
-    topologies: tuple[str, ...]
-    device: str = "chip"
-    options: dict[str, str] = dataclasses.field(default_factory=dict)
+    name: str  # generation, such as "v5e"
+    hbm_bytes_per_s: float  # peak rate to and from memory
+    hbm_bytes: int  # memory that the compiler lets a program have
+    clock_hz: float  # turns `estimated_cycles` into seconds
+    topologies: tuple[str, ...]  # usual ones, for messages
+    device: str = "chip"  # or "core"
+    options: dict[str, str] = dataclasses.field(default_factory=dict)  # for the compiler
 
     @property
     def bf16_flops_per_s(self) -> float:

@@ -77,7 +77,7 @@ def main(
 def _parse(
     argv: Sequence[str], define_flags: Callable[[flags.FlagValues], None], *, takes_arguments: bool
 ) -> list[str]:
-    """Define the flags, parse a command line into them, and return the arguments that are not flags."""
+    """Define the flags, parse a command line, and return the arguments that are not flags."""
     flag_values = flags.FLAGS
     define_flags(flag_values)
     try:

@@ -35,28 +35,16 @@ UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """One compile of a step; memory is per device and the compiler's estimate.
+    """One compile of a step; memory is per device and the compiler's estimate."""
 
-    Attributes:
-      compile_s: seconds on this machine.
-      fits: whether the program fits the device's memory; the compiler refuses one that is far from it.
-      peak_hbm_bytes: arguments, results, temporaries and the program; of a refused one the compiler's own figure, None
-        where it gives none.
-      refusal: the compiler's message.
-    """
-
-    compile_s: float
-    fits: bool
-    peak_hbm_bytes: int | None
-    refusal: str | None = None
+    compile_s: float  # on this machine
+    fits: bool  # whether the program fits the device's memory
+    peak_hbm_bytes: int | None  # arguments, results, temporaries and the program; None if a refusal has no figure
+    refusal: str | None = None  # the compiler's message about a program that is far too large
 
 
 def dataset_info(name: str) -> DatasetInfo:
-    """Return the facts of a training set without opening it.
-
-    Raises:
-      UserError: they are only known from the files.
-    """
+    """Return the facts of a training set without opening it; raise UserError if only its files have them."""
     if name not in DATASETS:
         raise UserError(
             f"the number of classes of data.name={name!r} is only known from its files; compile for a set of about its "
@@ -84,21 +72,13 @@ def task_of(config: Any, devices: Sequence[Any]) -> tuple[Classification, shardi
 
 
 def lower_training_step(config: Any, devices: Sequence[Any]) -> jax.stages.Lowered:
-    """Lower the training step that `train.loop` runs, for all `devices`, which need not exist.
-
-    Raises:
-      UserError: see `task_of`.
-    """
+    """Lower the training step that `train.loop` runs, for all `devices`, which need not exist; see `task_of`."""
     task, _ = task_of(config, devices)
     return task.train_step.lower(task.state_shapes(), task.batch_shapes())
 
 
 def compile_for(chip: Chip, lowered: Any) -> tuple[Program, Any]:
-    """Compile a lowered step; a step that the compiler refuses for its size is a result, not an error.
-
-    Returns:
-      The facts of the compile, and the `jax.stages.Compiled`, None where it was refused.
-    """
+    """Compile a lowered step; return its facts and the `jax.stages.Compiled`, None if it is refused for its size."""
     start = time.perf_counter()
     try:
         executable = lowered.compile()

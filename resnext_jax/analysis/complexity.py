@@ -24,14 +24,7 @@ from resnext_jax.models.complexity import Counts, products, stem_together
 
 
 class Complexity:
-    """What a network costs for one image.
-
-    Attributes:
-      name: name of its row in the zoo, or another name.
-      image_size_px: height and width of the image.
-      products: every convolution and matrix product.
-      params: number of parameters by place.
-    """
+    """The costs of a network for one image, by `products` (convolutions and matrix products) and `params` by place."""
 
     def __init__(self, name: str, image_size_px: int | None = None, arch: zoo.Row | None = None):
         """Trace the row, or `arch`; raise UserError where it does not take images of this size."""
@@ -57,7 +50,7 @@ class Complexity:
         }
 
     def of(self, *place: str) -> Counts:
-        """Return the counts of a part by its path, ("stage2", "block1"), and without a path those of the network."""
+        """Return the counts of a part by its path, ("stage2", "block1"), or without a path of the network."""
         depth = len(place)
         params = sum(size for path, size in self.params.items() if path[:depth] == place)
         return sum((found.counts for found in self.products if found.place[:depth] == place), start=Counts(params))

@@ -58,18 +58,12 @@ class Module:
 
 @dataclasses.dataclass(frozen=True)
 class Executed:
-    """An instruction as it runs.
-
-    Attributes:
-      times: how often it runs per call of the program.
-      cycles: the compiler's figure for all `times` together; None where it gives none.
-      computation: the computation that contains the instruction, to look up its operands.
-    """
+    """An instruction as it runs."""
 
     instruction: Instruction
-    times: int
-    cycles: int | None
-    computation: Computation
+    times: int  # how often it runs per call of the program
+    cycles: int | None  # the compiler's figure for all `times` together; None where it gives none
+    computation: Computation  # contains the instruction; has its operands
 
 
 def parse(text: str) -> Module:

@@ -7,6 +7,7 @@ a batch of so many images for every chip. Every figure is the compiler's estimat
 when a step does not fit.
 """
 
+import collections
 import dataclasses
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -25,11 +26,7 @@ IMAGENET = ("imagenet2012", "imagenet5k")
 
 
 def open_configs(paths: Sequence[str]) -> dict[str, Any]:
-    """Return the configs by file, by default those of configs/ whose data are ImageNet's.
-
-    Raises:
-      UserError: with the problems of all files.
-    """
+    """Return the configs by file, by default the ImageNet ones of configs/; raise the problems of all together."""
     configs, problems = {}, []
     for path in paths or command_line.config_paths("configs"):
         try:
@@ -49,12 +46,8 @@ def open_configs(paths: Sequence[str]) -> dict[str, Any]:
 
 
 def set_batch(configs: dict[str, Any], devices: Sequence[Any], batch_size: int) -> None:
-    """Give every config this batch.
-
-    Raises:
-      UserError: with the problems of all configs with it, before the first is compiled.
-    """
-    found: dict[str, list[str]] = {}
+    """Give every config this batch; raise the problems of all configs together, before the first is compiled."""
+    found = collections.defaultdict(list)
     for path, config in configs.items():
         config.batch_size, config.evaluate.batch_size = batch_size, len(devices)
         config.data.repeats = 1  # which images come is the host's task, and copies need a batch of several groups
@@ -62,7 +55,7 @@ def set_batch(configs: dict[str, Any], devices: Sequence[Any], batch_size: int) 
             task_of(config, devices)
         except UserError as error:
             for problem in error.problems:
-                found.setdefault(problem, []).append(path)
+                found[problem].append(path)
     raise_all(
         [
             f"{paths[0]}{f' and {len(paths) - 1} more' if len(paths) > 1 else ''}, with a batch_size of "

@@ -21,11 +21,7 @@ DEVICES = {"cpu": "cpu", "gpu": "cuda"}  # JAX's platforms, PyTorch's names
 
 
 def import_torch(platform: str) -> tuple[ModuleType, ModuleType]:
-    """Return PyTorch and torchvision, for this platform.
-
-    Raises:
-      UserError: one is missing, or cannot use the device.
-    """
+    """Return PyTorch and torchvision; raise UserError if one is missing or cannot use the device."""
     if platform not in DEVICES:
         raise UserError(f"PyTorch has no {platform.upper()} backend to compare with; leave it out: --peer=none")
     missing = [name for name in ("torch", "torchvision") if importlib.util.find_spec(name) is None]
@@ -67,11 +63,7 @@ def _check_gpu(torch: Any) -> None:
 
 
 def peer_network(arch: zoo.Row, in_channels: int, num_classes: int, platform: str) -> Any:
-    """Return torchvision's network for a row, built from its blocks also where torchvision has no such network.
-
-    Raises:
-      UserError: the row cannot be built from torchvision's blocks.
-    """
+    """Return the network of a row, built from torchvision's blocks; raise UserError if they cannot make it."""
     torch, torchvision = import_torch(platform)
     if not isinstance(arch, Arch) or arch.preactivation or arch.widen > 1 or arch.dropout:
         raise UserError("the peer is for ResNets and ResNeXts with batch norm after the convolutions: --peer=none")

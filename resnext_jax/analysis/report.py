@@ -27,31 +27,18 @@ Row = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Costs:
-    """What the text of one program tells, per device (a chip; on v3 a core) and training step.
+    """The costs of one program, per device (a chip; on v3 a core) and training step."""
 
-    Attributes:
-      estimated_cycles: sum of the compiler's figures, loops counted with their trips.
-      estimated_s: the same at the chip's clock.
-      floor_cycles: lower bound for `custom_calls` and `without_figure`, which are not part of the sum.
-      parts: part -> direction -> cycles.
-      collective_bytes: sum over all collectives of what a device sends or receives, whichever is larger.
-      collectives: each with its shapes, its bytes, and its bytes by part.
-      custom_calls: one row each.
-      without_figure: one row by opcode and part, without those that take less than a cycle at peak rates.
-      async_copies: between HBM and on-chip memory, beside the computation: count, bytes and their time at peak.
-      unknown_loops: loops of unknown length, counted once.
-    """
-
-    estimated_cycles: int
-    estimated_s: float
-    floor_cycles: int
-    parts: dict[str, dict[str, int]]
-    collective_bytes: int
-    collectives: list[Row]
-    custom_calls: list[Row]
-    without_figure: list[Row]
-    async_copies: Row
-    unknown_loops: list[str]
+    estimated_cycles: int  # sum of the compiler's figures, loops counted with their trips
+    estimated_s: float  # the same at the chip's clock
+    floor_cycles: int  # lower bound for `custom_calls` and `without_figure`, which are not part of the sum
+    parts: dict[str, dict[str, int]]  # part -> direction -> cycles
+    collective_bytes: int  # sum over the collectives of what a device sends or receives, whichever is larger
+    collectives: list[Row]  # each with its shapes, its bytes, and its bytes by part
+    custom_calls: list[Row]  # one row each
+    without_figure: list[Row]  # one row by opcode and part, if it takes a cycle or more at peak rates
+    async_copies: Row  # between HBM and on-chip memory, beside the computation: count, bytes, time at peak rates
+    unknown_loops: list[str]  # loops of unknown length, counted once
 
 
 def account(text: str, chip: Chip, arch: zoo.Row) -> Costs:
@@ -127,9 +114,8 @@ def _without_figure(
     copies = {"count": 0, "bytes": 0}
     for step, op_name in named:
         instruction, opcode, part = step.instruction, step.instruction.opcode, parts.part_of(op_name, arch)
-        if step.cycles is not None or opcode in FREE_OPCODES or opcode.endswith(("-done", "-update")):
-            continue
-        if _is_collective(instruction):
+        free = opcode in FREE_OPCODES or opcode.endswith(("-done", "-update"))
+        if free or step.cycles is not None or _is_collective(instruction):
             continue
         num_bytes, flops = _traffic(instruction, step.computation)
         row = {"count": step.times, "bytes": step.times * num_bytes}
@@ -198,9 +184,10 @@ def table(costs: Costs, chip: Chip) -> str:
     for row in costs.custom_calls:
         flops = "flops unknown" if row["flops"] is None else f"{row['flops'] / 1e9:.3f} G flops"
         lines.append(f"    {_mega(row['floor_cycles'])}  {row['target']} {row['op_name']}, {_mib(row)}, {flops}")
-    worth = [row for row in costs.without_figure if row["floor_cycles"] >= total / 1000]
     lines += [
-        f"    {_mega(row['floor_cycles'])}  {row['count']} {row['opcode']}, {row['part']}, {_mib(row)}" for row in worth
+        f"    {_mega(row['floor_cycles'])}  {row['count']} {row['opcode']}, {row['part']}, {_mib(row)}"
+        for row in costs.without_figure
+        if row["floor_cycles"] >= total / 1000
     ]
     copies = costs.async_copies
     lines.append(

@@ -20,30 +20,18 @@ SLOW_REPEATS = 3
 
 @dataclasses.dataclass(frozen=True)
 class Contender:
-    """One of the implementations that are timed.
+    """One of the implementations that are timed."""
 
-    Attributes:
-      steps: functions by task; each starts one step and returns its result.
-      wait: takes a result of a step and returns once it is computed.
-      num_compiles: how many first steps of a task may compile.
-    """
-
-    steps: dict[str, Callable[[], Any]]
-    wait: Callable[[Any], Any]
-    num_compiles: int = 1
+    steps: dict[str, Callable[[], Any]]  # by task; each starts one step and returns its result
+    wait: Callable[[Any], Any]  # takes the result of a step and returns once it is computed
+    num_compiles: int = 1  # how many first steps of a task may compile
 
 
 def images_per_s(contenders: dict[str, Contender], task: str, batch_size: int, repeats: int) -> dict[str, list[float]]:
-    """Time a task in turns, so that other work of the machine slows all contenders alike.
+    """Return the images per second of every repeat, by contender.
 
-    Args:
-      contenders: who is timed, by name.
-      task: name of the steps.
-      batch_size: images of one step.
-      repeats: number of turns; a slow contender takes part in `SLOW_REPEATS` of them, spread over all.
-
-    Returns:
-      The images per second of every repeat, by name.
+    They take turns, so that other work of the machine slows all alike. A slow contender takes part in only
+    `SLOW_REPEATS` of the `repeats` turns, spread over all.
     """
 
     def seconds(contender: Contender, num_steps: int) -> float:
@@ -69,11 +57,7 @@ def images_per_s(contenders: dict[str, Contender], task: str, batch_size: int, r
 
 
 def summary(rates: dict[str, list[float]]) -> dict[str, Any]:
-    """Return medians, their ratios, and for each the number of repeats, the slowest and the fastest.
-
-    Args:
-      rates: images per second of "ours", and of "peer" and "compare" where they took part.
-    """
+    """Return medians, ratios, numbers of repeats and ranges of the rates of "ours", "peer" and "compare"."""
     median = {name: statistics.median(of) for name, of in rates.items()}
     ratio = median["ours"] / median["peer"] if "peer" in median else None
     result: dict[str, Any] = {"ours": median["ours"], "peer": median.get("peer"), "ratio": ratio}
@@ -84,14 +68,7 @@ def summary(rates: dict[str, list[float]]) -> dict[str, Any]:
 
 
 def ours(config: Any, device: Any, batch: Batch, conv_impl: str) -> Contender:
-    """Return our steps on one device; training goes on from state to state.
-
-    Args:
-      config: see configs/common.py.
-      device: a device of JAX.
-      batch: host arrays.
-      conv_impl: replaces the config's.
-    """
+    """Return our steps with this `conv_impl` on one device of JAX; training goes on from state to state."""
     task, place = task_of(with_impl(config, conv_impl), [device])
     on_device = sharding.to_global(place.mesh, batch)
     state = task.create_state()

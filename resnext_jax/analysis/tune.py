@@ -3,8 +3,8 @@
 python -m resnext_jax.analysis.tune [--networks=resnet50,resnext50_32x4d] [--out=resnext_jax/ops/conv_table.py]
 
 Run it on an idle machine: the rows of this platform are replaced for the shapes that are measured, all others stay.
-It is for CPUs and GPUs: on a TPU, layouts and fusions extend over neighboring operations, so that the time of one
-convolution says little.
+It is for CPUs and GPUs. On a TPU layouts and fusions extend over neighboring operations, so the time of one convolution
+says little.
 """
 
 import time
@@ -86,13 +86,9 @@ def step_of(shape: ConvShape, batch: int, dtype: Any, impl: str) -> Callable[[],
 
 
 def measure(shape: ConvShape, batch: int, dtype: Any, preferred: str) -> Row:
-    """Return the fastest algorithm of one convolution, by the least of several times taken in turns.
+    """Return the fastest algorithm of a convolution, by the least of several times taken in turns.
 
-    Args:
-      shape: shape of the convolution.
-      batch: number of images.
-      dtype: dtype of all arrays.
-      preferred: algorithm that wins unless another is clearly faster.
+    `preferred` wins unless another is clearly faster.
     """
     steps, best_s = {}, {}
     for impl in (preferred, *(name for name in candidates(shape) if name != preferred)):

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Literal
 
-from resnext_jax.errors import UserError, unknown
+from resnext_jax.errors import UserError, raise_all, unknown
 
 BlockKind = Literal["basic", "bottleneck"]
 
@@ -24,38 +24,23 @@ SMALL_STEM = Stem(kernel_px=3, stride=2, pool=False)
 
 @dataclasses.dataclass(frozen=True)
 class Arch:
-    """One network of the zoo.
+    """One network of the zoo."""
 
-    Attributes:
-      block: "basic" (3x3, 3x3) or "bottleneck" (1x1, grouped 3x3, 1x1).
-      blocks: blocks of each stage; from the second stage on, the first block has stride 2.
-      cardinality: C, the number of paths of a bottleneck.
-      bottleneck_width: d, the channels of a path in the first stage; doubles with every stage.
-      stem: see `Stem`.
-      width: n, channels of the stem and of a basic block in the first stage (a bottleneck puts out 4n); doubles.
-      shortcut: False removes the residual connections (the paper's ablation, section 5.1).
-      preactivation: batch norm and ReLU before the convolutions of a block, not after, and once at the end.
-      widen: k, how many times as wide basic blocks are as `width` says; the stem is not (Zagoruyko & Komodakis 2016).
-      dropout: the rate between the two convolutions of a basic block, 0 for none.
-      stochastic_depth: how often the last block is left out, 0 for never; for the blocks before it in proportion to
-        their number, for the first never.
-    """
-
-    block: BlockKind
-    blocks: tuple[int, ...]
-    cardinality: int = 1
-    bottleneck_width: int = 64
+    block: BlockKind  # "basic" (3x3, 3x3) or "bottleneck" (1x1, grouped 3x3, 1x1)
+    blocks: tuple[int, ...]  # number in each stage; from the second stage on, the first block has stride 2
+    cardinality: int = 1  # C, the number of paths of a bottleneck
+    bottleneck_width: int = 64  # d, the channels of a path in the first stage; doubles with every stage
     stem: Stem = IMAGENET_STEM
-    width: int = 64
-    shortcut: bool = True
-    preactivation: bool = False
-    widen: int = 1
-    dropout: float = 0.0
-    stochastic_depth: float = 0.0
+    width: int = 64  # n, channels of the stem and of a basic block in the first stage (a bottleneck has 4n); doubles
+    shortcut: bool = True  # False removes the residual connections (the paper's ablation, section 5.1)
+    preactivation: bool = False  # batch norm and ReLU before the convolutions of a block, and once at the end
+    widen: int = 1  # k, a factor of the width of basic blocks, not of the stem (Zagoruyko & Komodakis 2016)
+    dropout: float = 0.0  # rate between the two convolutions of a basic block
+    stochastic_depth: float = 0.0  # how often the last block is left out; the rate grows linearly from 0 at the first
 
     @property
     def smallest_px(self) -> int:
-        """The height and width of images of which the last stage still sees a whole pixel: its stride."""
+        """Smallest image that leaves the last stage one pixel: its stride."""
         return self.stem.stride * (2 if self.stem.pool else 1) * 2 ** (len(self.blocks) - 1)
 
 
@@ -80,23 +65,21 @@ def by_depth(
     shortcut: bool = True,
     preactivation: bool = False,
 ) -> Arch:
-    """The template at a depth, with `cardinality` paths of `bottleneck_width` channels (in the first stage).
+    """Return the network of a depth; see `Arch` for the arguments that are not here.
 
     Args:
       depth: 18, 34, 50, 101, 152 or 200 for "imagenet"; 9n + 2 (11, 20, 29, ...) for the others.
       cardinality: C >= 1; the basic blocks of depth 18 and 34 have no paths and take only 1.
-      bottleneck_width: d >= 1.
-      family: "imagenet" (7x7 stem, pooling, four stages), "cifar" (3x3 stem, three stages), or "small": the latter for
+      bottleneck_width: d >= 1; 64 for basic blocks.
+      family: "imagenet" (7x7 stem, pooling, four stages), "cifar" (3x3 stem, three stages), or "small": as "cifar" for
         a CPU, with a stem of stride 2 and half as wide, so that 1x32d, 2x20d, 4x12d, 8x7d and 32x2d cost the same.
-      shortcut: False removes the residual connections.
-      preactivation: see `Arch`.
 
     Raises:
       UserError: a family or depth that does not exist, or a cardinality that the block cannot have.
     """
-    problems = []
     if family not in FAMILIES:
         raise UserError(unknown("model.family", family, FAMILIES))
+    problems = []
     if cardinality < 1 or bottleneck_width < 1:
         problems.append(
             f"model.cardinality={cardinality} and model.bottleneck_width={bottleneck_width}: both must be 1 or more."
@@ -118,15 +101,14 @@ def by_depth(
             f"model.depth={depth} is made of basic blocks, which have no paths: leave model.cardinality at 1 and "
             "model.bottleneck_width at 64, or take depth 50, 101 or 152."
         )
-    if problems:
-        raise UserError(*problems)
+    raise_all(problems)
     stem, width = FAMILIES[family]
     return Arch(block, blocks, cardinality, bottleneck_width, stem, width, shortcut, preactivation)
 
 
 def wide_resnet(depth: int, widen: int) -> Arch:
-    """The Wide ResNet WRN-d-k for CIFAR: d = 6n + 4 layers (projections count, the classifier does not), k as `widen`.
+    """Return WRN-d-k for CIFAR: d = 6n + 4 layers (projections count, the classifier does not) and k = `widen`.
 
-    Its first batch norm and ReLU, which the first convolution and the projection share, are the stem's.
+    The first batch norm and ReLU, which the first convolution and the projection share, belong to the stem.
     """
     return Arch("basic", ((depth - 4) // 6,) * 3, stem=CIFAR_STEM, width=16, preactivation=True, widen=widen)

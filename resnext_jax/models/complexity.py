@@ -17,7 +17,7 @@ Place = tuple[str, ...]  # ("stage2", "block1", "conv1")
 
 @dataclasses.dataclass(frozen=True)
 class Counts:
-    """Of a network or a part of it."""
+    """Costs of a network or a part of it."""
 
     params: int = 0
     multiply_adds: int = 0
@@ -30,21 +30,21 @@ class Counts:
 
 @dataclasses.dataclass(frozen=True)
 class Product:
-    """A convolution or matrix product: where it stands, its counts, and the height and width of a convolution."""
+    """A convolution or matrix product."""
 
     place: Place
     counts: Counts
-    size_px: tuple[int, ...] | None
+    size_px: tuple[int, ...] | None  # height and width of the outputs of a convolution
 
 
 def multiply_adds(model: Network, image_shape: tuple[int, int, int]) -> int:
-    """Of one image, forward, in convolutions and the classifier: the figure that papers call FLOPs.
+    """Return the multiply-adds of one image, forward, in convolutions and the classifier: what papers call FLOPs.
 
-    The network's own, whichever algorithms compute it: no multiplications by the zeros of merged groups, every window
-    whole where it reaches into the padding.
+    They do not depend on the algorithms: the zeros of merged groups do not count, and windows count as a whole, also
+    where they reach into the padding.
 
     Args:
-      model: the network.
+      model: any network of the zoo.
       image_shape: (height, width, channel).
     """
     plain = model.clone(choose_conv=lambda shape: "native", dtype=jnp.dtype("float32"))
@@ -55,7 +55,7 @@ def multiply_adds(model: Network, image_shape: tuple[int, int, int]) -> int:
 
 
 def products(jaxpr: Any, outside: Place = ()) -> Iterator[Product]:
-    """Every convolution and matrix product of a jaxpr and of those inside it."""
+    """Yield every convolution and matrix product of a jaxpr and of those inside it."""
     for equation in jaxpr.eqns:
         place = outside + modules_of(str(equation.source_info.name_stack))
         name, parameters = equation.primitive.name, equation.params
@@ -74,7 +74,7 @@ def products(jaxpr: Any, outside: Place = ()) -> Iterator[Product]:
 
 
 def inner_jaxprs(parameters: dict[str, Any]) -> Iterator[Any]:
-    """The jaxprs among the parameters of an operation."""
+    """Yield the jaxprs among the parameters of an operation."""
     for value in parameters.values():
         for item in value if isinstance(value, tuple | list) else (value,):
             inner = getattr(item, "jaxpr", item)
@@ -83,7 +83,7 @@ def inner_jaxprs(parameters: dict[str, Any]) -> Iterator[Any]:
 
 
 def modules_of(name_stack: str) -> Place:
-    """`ResNeXt/stage2/block1/conv1` -> (stage2, block1, conv1), without the network and what JAX adds."""
+    """Return (stage2, block1, conv1) for `ResNeXt/stage2/block1/conv1`: no network, nothing that JAX adds."""
     words = name_stack.split("/") if name_stack else []
     return stem_together(
         tuple(word for word in words if re.fullmatch(r"[a-z]+\d+|[a-z]+_(conv|bn)|transition|classifier", word))
@@ -91,5 +91,5 @@ def modules_of(name_stack: str) -> Place:
 
 
 def stem_together(place: Place) -> Place:
-    """(stem_conv, kernel) -> (stem, conv, kernel): one part, as a stage is."""
+    """Return (stem, conv, kernel) for (stem_conv, kernel): the stem is one part, as a stage is."""
     return ("stem", place[0].removeprefix("stem_"), *place[1:]) if place and place[0].startswith("stem_") else place

@@ -21,27 +21,18 @@ Outputs = Float[Array, "batch out_height out_width out_channels"]
 
 @dataclasses.dataclass(frozen=True)
 class DenseNetArch:
-    """One DenseNet of the zoo.
+    """One DenseNet of the zoo."""
 
-    Attributes:
-      layers: of each dense block.
-      growth: k, the channels that a layer adds; its 1x1 bottleneck has 4k.
-      width: channels of the stem.
-      stem: see `arch.Stem`. With pooling it has batch norm and ReLU, without (CIFAR) it is the convolution alone.
-    """
-
-    layers: tuple[int, ...]
-    growth: int = 32
-    width: int = 64
-    stem: Stem = IMAGENET_STEM
+    layers: tuple[int, ...]  # number in each dense block
+    growth: int = 32  # k, the channels that a layer adds; its 1x1 bottleneck has 4k
+    width: int = 64  # channels of the stem
+    stem: Stem = IMAGENET_STEM  # batch norm and ReLU follow it only where it has pooling
 
     @property
     def smallest_px(self) -> int:
-        """Transitions halve and round down, the stem rounds up."""
-        smallest = 2 ** (len(self.layers) - 1)
-        for _ in range(2 if self.stem.pool else 0):
-            smallest = 2 * smallest - 1
-        return smallest
+        """Smallest image that leaves the last stage one pixel. Transitions halve and round down, the stem rounds up."""
+        before_stem = 2 ** (len(self.layers) - 1)
+        return 4 * before_stem - 3 if self.stem.pool else before_stem
 
 
 class DenseNet(nn.Module):

@@ -20,23 +20,14 @@ Outputs = Float[Array, "batch out_height out_width out_channels"]
 
 
 class Form(nn.Module):
-    """What the three forms have in common.
+    """What the three forms have in common."""
 
-    Attributes:
-      features: channels of the output.
-      cardinality: the number of paths C.
-      path_width: the channels d of a path.
-      stride: of the first 3x3.
-      numerics: how the layers compute.
-      kernels_px: of the convolutions of a path, from first to last.
-    """
-
-    features: int
-    cardinality: int
-    path_width: int
-    stride: int
+    features: int  # channels of the output
+    cardinality: int  # the number of paths C
+    path_width: int  # the channels d of a path
+    stride: int  # stride of the first 3x3
     numerics: Numerics
-    kernels_px: tuple[int, ...] = (1, 3, 1)
+    kernels_px: tuple[int, ...] = (1, 3, 1)  # kernels of a path, from first to last
 
     @nn.nowrap
     def first_convs(self, x: Images, width: int, groups: int, *, train: bool) -> Outputs:
@@ -119,11 +110,11 @@ def to_paths(variables: PyTree, form: type[Summed] | type[Concatenated], cardina
 
     Args:
       variables: `params` and `batch_stats` of a `Grouped` (or a `Bottleneck`), or any tree like `params`: gradients.
-      form: `Summed` or `Concatenated`.
-      cardinality: C.
+      form: (a) or (b).
+      cardinality: the number of paths C.
 
     Raises:
-      UserError: it does not divide the width.
+      UserError: C does not divide the width.
     """
     result = {}
     for kind, modules in variables.items():
@@ -154,7 +145,7 @@ def to_grouped(variables: PyTree, form: type[Summed] | type[Concatenated]) -> Py
 
 
 def _path_axes(modules: PyTree, form: type[Summed] | type[Concatenated]) -> dict[str, int]:
-    """The dimension in which a module's arrays span the paths, for those that do.
+    """Return the dimension in which a module's arrays span the paths, for those that do.
 
     All convolutions but the last put paths out; the last takes paths in, and each path of (a) has its part of it.
     """

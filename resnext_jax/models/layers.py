@@ -10,10 +10,9 @@ import math
 from collections.abc import Callable
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float
 
 from resnext_jax.errors import UserError
 from resnext_jax.ops import batch_norm, blocked, moments
@@ -31,45 +30,22 @@ Outputs = Float[Array, "batch out_height out_width *out_channels"]
 
 @dataclasses.dataclass(frozen=True)
 class Numerics:
-    """How the layers of a network compute. No parameter depends on it.
+    """How the layers of a network compute. No parameter depends on it."""
 
-    Attributes:
-      choose_conv: names the algorithm for the shape of a convolution (`ops.conv_choice.resolver`).
-      bn_group_images: images per batch-norm group, 0 for the whole batch.
-      dtype: of activations, float32 or bfloat16; parameters and statistics are always float32.
-    """
-
-    choose_conv: Callable[[ConvShape], str]
-    bn_group_images: int = 32
-    dtype: DTypeLike = jnp.float32
+    choose_conv: Callable[[ConvShape], str]  # names the algorithm for a convolution (`ops.conv_choice.resolver`)
+    bn_group_images: int = 32  # images per batch-norm group, 0 for the whole batch
+    dtype: DTypeLike = jnp.float32  # of activations; parameters and statistics are always float32
 
 
-def fan_out_normal(
-    key: Key[Array, ""], shape: tuple[int, ...], dtype: DTypeLike = jnp.float32
-) -> Float[Array, "kernel kernel in_channels out_channels"]:
-    """N(0, sqrt(2 / (k * k * C_out))), the original's rule; the fan-out is *not* divided by the groups.
-
-    Flax's default (fan-in of one group) would make a 32x4d kernel 4 times as large.
-    """
-    kernel_height, kernel_width, _, out_channels = shape
-    std = (2.0 / (kernel_height * kernel_width * out_channels)) ** 0.5
-    return std * jax.random.normal(key, shape, dtype)
-
-
-def fan_in_uniform(
-    key: Key[Array, ""], shape: tuple[int, ...], dtype: DTypeLike = jnp.float32
-) -> Float[Array, "in out"]:
-    """U(-1/sqrt(fan_in), 1/sqrt(fan_in)), Torch's rule for a fully connected layer of shape (fan_in, fan_out)."""
-    bound = shape[0] ** -0.5
-    return jax.random.uniform(key, shape, dtype, -bound, bound)
+# N(0, sqrt(2 / (k * k * C_out))), the original's rule; the fan-out is *not* divided by the groups. Flax's default
+# (fan-in of one group) would make a 32x4d kernel 4 times as large.
+FAN_OUT_NORMAL = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+# U(-1/sqrt(fan_in), 1/sqrt(fan_in)), Torch's rule for a fully connected layer.
+FAN_IN_UNIFORM = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
 class Conv(nn.Module):
-    """A convolution with symmetric padding `kernel_px // 2`, and without bias (only VGG has one).
-
-    The float32 parameter `kernel` is (kernel_px, kernel_px, in_channels / groups, features), whichever algorithm
-    computes it.
-    """
+    """A convolution with symmetric padding `kernel_px // 2`, and without bias (only VGG has one)."""
 
     features: int
     kernel_px: int
@@ -96,7 +72,7 @@ class Conv(nn.Module):
                 f"{self.features} channels needs a cardinality that divides both. Change the cardinality or the width."
             )
         kernel_shape = (self.kernel_px, self.kernel_px, in_channels // self.groups, self.features)
-        return self.param("kernel", fan_out_normal, kernel_shape).astype(self.numerics.dtype)
+        return self.param("kernel", FAN_OUT_NORMAL, kernel_shape).astype(self.numerics.dtype)
 
     @nn.nowrap
     def _algorithm(self, height: int, width: int, in_channels: int) -> str:
@@ -123,14 +99,10 @@ class Conv(nn.Module):
 class ConvBN(Conv):
     """A convolution with batch norm, as one layer.
 
-    The parameters of the two lie side by side in the module around them, as in checkpoints of PyTorch: the layer
-    "conv1" has those of `conv1` and of `bn1`.
-
-    Attributes:
-      bn: name of the batch norm; by default that of the layer with "bn" for "conv".
+    Each has its own parameters in the module around the layer, as in checkpoints of PyTorch: `conv1` and `bn1`.
     """
 
-    bn: str = ""
+    bn: str = ""  # name of the batch norm; by default the name of the layer with "bn" for "conv"
 
     @nn.compact
     def __call__(
@@ -141,13 +113,9 @@ class ConvBN(Conv):
         reader: "ConvBN | None" = None,
         pool: Callable[[Array], Array] | None = None,
     ) -> Outputs:
-        """Return the batch norm of the convolution of x.
+        """Return the batch norm of the convolution of x; see `BatchNorm` for `train` and `pool`.
 
-        Args:
-          x: activations.
-          train: whether batch norm takes the statistics of the batch, else the running ones.
-          reader: layer that reads the outputs of this 1x1. Its algorithm may be faster with channels in blocks.
-          pool: max-pool after the batch norm.
+        `reader` is the layer that reads the outputs of this 1x1. Its algorithm may be faster with channels in blocks.
         """
         bn = self.bn or str(self.name).replace("conv", "bn")
         norm = BatchNorm(self.numerics.bn_group_images, name=bn, parent=self.parent)
@@ -189,7 +157,7 @@ class BatchNorm(nn.Module):
 
         Args:
           x: activations.
-          train: whether to take the statistics of x, else the running ones.
+          train: whether to take the statistics of x, not the running ones.
           kernel: filters of a 1x1 convolution of x, whose outputs are normalized; computed with it as one
             (`ops.moments`). Only in training, and where the batch is one group.
           pool: max-pool after the batch norm. It is computed before it.
@@ -221,7 +189,7 @@ class BatchNorm(nn.Module):
 
 
 # The last layer, always in float32: 1000 logits are cheap and the softmax wants the digits.
-Classifier = functools.partial(nn.Dense, dtype=jnp.float32, precision="highest", kernel_init=fan_in_uniform)
+Classifier = functools.partial(nn.Dense, dtype=jnp.float32, precision="highest", kernel_init=FAN_IN_UNIFORM)
 
 
 def check_size(images: Float[Array, "batch height width channel"], smallest_px: int) -> None:

@@ -24,31 +24,18 @@ Keys = Key[Array, " batch"]
 
 
 class Block(nn.Module):
-    """What all residual blocks have in common.
+    """What all residual blocks have in common; see `Arch` for the fields without a comment."""
 
-    Attributes:
-      features: channels of the output.
-      stride: 2 in the first block of a stage that halves the resolution; it sits in the (first) 3x3.
-      numerics: how the layers compute.
-      inner: channels of a bottleneck's grouped convolution, cardinality * width of a path.
-      cardinality: the number of paths C of a bottleneck, the groups of its 3x3.
-      shortcut: False removes it (the paper's ablation, section 5.1).
-      dropout: rate between the convolutions of a basic block.
-      stochastic_depth: how often an image goes by the shortcut alone, in training.
-      number: place of the block in the network, from 0.
-      num_blocks: of the network.
-    """
-
-    features: int
-    stride: int
+    features: int  # channels of the output
+    stride: int  # of the (first) 3x3: 2 where a stage halves the resolution
     numerics: Numerics
-    inner: int = 0
+    inner: int = 0  # channels of a bottleneck's grouped convolution, cardinality * width of a path
     cardinality: int = 1
     shortcut: bool = True
     dropout: float = 0.0
-    stochastic_depth: float = 0.0
-    number: int = 0
-    num_blocks: int = 1
+    stochastic_depth: float = 0.0  # how often an image goes by the shortcut alone, in training
+    number: int = 0  # place of the block in the network
+    num_blocks: int = 1  # blocks of the whole network
 
     @nn.nowrap
     def drop(self, y: Images, *, train: bool, keys: Keys | None) -> Images:
@@ -194,25 +181,19 @@ class Stage(nn.Module):
 
 
 class ResNeXt(nn.Module):
-    """The network of one `Arch`; a ResNet is a ResNeXt of cardinality 1.
+    """The network of one `Arch`.
 
     Call it with normalized images (batch, height, width, channel); it returns float32 logits (batch, classes), or
     with `features=True` the logits and the activations of every stage. Where there is dropout or stochastic depth,
     training needs the `keys` of the images (`ops.augment.image_keys`).
-
-    Attributes:
-      arch: a row of `zoo.ARCHS`.
-      num_classes: the classes of the data set.
-      choose_conv, bn_group_images, dtype: see `layers.Numerics`.
-      pool: what the classifier reads of the last activations (batch, channel); dense testing has another.
     """
 
     arch: Arch
     num_classes: int
-    choose_conv: Callable[[ConvShape], str]
+    choose_conv: Callable[[ConvShape], str]  # this and the next two: see `layers.Numerics`
     bn_group_images: int = 32
     dtype: DTypeLike = jnp.float32
-    pool: Callable[[Array], Array] = global_average
+    pool: Callable[[Array], Array] = global_average  # last activations -> (batch, channel), which the classifier reads
 
     first_layer: ClassVar[str] = "stem_conv"
 

@@ -21,25 +21,17 @@ POOLED_PX = 7  # what the first fully connected layer sees, of images of 224 px
 
 @dataclasses.dataclass(frozen=True)
 class VggArch:
-    """One VGG of the zoo.
+    """One VGG of the zoo."""
 
-    Attributes:
-      convs: 3x3 convolutions of each of the five stages; a 2x2 max-pool ends each.
-      batch_norm: after every convolution.
-      widths: channels of the stages.
-      hidden: width of the two fully connected layers before the classifier.
-      dropout: the rate after each of these two.
-    """
-
-    convs: tuple[int, ...]
-    batch_norm: bool = False
-    widths: tuple[int, ...] = (64, 128, 256, 512, 512)
-    hidden: int = 4096
-    dropout: float = 0.5
+    convs: tuple[int, ...]  # 3x3 convolutions of each stage; a 2x2 max-pool ends each
+    batch_norm: bool = False  # after every convolution
+    widths: tuple[int, ...] = (64, 128, 256, 512, 512)  # channels of the stages
+    hidden: int = 4096  # width of the two fully connected layers before the classifier
+    dropout: float = 0.5  # rate after each of these two
 
     @property
     def smallest_px(self) -> int:
-        """Each stage halves and rounds down."""
+        """Smallest image that leaves the last stage one pixel. Each stage halves and rounds down."""
         return 2 ** len(self.convs)
 
 
@@ -70,7 +62,7 @@ class Vgg(nn.Module):
             x = activations[name] = Stage(arch, index, numerics, name=name)(x, train=train)
         # In Torch's order, channels first, so that the weights are Torch's, transposed.
         x = jnp.moveaxis(adaptive_average(x, POOLED_PX), 3, 1).reshape(x.shape[0], -1)
-        draw = nn.initializers.normal(0.01)  # as the paper has it
+        draw = nn.initializers.normal(0.01)  # as in the paper
         for number in (1, 2):
             dense = nn.Dense(
                 arch.hidden, dtype=self.dtype, precision=precision(x), kernel_init=draw, name=f"hidden{number}"

@@ -97,19 +97,15 @@ def select(
     dropout: float | None = None,
     stochastic_depth: float = 0.0,
 ) -> Row:
-    """The network of a config's `model` fields.
+    """Return the network of a config's `model` fields; see `arch.Arch` for those that are not here.
 
     Args:
-      name: a row of `ARCHS`; where it is empty, the four numbers after it say which (`by_depth`).
+      name: a row of `ARCHS`; "" for the network of the next four arguments.
       family, depth, cardinality, bottleneck_width: see `by_depth`.
-      shortcut: False takes the residual connections away.
-      preactivation: True puts batch norm and ReLU before the convolutions.
-      dropout: takes the place of the row's rate, where it is set.
-      stochastic_depth: see `arch.Arch`.
+      dropout: replaces the row's rate, if it is set.
 
     Raises:
-      UserError: there is no such row (the close matches are named) or no such depth, or the network cannot have what
-        is asked of it.
+      UserError: there is no such row or no such depth, or the network does not support a setting.
     """
     if name and name not in ARCHS:
         raise UserError(unknown("model.name", name, ARCHS))
@@ -147,7 +143,7 @@ IMAGENET_INPUT = (224, 3, 1000)
 
 
 def usual_input(arch: Row) -> tuple[int, int, int]:
-    """(height and width, channels, classes) of what a network was published for: ImageNet, CIFAR-10, Fashion-MNIST."""
+    """Return (height and width, channels, classes) of a network's data: ImageNet, CIFAR-10 or Fashion-MNIST."""
     by_stem = {CIFAR_STEM: (32, 3, 10), SMALL_STEM: (28, 1, 10)}
     return IMAGENET_INPUT if isinstance(arch, VggArch) else by_stem.get(arch.stem, IMAGENET_INPUT)
 
@@ -165,19 +161,18 @@ def build_model(
     compute_dtype: str,
     bn_group_images: int,
 ) -> Network:
-    """The network with everything chosen that is no part of its mathematics.
+    """Return the Flax module of a network, with an algorithm chosen for every convolution.
 
     Args:
-      arch: of `select`.
-      num_classes: of the data set.
-      platform: "cpu", "gpu" or "tpu": whom the convolution algorithms are chosen for.
-      chip: which one; see `ops.conv_choice.choose`.
-      conv_impl: "auto", or the one algorithm for every convolution (`ops.grouped_conv.algorithm`).
-      compute_dtype: "bfloat16" or "float32", of the activations.
+      arch: a result of `select`.
+      num_classes: number of outputs.
+      platform, chip: device that the algorithms are chosen for; see `ops.conv_choice.choose`.
+      conv_impl: "auto", or one algorithm for every convolution (`ops.grouped_conv.algorithm`).
+      compute_dtype: "bfloat16" or "float32"; dtype of the activations.
       bn_group_images: images per batch-norm group, 0 for the whole batch.
 
     Raises:
-      UserError: an unknown algorithm or dtype, or an algorithm that the groups of the network do not suit.
+      UserError: an unknown algorithm or dtype, or an algorithm that cannot compute the network's groups.
     """
     if compute_dtype not in DTYPES:
         raise UserError(unknown("compute_dtype", compute_dtype, DTYPES))

@@ -1,7 +1,7 @@
-"""What happens to images on the device: uint8 in, normalised float32 out, every draw keyed per image.
+"""Augmentation on the device: uint8 in, normalized float32 out, every draw keyed per image.
 
-The order is the original code's (recipe of fb.resnet.torch): colour jitter, PCA lighting, normalise, flip; on CIFAR
-normalise, flip, zero-pad and crop. Random erasing, which is not among them, comes last. Keys come from (seed, step,
+The order is the original code's (recipe of fb.resnet.torch): color jitter, PCA lighting, normalize, flip; on CIFAR
+normalize, flip, zero-pad and crop. Random erasing, which it does not have, comes last. Keys come from (seed, step,
 position in the global batch), so that an image gets the same draws on any number of devices.
 """
 
@@ -27,7 +27,7 @@ LUMA = (0.299, 0.587, 0.114)
 
 
 def image_keys(seed: int, step: Int[Array, ""], batch_size: int) -> Key[Array, " batch"]:
-    """One key per image, a function of (seed, step, position in the global batch) alone."""
+    """Return one key per image, a function of (seed, step, position in the global batch)."""
     step_key = jax.random.fold_in(jax.random.key(seed), step)
     return jax.vmap(partial(jax.random.fold_in, step_key))(jnp.arange(batch_size))
 
@@ -35,42 +35,42 @@ def image_keys(seed: int, step: Int[Array, ""], batch_size: int) -> Key[Array, "
 def normalize(
     images: Float[Array, "*dims channel"], mean: Sequence[float], std: Sequence[float]
 ) -> Float[Array, "*dims channel"]:
-    """`(images - mean) / std` per channel; all three on the scale 0..255."""
+    """Return `(images - mean) / std` per channel; all three on the scale 0..255."""
     shape = (1,) * (images.ndim - 1) + (-1,)
     return (images - jnp.asarray(mean, jnp.float32).reshape(shape)) / jnp.asarray(std, jnp.float32).reshape(shape)
 
 
 def color_jitter(key: Key[Array, ""], image: Image, strength: float) -> Image:
-    """Brightness, contrast and saturation, each a blend `alpha * x + (1 - alpha) * other`, alpha = 1 + U(-s, s).
+    """Change brightness, contrast and saturation by blends `alpha * x + (1 - alpha) * other`, alpha = 1 + U(-s, s).
 
-    `other` is black, the mean grey of the image, and the grey image. Values are not clipped, as in the original. The
-    original's random order is left out, for nothing can see it: the blends are linear and the weights of grey sum to 1,
-    so all six orders are the same function.
+    `other` is black, the mean gray of the image, and the gray image. Values are not clipped, as in the original. The
+    original's random order makes no difference: the blends are linear and the weights of gray sum to 1, so all six
+    orders are the same function.
     """
     brightness, contrast, saturation = 1.0 + jax.random.uniform(key, (3,), jnp.float32, -strength, strength)
 
-    def grey(x: Image) -> Float[Array, "height width 1"]:
+    def gray(x: Image) -> Float[Array, "height width 1"]:
         return (x * jnp.asarray(LUMA, jnp.float32)[None, None]).sum(axis=-1, keepdims=True)
 
     image = brightness * image
-    image = contrast * image + (1.0 - contrast) * grey(image).mean(keepdims=True)
-    return saturation * image + (1.0 - saturation) * grey(image)
+    image = contrast * image + (1.0 - contrast) * gray(image).mean(keepdims=True)
+    return saturation * image + (1.0 - saturation) * gray(image)
 
 
 def pca_lighting(key: Key[Array, ""], image: Image, std: float) -> Image:
-    """Adds `255 * V @ (a * lambda)` to every pixel, a ~ N(0, std) each (Krizhevsky et al. 2012, section 4.1)."""
+    """Add `255 * V @ (a * lambda)` to every pixel, a ~ N(0, std) each (Krizhevsky et al. 2012, section 4.1)."""
     alpha = std * jax.random.normal(key, (3,), jnp.float32) * jnp.asarray(LIGHTING_EIGENVALUES, jnp.float32)
     shift = jnp.asarray(LIGHTING_EIGENVECTORS, jnp.float32) @ alpha
     return image + 255.0 * shift[None, None]
 
 
 def flip(key: Key[Array, ""], image: Image) -> Image:
-    """Mirrors left and right with probability 1/2."""
+    """Mirror left and right with probability 1/2."""
     return jnp.where(jax.random.bernoulli(key), image[:, ::-1], image)
 
 
 def pad_crop(key: Key[Array, ""], image: Image, pad_px: int) -> Image:
-    """Pads with zeros on every side and cuts the original size out at a uniformly drawn place."""
+    """Pad with zeros on every side and crop the original size at a uniformly drawn place."""
     top_left = jax.random.randint(key, (2,), 0, 2 * pad_px + 1)
     padded = jnp.pad(image, ((pad_px, pad_px), (pad_px, pad_px), (0, 0)))
     return jax.lax.dynamic_slice(padded, (top_left[0], top_left[1], 0), image.shape)
@@ -86,9 +86,9 @@ def make_augment(
     pad_px: int = 0,
     erase_probability: float = 0.0,
 ) -> Callable[[UInt8[Array, "batch height width channel"], Key[Array, " batch"]], Array]:
-    """The training augmentation of a recipe: `augment(images, keys) -> normalised float32 images`.
+    """Return the training augmentation of a recipe: `augment(images, keys) -> normalized float32 images`.
 
-    A part whose strength is 0 (or False) is left out of the program. Colour jitter and lighting want three channels.
+    A part whose strength is 0 (or False) is left out of the program. Color jitter and lighting need three channels.
     """
 
     def one(image: UInt8[Array, "height width channel"], key: Key[Array, ""]) -> Image:

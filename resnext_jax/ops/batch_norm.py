@@ -1,8 +1,8 @@
 """Batch norm whose statistics are taken over groups of images, whatever the number of devices.
 
 The paper trains 256 images as 8 GPUs x 32 with statistics per GPU (ICML 2015 batch norm; fb.resnet.torch). Here the
-group is a property of the recipe: images [0, g), [g, 2g), ... of the global batch, found by a plain reshape. When g
-divides the images per device no communication is needed; otherwise the partitioner adds it, and the numbers stay.
+recipe sets the groups: images [0, g), [g, 2g), ... of the global batch, by a plain reshape. If g divides the images per
+device, no communication is needed. Otherwise the partitioner adds it, and the numbers do not change.
 """
 
 from collections.abc import Callable
@@ -16,11 +16,9 @@ from jaxtyping import Array, Float
 def group_statistics(
     x: Float[Array, "batch height width *channel"], group_images: int
 ) -> tuple[Float[Array, "group channels"], Float[Array, "group channels"]]:
-    """Mean and biased variance of each channel over each group of images, in float32, in one pass over `x`.
+    """Return mean and biased variance of each channel over groups of `group_images` images, in one float32 pass.
 
-    Args:
-      x: activations; `batch` must be a multiple of `group_images`. Channels in blocks count through.
-      group_images: consecutive images per group; 0 takes the whole batch as one group.
+    A group is consecutive images; 0 makes the whole batch one group. Channels in blocks are flattened.
 
     Raises:
       ValueError: the groups do not divide the batch.
@@ -36,7 +34,7 @@ def _statistics(
 ) -> tuple[Float[Array, " channels"], Float[Array, " channels"]]:
     x = x.astype(jnp.float32)
     mean = x.mean(axis=(0, 1, 2))
-    # One pass: both sums are read off the same sweep. Clamped, because the difference may round below zero.
+    # Clamped, because the difference may round below zero.
     variance = jnp.maximum(jnp.square(x).mean(axis=(0, 1, 2)) - jnp.square(mean), 0.0)
     return mean.reshape(-1), variance.reshape(-1)
 
@@ -49,9 +47,9 @@ def normalize(
     bias: Float[Array, " channels"],
     epsilon: float,
 ) -> Float[Array, "batch height width *channel"]:
-    """`(x - mean) / sqrt(variance + epsilon) * scale + bias`, each group of images with its own row of statistics.
+    """Return `(x - mean) / sqrt(variance + epsilon) * scale + bias`, with a row of statistics for each group of images.
 
-    The arithmetic is float32; the result has the dtype of `x`. One group (running statistics) covers the whole batch.
+    The arithmetic is float32; the result has the dtype of `x`. One row (running statistics) is for the whole batch.
     """
     factor = jax.lax.rsqrt(variance + epsilon) * scale[None]
     offset = bias[None] - mean * factor
@@ -68,11 +66,8 @@ def _scale_and_shift(
 
 
 def _per_group(function: Callable, groups: int, x: Float[Array, "batch height width *channel"], *rows: Array) -> Any:
-    """`function` of every group of images and its rows, the results stacked.
-
-    One group is not put through a reshape: it would keep a TPU's compiler from fusing across the batch norm.
-    """
-    if groups == 1:
+    """Return the stacked results of `function` for every group of images and its rows."""
+    if groups == 1:  # without a reshape, which would keep a TPU's compiler from fusing across the batch norm
         return jax.tree.map(lambda out: out[None], function(x, *(row[0] for row in rows)))
     return jax.vmap(function)(x.reshape(groups, x.shape[0] // groups, *x.shape[1:]), *rows)
 
@@ -80,9 +75,8 @@ def _per_group(function: Callable, groups: int, x: Float[Array, "batch height wi
 def update_running(
     running: Float[Array, " channel"], groups: Float[Array, "group channel"], momentum: float
 ) -> Float[Array, " channel"]:
-    """The exponential average moved towards the mean over the groups: `momentum * running + (1 - momentum) * mean`.
+    """Return `momentum * running + (1 - momentum) * mean over the groups`.
 
-    The original code keeps the running statistics of its first GPU alone; the mean over the groups estimates the
-    same quantity with less noise.
+    The original code keeps the statistics of its first GPU only; the mean over the groups has less noise.
     """
     return momentum * running + (1.0 - momentum) * groups.mean(axis=0)

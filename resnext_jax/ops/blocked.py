@@ -1,9 +1,9 @@
 """1x1 convolutions into and out of blocks of channels: (batch, height, width, block, channel).
 
-A TPU computes a grouped convolution of merged groups block by block, 128 channels each, and lays its operands out
-accordingly. With plain (batch, height, width, channel) activations on both sides every batch norm in between reads one
-layout and writes the other, in passes of its own. Here the blocks are a dimension from one 1x1 convolution to the
-next, and no pass is left. Parameters stay those of the plain convolution.
+A TPU computes a grouped convolution of merged groups in blocks of 128 channels and lays its operands out accordingly.
+With plain (batch, height, width, channel) activations on both sides, every batch norm in between needs extra passes to
+read one layout and write the other. Here the blocks are a dimension from one 1x1 convolution to the next, without
+extra passes. Parameters are those of the plain convolution.
 """
 
 import jax
@@ -21,20 +21,20 @@ BLOCK = 128  # channels: the lanes of a TPU's registers and, on most generations
 
 
 def num_blocks(impl: str, groups: int, channels: int) -> int:
-    """Into how many blocks the channels around a grouped convolution are split for its algorithm; 1: not at all."""
+    """Return into how many blocks an algorithm splits the channels around a grouped convolution; 1: not at all."""
     fits = impl == "blocked128" and groups > 1 and channels % BLOCK == 0
     return channels // BLOCK if fits else 1
 
 
 def to_blocks(x: Images, kernel: Kernel, blocks: int) -> Blocks:
-    """The 1x1 convolution whose outputs are split into `blocks` blocks of neighbouring channels."""
+    """Return the 1x1 convolution with its outputs split into `blocks` blocks of neighboring channels."""
     filters = kernel[0, 0].reshape(x.shape[-1], blocks, -1)
     return jnp.einsum("bhwi,igo->bhwgo", x, filters, precision=precision(x))
 
 
 @jax.custom_vjp
 def from_blocks(x: Blocks, kernel: Kernel) -> Outputs:
-    """The 1x1 convolution of inputs that come in blocks; the kernel's input channels are those of all blocks."""
+    """Return the 1x1 convolution of inputs that come in blocks; the kernel reads the channels of all blocks."""
     return jnp.einsum("bhwgi,gio->bhwo", x, _filters(x, kernel), precision=precision(x))
 
 
@@ -49,10 +49,10 @@ def _backward(saved: tuple[Blocks, Kernel], grad_out: Outputs) -> tuple[Blocks, 
 
 
 def sum_of_products(x: Float[Array, "batch height width *left"], y: Float[Array, "batch height width *right"]) -> Array:
-    """The sum over positions of every product of a channel of x and one of y, float32: (*left, *right).
+    """Return the sum over positions of every product of a channel of x and one of y, float32: (*left, *right).
 
-    Contracted in the order height, width, batch, in which a TPU keeps these arrays: the compiler then computes the ReLU
-    before them on the fly, and otherwise writes it out first.
+    The order of contraction (height, width, batch) is a TPU's layout: the compiler then computes the ReLU before it on
+    the fly, and otherwise writes it out first.
     """
     positions = (1, 2, 0)
     dimensions = ((positions, positions), ((), ()))

@@ -14,7 +14,7 @@ from resnext_jax.ops.grouped_conv import grouped_conv
 
 @dataclasses.dataclass(frozen=True)
 class ConvShape:
-    """What an algorithm is chosen by: the convolution and the height and width of its input, without the batch."""
+    """A convolution and the height and width of its input, without the batch: what an algorithm is chosen by."""
 
     kernel_px: int
     stride: int
@@ -38,26 +38,24 @@ TPU_KINDS = {
 
 
 def chip_of(device_kind: str) -> str:
-    """The generation of a TPU ("v5e") by the name that JAX gives its devices; any other device's own name."""
+    """Return the generation of a TPU ("v5e") by JAX's name of the device; for other devices that name."""
     return TPU_KINDS.get(device_kind, device_kind)
 
 
 def choose(platform: str, chip: str, shape: ConvShape) -> str:
-    """The fastest known algorithm for a convolution.
-
-    What was measured stands in `conv_table`; the rest follows `rule`.
+    """Return the fastest algorithm in `conv_table`, or by `rule` for a convolution that was not measured.
 
     Args:
       platform: "cpu", "gpu" or "tpu".
-      chip: which one; see `chip_of`. It matters on a TPU; the rows of a CPU or GPU are those of whichever was measured.
-      shape: of the convolution.
+      chip: name by `chip_of`. It matters only on a TPU: all CPUs, and all GPUs, share the rows of the one measured.
+      shape: shape of the convolution.
     """
     measured = conv_table.TABLE.get(section(platform, chip), {}).get(key_of(shape))
     return rule(platform, chip, shape) if measured is None else measured[0]
 
 
 def rule(platform: str, chip: str, shape: ConvShape) -> str:
-    """What to take for a convolution that was never measured: docs/performance.md says what each choice is worth.
+    """Return the algorithm for a convolution that was not measured; docs/performance.md has the gain of each choice.
 
     CPU: slabs of 32 channels waste few multiplications and keep to XLA's fast code. A 1x1 is a matrix product.
     """
@@ -71,7 +69,7 @@ def rule(platform: str, chip: str, shape: ConvShape) -> str:
 
 
 def _plain_on_tpu(shape: ConvShape) -> str:
-    """The stem over blocks of pixels; a 1x1 of few channels with its batch norm, for which it must not narrow."""
+    """Choose blocks of pixels for the stem, and moments for a 1x1 of few channels to more channels."""
     if shape.kernel_px == 7:
         return "space_to_depth"
     if shape.kernel_px > 1:
@@ -84,7 +82,7 @@ def _plain_on_tpu(shape: ConvShape) -> str:
 
 
 def _grouped_on_tpu(chip: str, shape: ConvShape) -> str:
-    """As many channels as the matrix unit is wide, 256 on a v6e and 128 before it; or a few blocks of 128 stay blocks.
+    """Choose groups as wide as the matrix unit (256 channels on a v6e, else 128), or a few blocks of 128.
 
     In large images, and with a stride, zeros of wider groups cost less than the passes from one layout to the other.
     """
@@ -102,17 +100,17 @@ def _grouped_on_tpu(chip: str, shape: ConvShape) -> str:
 
 
 def section(platform: str, chip: str) -> str:
-    """The part of the table that a device reads: "cpu", "gpu" or "tpu v5e"."""
+    """Return the part of the table that a device reads: "cpu", "gpu" or "tpu v5e"."""
     return f"{platform} {chip}" if platform == "tpu" else platform
 
 
 def key_of(shape: ConvShape) -> conv_table.Key:
-    """The row of a shape; a width other than the height changes little."""
+    """Return the row of a shape; a width other than the height changes little."""
     return shape.kernel_px, shape.stride, shape.groups, shape.in_channels, shape.out_channels, shape.height
 
 
 def problems_of(conv_impl: str) -> list[str]:
-    """What is wrong with a config's or command's `conv_impl`: an empty list, or one sentence."""
+    """Return what is wrong with a `conv_impl`: an empty list, or one sentence."""
     try:
         resolver(conv_impl, platform="", chip="")
     except UserError as error:
@@ -121,19 +119,14 @@ def problems_of(conv_impl: str) -> list[str]:
 
 
 def resolver(conv_impl: str, platform: str, chip: str = "", groups: int = 1) -> Callable[[ConvShape], str]:
-    """The choice per convolution: by `choose` for "auto", else the named algorithm everywhere.
-
-    Args:
-      conv_impl: "auto", or an algorithm.
-      platform, chip: see `choose`.
-      groups: of the network's grouped convolutions, which the algorithm must be able to compute.
+    """Return the choice per convolution: by `choose` for "auto", else the named algorithm everywhere.
 
     Raises:
-      UserError: `conv_impl` is neither "auto" nor known to `grouped_conv.algorithm`, or does not suit the groups.
+      UserError: `conv_impl` is neither "auto" nor known to `grouped_conv.algorithm`, or cannot compute `groups` groups.
     """
     if conv_impl == "auto":
         return functools.partial(choose, platform, chip)
-    # Traced and not run: outputs and gradients, for either may be merged by a factor that does not divide.
+    # Only traced: outputs and gradients, because both may be merged by a factor that does not divide.
     conv = functools.partial(grouped_conv, impl=conv_impl)
     pixel = jax.ShapeDtypeStruct((1, 1, 1, groups), "float32")  # in, out, and as a 1x1 kernel
     jax.eval_shape(lambda x, kernel: jax.vjp(conv, x, kernel)[1](x), pixel, pixel)

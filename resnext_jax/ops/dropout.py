@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-# A word between an image's key and the layers' numbers: augmentation splits the same key, which gives its first few.
+# Folded into an image's key before the number of a layer: augmentation splits the same key.
 LAYERS = 0x64726F70
 
 
@@ -20,13 +20,7 @@ def layer_keys(keys: Key[Array, " batch"] | None, number: int) -> Key[Array, " b
 
 
 def dropout(x: Float[Array, "batch *dims"], keys: Key[Array, " batch"], rate: float) -> Float[Array, "batch *dims"]:
-    """Return x, each value 0 with probability `rate`, and otherwise divided by `1 - rate`.
-
-    Args:
-      x: activations.
-      keys: one per image, from `layer_keys`.
-      rate: in [0, 1).
-    """
+    """Return x, each value 0 with probability `rate`, and otherwise divided by `1 - rate`; see `layer_keys`."""
     kept = jax.vmap(lambda key: jax.random.bernoulli(key, 1.0 - rate, x.shape[1:]))(keys)
     return jnp.where(kept, x / (1.0 - rate), jnp.zeros((), x.dtype))
 
@@ -36,7 +30,7 @@ def stochastic_depth(
 ) -> Float[Array, "batch *dims"]:
     """Return x, all of an image 0 with probability `rate`, and otherwise divided by `1 - rate`.
 
-    Source: Huang et al. 2016 (arXiv 1603.09382), scaled while training as in timm, so that inference is as it is.
+    Source: Huang et al. 2016 (arXiv 1603.09382). The scale is for training, as in timm; inference needs none.
     """
     kept = jax.vmap(lambda key: jax.random.bernoulli(key, 1.0 - rate))(keys)
     factor = jnp.where(kept, 1.0 / (1.0 - rate), 0.0).astype(x.dtype)

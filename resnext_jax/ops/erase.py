@@ -9,17 +9,17 @@ from jaxtyping import Array, Bool, Float, Key
 AREA_FRACTIONS = (0.02, 0.33)
 ASPECTS = (0.3, 3.3)  # height over width; uniform in its logarithm
 NUM_TRIES = 10
-# A word between an image's key and these draws: augmentation splits the same key, which gives its first few.
+# Folded into an image's key for these draws: augmentation splits the same key.
 ERASE = 0x65726173
 
 
 def erase(
     key: Key[Array, ""], image: Float[Array, "height width channel"], probability: float
 ) -> Float[Array, "height width channel"]:
-    """With this probability one rectangle of a normalised image becomes 0, the mean of the pixels.
+    """Set one rectangle of a normalized image to 0, the mean of the pixels, with this probability.
 
-    Of ten rectangles, each of another area and aspect, the first is taken that is smaller than the image both ways; it
-    lies anywhere in it. Where none is, nothing happens.
+    Ten areas and aspects are drawn. The first rectangle that is smaller than the image both ways is erased, at a random
+    place; if there is none, the image is unchanged.
     """
     height, width = image.shape[:2]
     drawn = jax.random.uniform(jax.random.fold_in(key, ERASE), (2 * NUM_TRIES + 3,))
@@ -31,8 +31,8 @@ def erase(
     fits = (heights < height) & (widths < width)
     first = jnp.argmax(fits)
     box_height, box_width = heights[first], widths[first]
-    room = jnp.stack([height - box_height + 1, width - box_width + 1])
-    top, left = jnp.floor(place * room.astype(jnp.float32)).astype(jnp.int32)
+    places = jnp.stack([height - box_height + 1, width - box_width + 1])
+    top, left = jnp.floor(place * places.astype(jnp.float32)).astype(jnp.int32)
     erased = (chance < probability) & fits[first]
     rows, columns = _within(height, top, box_height), _within(width, left, box_width)
     return jnp.where((rows[:, None] & columns[None] & erased)[..., None], 0.0, image)

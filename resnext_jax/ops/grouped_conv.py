@@ -1,9 +1,8 @@
 """Grouped convolution: one function, one kernel layout, several algorithms.
 
-Every convolution of the networks goes through `grouped_conv`. A kernel always has the shape
-(k, k, in_channels / groups, out_channels), whichever algorithm computes it, so a checkpoint moves between TPU, GPU and
-CPU untouched. What is fast differs by a factor of hundreds between devices: `ops.conv_choice` is the table of what to
-take.
+A kernel always has the shape (k, k, in_channels / groups, out_channels), whichever algorithm computes it, so
+checkpoints move between TPU, GPU and CPU unchanged. The speed of an algorithm differs by a factor of hundreds between
+devices: `ops.conv_choice` chooses.
 """
 
 import functools
@@ -12,12 +11,11 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, Float
 
 from resnext_jax.errors import UserError, unknown
 from resnext_jax.ops import space_to_depth
-from resnext_jax.ops.conv_products import im2col, per_tap, precision
+from resnext_jax.ops.conv_products import conv, im2col, per_tap, precision
 
 Images = Float[Array, "batch height width in_channels"]
 Kernel = Float[Array, "kernel kernel group_in_channels out_channels"]
@@ -26,13 +24,13 @@ Algorithm = Callable[[Images, Kernel, int], Outputs]  # the last argument is the
 
 
 def grouped_conv(x: Images, kernel: Kernel, *, stride: int = 1, impl: str) -> Outputs:
-    """Convolves each group of input channels with its own filters (Figure 3(c) of the paper), padding by k // 2.
+    """Convolve each group of input channels with its own filters (Figure 3(c) of the paper), padding by k // 2.
 
     Args:
       x: images or features.
       kernel: filters of the same dtype; x's channels are in `in_channels / group_in_channels` groups, in order.
       stride: step of the window, in both directions.
-      impl: a name that `algorithm` knows.
+      impl: see `algorithm`.
 
     Returns:
       (batch, (height - 1) // stride + 1, (width - 1) // stride + 1, out_channels), in x's dtype.
@@ -57,31 +55,25 @@ def grouped_conv(x: Images, kernel: Kernel, *, stride: int = 1, impl: str) -> Ou
 
 
 def _native(x: Images, kernel: Kernel, stride: int) -> Outputs:
-    """XLA's own grouped convolution.
+    """Return XLA's own grouped convolution.
 
-    Its filter gradient, with more than one group, is a convolution with `batch_group_count`; where the batch is
-    sharded, XLA on the CPU gathers the whole batch for it.
+    Its filter gradient, with more than one group, is a convolution with `batch_group_count`. If the batch is sharded,
+    XLA on the CPU gathers the whole batch for it.
     """
     pad_px = kernel.shape[0] // 2
-    return lax.conv_general_dilated(
-        x,
-        kernel,
-        window_strides=(stride, stride),
-        padding=((pad_px, pad_px), (pad_px, pad_px)),
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        feature_group_count=x.shape[-1] // kernel.shape[2],
-        precision=precision(x),
-    )
+    padding = ((pad_px, pad_px), (pad_px, pad_px))
+    groups = x.shape[-1] // kernel.shape[2]
+    return conv(x, kernel, (stride, stride), padding, feature_group_count=groups, precision=precision(x))
 
 
 def _merged(x: Images, kernel: Kernel, stride: int, *, width: int | None = None) -> Outputs:
-    """Merges neighbouring groups into block-diagonal ones of at most `width` channels (None: all into one)."""
+    """Merge neighboring groups into block-diagonal ones of at most `width` channels (None: all into one)."""
     groups = x.shape[-1] // kernel.shape[2]
     return _native(x, _block_diagonal(kernel, groups, _groups_to_merge(groups, kernel.shape[2], width)), stride)
 
 
 def _merged_by(x: Images, kernel: Kernel, stride: int, *, merge: int) -> Outputs:
-    """Merges every `merge` neighbouring groups into one; a single group is left alone."""
+    """Merge every `merge` neighboring groups into one; a single group is left alone."""
     groups = x.shape[-1] // kernel.shape[2]
     if groups > 1 and groups % merge:
         divisors = ", ".join(str(n) for n in range(1, groups + 1) if groups % n == 0)
@@ -93,10 +85,9 @@ def _merged_by(x: Images, kernel: Kernel, stride: int, *, merge: int) -> Outputs
 
 
 def _slabs(x: Images, kernel: Kernel, stride: int, *, width: int) -> Outputs:
-    """One plain convolution per slab of at most `width` channels, its groups merged.
+    """Return plain convolutions of slabs of at most `width` channels, each with its groups merged.
 
-    XLA on the CPU has fast code for a plain convolution and all its gradients, if its channels are few; more than one
-    group, in one operation, takes a slow path.
+    XLA on the CPU has fast code for a plain convolution of few channels and its gradients, and slow code for groups.
     """
     groups = x.shape[-1] // kernel.shape[2]
     merge = _groups_to_merge(groups, kernel.shape[2], width)
@@ -106,14 +97,14 @@ def _slabs(x: Images, kernel: Kernel, stride: int, *, width: int) -> Outputs:
 
 
 def _apart(forward: Algorithm, backward: Algorithm) -> Algorithm:
-    """The outputs of one algorithm and the gradients of another."""
+    """Return an algorithm with the outputs of one and the gradients of another."""
     conv = jax.custom_vjp(forward, nondiff_argnums=(2,))
 
     def save(x: Images, kernel: Kernel, stride: int) -> tuple[Outputs, tuple[Images, Kernel]]:
         return forward(x, kernel, stride), (x, kernel)
 
     def gradients(stride: int, saved: tuple[Images, Kernel], grad_out: Outputs) -> tuple[Images, Kernel]:
-        # The outputs of `backward` are asked for by nobody: the compiler leaves them out.
+        # The compiler drops the outputs of `backward`, which are not used.
         return jax.vjp(lambda x, kernel: backward(x, kernel, stride), *saved)[1](grad_out)
 
     conv.defvjp(save, gradients)
@@ -121,20 +112,20 @@ def _apart(forward: Algorithm, backward: Algorithm) -> Algorithm:
 
 
 def _space_to_depth(x: Images, kernel: Kernel, stride: int) -> Outputs:
-    """Over blocks of 2x2 pixels where that is possible, else native."""
+    """Convolve blocks of 2x2 pixels where that is possible, else natively."""
     fits = stride == 2 and x.shape[3] == kernel.shape[2] and x.shape[1] % 2 == x.shape[2] % 2 == 0
     return space_to_depth.conv_by_blocks(x, kernel) if fits else _native(x, kernel, stride)
 
 
 def _subsampled(x: Images, kernel: Kernel, stride: int) -> Outputs:
-    """A strided 1x1 on the pixels that it reads; its input gradient is then not a convolution over mostly zeros."""
+    """Compute a strided 1x1 on the pixels that it reads, so that its input gradient does not convolve mostly zeros."""
     if kernel.shape[0] > 1:
         return _native(x, kernel, stride)
     return _native(x[:, ::stride, ::stride], kernel, 1)
 
 
 def _groups_to_merge(groups: int, group_in_channels: int, width: int | None) -> int:
-    """The most neighbours whose channels together fit `width`; a divisor of `groups`."""
+    """Return the most groups whose channels together fit `width`; a divisor of `groups`."""
     if width is None:
         return groups
     return max(n for n in range(1, groups + 1) if groups % n == 0 and (n == 1 or n * group_in_channels <= width))
@@ -143,11 +134,11 @@ def _groups_to_merge(groups: int, group_in_channels: int, width: int | None) -> 
 def _block_diagonal(
     kernel: Kernel, groups: int, merge: int
 ) -> Float[Array, "kernel kernel merged_in_channels out_channels"]:
-    """The kernel of `groups / merge` groups that computes the same function: true weights on the diagonal, else 0."""
+    """Return the kernel of `groups / merge` groups with the weights on the block diagonal and 0 elsewhere."""
     if merge == 1:
         return kernel
     _, _, group_in_channels, out_channels = kernel.shape
-    # Four dimensions throughout: a TPU broadcasts into seven at a crawl.
+    # Four dimensions throughout: broadcasting into seven is slow on a TPU.
     tiled = jnp.tile(kernel, (1, 1, merge, 1))
     row = jnp.arange(merge * group_in_channels) // group_in_channels
     column = jnp.arange(out_channels) // (out_channels // groups) % merge
@@ -166,7 +157,7 @@ IMPLS: dict[str, Algorithm] = {
     "per_tap": per_tap,
     "space_to_depth": _space_to_depth,
     "subsampled": _subsampled,
-    # The same as merged128, between 1x1 convolutions that hand over and take blocks of 128 channels: `ops.blocked`.
+    # As merged128, between 1x1 convolutions whose outputs and inputs are blocks of 128 channels: `ops.blocked`.
     "blocked128": functools.partial(_merged, width=128),
     # For a 1x1 together with the batch norm after it: `ops.moments`. Alone it is the native one.
     "moments": _native,
@@ -175,13 +166,10 @@ ALL_IMPLS = ("auto", *IMPLS, "merge<r>", "<forward>+<backward>")  # what `conv_i
 
 
 def algorithm(impl: str) -> Algorithm:
-    """The algorithm of a name: one of `IMPLS`, `merge<r>` for any r, or two of them for forward and backward.
+    """Return the algorithm of a name; raise UserError if there is none.
 
-    Example:
-      `merge8` merges every 8 groups; `native+im2col` computes outputs as `native`, both gradients as `im2col`.
-
-    Raises:
-      UserError: there is no such algorithm.
+    A name is one of `IMPLS`, `merge8` to merge every 8 groups, or `native+im2col` to compute the outputs as `native`
+    and both gradients as `im2col`.
     """
     forward, plus, backward = impl.partition("+")
     if plus:

@@ -1,4 +1,4 @@
-"""What is minimised: the cross-entropy of one answer, or of a yes or no for every class."""
+"""Training losses: the cross-entropy of one answer, or of a yes or no for every class."""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from resnext_jax.ops.mix import Labels
 def targets(
     labels: Labels, num_classes: int, smoothing: float, dtype: DTypeLike = jnp.float32
 ) -> Float[Array, "batch classes"]:
-    """The shares of the classes, `(1 - smoothing) * shares + smoothing / classes`; they sum to 1."""
+    """Return the shares of the classes, `(1 - smoothing) * shares + smoothing / classes`; they sum to 1."""
     shares = jax.nn.one_hot(labels.own, num_classes, dtype=dtype)
     if labels.other is not None and labels.weight is not None:
         other = jax.nn.one_hot(labels.other, num_classes, dtype=dtype)
@@ -23,7 +23,7 @@ def targets(
 def softmax(
     logits: Float[Array, "batch classes"], labels: Labels, *, smoothing: float, threshold: float | None = None
 ) -> Float[Array, " batch"]:
-    """Softmax cross-entropy per image, in nats; it has no threshold."""
+    """Return the softmax cross-entropy per image, in nats; it has no threshold."""
     del threshold
     return optax.softmax_cross_entropy(logits, targets(labels, logits.shape[-1], smoothing, logits.dtype))
 
@@ -31,18 +31,14 @@ def softmax(
 def sigmoid(
     logits: Float[Array, "batch classes"], labels: Labels, *, smoothing: float, threshold: float | None = None
 ) -> Float[Array, " batch"]:
-    """Binary cross-entropy per image, the mean over the classes, in nats (Wightman et al. 2021, section 2.2).
+    """Return the mean binary cross-entropy of the classes per image, in nats (Wightman et al. 2021, section 2.2).
 
-    Args:
-      logits: of the network.
-      labels: what the images show.
-      smoothing: as for the softmax, so that with C classes the wrong ones are wanted at smoothing / C.
-      threshold: a class of a larger share is wanted at 1, all others at 0; None for the shares as they are.
+    The targets are those of the softmax, or with a threshold 1 for larger ones and 0 for the others.
     """
-    wanted = targets(labels, logits.shape[-1], smoothing, logits.dtype)
+    shares = targets(labels, logits.shape[-1], smoothing, logits.dtype)
     if threshold is not None:
-        wanted = (wanted > threshold).astype(logits.dtype)
-    return optax.sigmoid_binary_cross_entropy(logits, wanted).mean(axis=-1)
+        shares = (shares > threshold).astype(logits.dtype)
+    return optax.sigmoid_binary_cross_entropy(logits, shares).mean(axis=-1)
 
 
 LOSSES = {"softmax": softmax, "sigmoid": sigmoid}

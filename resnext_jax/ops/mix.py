@@ -1,9 +1,9 @@
 """Mixup and cutmix: every image mixed with the one before it in its batch-norm group.
 
 Sources: Zhang et al. 2017 (arXiv 1710.09412); Yun et al. 2019 (arXiv 1905.04899). The originals mix the batch of one
-GPU with one weight and one box. That batch is here the batch-norm group: a group never depends on the number of
-devices, and where the devices hold whole groups nothing is exchanged. Its draws are keyed by (seed, step, position of
-its first image). Neighbours by a roll of one are as random as by any permutation, for the images come shuffled.
+GPU with one weight and one box. Here a batch-norm group takes the place of that batch: it does not depend on the number
+of devices, and devices that hold whole groups exchange nothing. Its draws are keyed by (seed, step, position of its
+first image). Because the images come shuffled, a roll by one is as random as any permutation.
 """
 
 from typing import NamedTuple
@@ -12,25 +12,19 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-# A word between an image's key and these draws: augmentation splits the same key, which gives its first few.
+# Folded into an image's key for these draws: augmentation splits the same key.
 MIX = 0x6D6978
 
 
 class Labels(NamedTuple):
-    """What the images of a batch show.
-
-    Attributes:
-      own: the label of each image.
-      other: that of the image mixed into it; None where nothing is mixed.
-      weight: of `own`, in [0, 1]; `other` has the rest.
-    """
+    """The labels of a batch; `other` and `weight` are None where nothing is mixed."""
 
     own: Int[Array, " batch"]
-    other: Int[Array, " batch"] | None = None
-    weight: Float[Array, " batch"] | None = None
+    other: Int[Array, " batch"] | None = None  # label of the image that is mixed in
+    weight: Float[Array, " batch"] | None = None  # weight of `own`, in [0, 1]; `other` has the rest
 
     def largest(self) -> Int[Array, " batch"]:
-        """The label with the larger weight."""
+        """Return the label with the larger weight."""
         if self.other is None or self.weight is None:
             return self.own
         return jnp.where(self.weight >= 0.5, self.own, self.other)
@@ -45,15 +39,15 @@ def mix(
     cutmix_alpha: float,
     group_images: int,
 ) -> tuple[Float[Array, "batch height width channel"], Labels]:
-    """The mixed images and what they show.
+    """Return the mixed images and their labels.
 
     Args:
-      images: normalised.
-      labels: theirs.
-      keys: theirs; `ops.augment.image_keys`.
+      images: normalized images.
+      labels: classes of the images.
+      keys: keys of the images (`ops.augment.image_keys`).
       mixup_alpha: the weight of mixup is drawn from Beta(alpha, alpha); 0 for no mixup.
       cutmix_alpha: likewise the share of the image that cutmix keeps. With both, each group takes one, 1:1.
-      group_images: of a batch-norm group, 2 or more; 0 for the whole batch.
+      group_images: images per batch-norm group, 2 or more; 0 for the whole batch.
     """
     size = group_images or images.shape[0]
     groups = images.shape[0] // size
@@ -70,7 +64,7 @@ def mix(
 def _draw(
     key: Key[Array, ""], height: int, width: int, mixup_alpha: float, cutmix_alpha: float
 ) -> tuple[Float[Array, "1 height width 1"], Float[Array, ""]]:
-    """How much of its own each pixel of a group keeps, and the weight of its own label."""
+    """Return how much of its own value each pixel of a group keeps, and the weight of its own label."""
     share_key, key = jax.random.split(jax.random.fold_in(key, MIX))
     choice, *place = jax.random.uniform(key, (3,))
     both = mixup_alpha > 0 and cutmix_alpha > 0
@@ -84,9 +78,9 @@ def _draw(
 
 
 def box(share: Float[Array, ""], center: Int[Array, "2"], height: int, width: int) -> Bool[Array, "height width"]:
-    """Cutmix's box around `center`, as high and wide as makes its area 1 - share of the image's, cut at the borders.
+    """Return cutmix's box around `center`: 1 - share of the image's area, its aspect, cut at the borders.
 
-    Half the height and half the width are rounded down, as in torchvision's.
+    Half the height and half the width are rounded down, as in torchvision.
     """
     half = 0.5 * jnp.sqrt(1.0 - share)
 

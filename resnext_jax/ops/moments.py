@@ -1,15 +1,16 @@
 """A 1x1 convolution and its batch norm as one: the statistics of the outputs, from the moments of the inputs.
 
-The outputs y = W'x are linear in the inputs x. Over all positions, mean(y) = W' mean(x) and var(y) = diag(W' Cov(x) W),
-so they are known before y is, and convolution, batch norm and what follows (addition, ReLU) can be a single pass over
-memory. The backward pass needs no y either: what batch norm's gradient asks of it, the sum of g * y, is the diagonal of
-W' (sum of x g'), and that sum is what the filter gradient computes anyway.
+The outputs y = W'x are linear in the inputs x. Over all positions, mean(y) = W' mean(x) and var(y) = diag(W' Cov(x) W).
+They are known before y, so convolution, batch norm and what follows (addition, ReLU) can be a single pass over memory.
+The backward pass needs no y either: batch norm's gradient needs the sum of g * y, which is the diagonal of
+W' (sum of x g'), and the filter gradient computes that sum anyway.
 
-This is batch norm to the letter (Ioffe & Szegedy 2015, Algorithm 1); only the order of sums differs. It pays where x
-has few channels, for Cov(x) has their square.
+This is exactly batch norm (Ioffe & Szegedy 2015, Algorithm 1); only the order of sums differs. It is faster where x has
+few channels, because the size of Cov(x) is their square.
 """
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from resnext_jax.ops import blocked
-from resnext_jax.ops.conv_products import precision
+from resnext_jax.ops.conv_products import conv, precision
 
 Inputs = Float[Array, "batch height width *in_channels"]
 Outputs = Float[Array, "batch height width out_channels"]
@@ -27,24 +28,13 @@ Row = Float[Array, " _"]
 Matrix = Float[Array, "_ _"]
 
 
-def conv_norm(x: Inputs, kernel: Kernel, scale: Row, bias: Row, epsilon: float) -> tuple[Outputs, Row, Row]:
-    """Batch norm over all images of the 1x1 convolution of x.
-
-    Args:
-      x: (batch, height, width, channel), or with the channels in blocks (see `ops.blocked`).
-      kernel: filters of x's dtype.
-      scale: of the batch norm.
-      bias: of the batch norm.
-      epsilon: added to the variance.
+def _conv_norm(x: Inputs, kernel: Kernel, scale: Row, bias: Row, epsilon: float) -> tuple[Outputs, Row, Row]:
+    """Return the batch norm over all images of the 1x1 convolution of x, whose channels may come in blocks.
 
     Returns:
-      The normalised outputs in x's dtype; the mean and the biased variance of the convolution's outputs, float32, for
-      running statistics: no gradient flows through these two.
+      The normalized outputs in the dtype of x and the kernel; the mean and the biased variance of the convolution's
+      outputs, float32, for running statistics: no gradient flows through these two.
     """
-    return _conv_norm(x, kernel, scale, bias, epsilon)
-
-
-def _outputs(x: Inputs, kernel: Kernel, scale: Row, bias: Row, epsilon: float) -> tuple[Outputs, Row, Row]:
     return _forward(x, kernel, scale, bias, epsilon)[0]
 
 
@@ -56,13 +46,13 @@ def _forward(x: Inputs, kernel: Kernel, scale: Row, bias: Row, epsilon: float) -
     variance = jnp.maximum((weights * spread).sum(axis=0), 0.0)  # the sum may round below zero
     inverse_std = lax.rsqrt(variance + epsilon)
     factor = scale * inverse_std
-    y = _conv(x, kernel).astype(jnp.float32) * _as_channels(factor) + _as_channels(bias - mean * factor)
+    y = _conv(x, kernel).astype(jnp.float32) * factor[None, None, None] + (bias - mean * factor)[None, None, None]
     saved = x, kernel, scale, x_mean, spread, mean, inverse_std
     return (y.astype(x.dtype), mean, variance), saved
 
 
 def _backward(epsilon: float, saved: tuple, grads: tuple[Outputs, Row, Row]) -> tuple[Inputs, Kernel, Row, Row]:
-    """The chain rule through y = conv * factor + (bias - mean * factor), factor = scale / sqrt(variance + epsilon)."""
+    """Apply the chain rule to y = conv * factor + bias - mean * factor, factor = scale / sqrt(variance + epsilon)."""
     x, kernel, scale, x_mean, spread, mean, inverse_std = saved
     grad, _, _ = grads
     weights, positions = _weights(kernel), _num_positions(x)
@@ -86,24 +76,21 @@ def _backward(epsilon: float, saved: tuple, grads: tuple[Outputs, Row, Row]) -> 
     return grad_x.astype(x.dtype), grad_weights[None, None].astype(kernel.dtype), grad_scale, grad_bias
 
 
-_conv_norm = jax.custom_vjp(_outputs, nondiff_argnums=(4,))
-_conv_norm.defvjp(_forward, _backward)
-
-
-# --------------------------------------------------------------------------------------------------- Parts, by layout
+conv_norm = jax.custom_vjp(_conv_norm, nondiff_argnums=(4,))
+conv_norm.defvjp(_forward, _backward)
 
 
 def _moments(x: Inputs) -> tuple[Row, Matrix]:
-    """Mean and covariance of the channels over all positions, float32."""
-    # The sum as a product with ones: a TPU's matrix unit computes the ReLU before it on the fly, where a reduction is a
-    # pass of its own. Eight columns and a barrier keep the compiler from turning it back.
+    """Return mean and covariance of the channels over all positions, float32."""
+    # The sum as a product with ones: a TPU's matrix unit computes the ReLU before it on the fly; a reduction would be
+    # a pass of its own. Eight columns and a barrier keep the compiler from turning it into a reduction.
     ones = lax.optimization_barrier(jnp.ones((*x.shape[:3], 8), x.dtype))
     mean = _products(x, ones)[:, 0] / _num_positions(x)
     return mean, _products(x, x) / _num_positions(x) - mean[:, None] * mean[None]
 
 
 def _products(x: Inputs, y: Float[Array, "batch height width *other_channels"]) -> Matrix:
-    """The sum over positions of x y', float32."""
+    """Return the sum over positions of x y', float32."""
     return blocked.sum_of_products(x, y).reshape(-1, y[0, 0, 0].size)
 
 
@@ -112,7 +99,7 @@ def _conv(x: Inputs, kernel: Kernel) -> Outputs:
 
 
 def _mix(grad: Outputs, x: Inputs, to_grad: Matrix, to_x: Matrix) -> Inputs:
-    """Grad to_grad + x to_x at every position, float32."""
+    """Return `grad to_grad + x to_x` at every position, float32."""
     if x.ndim == 4:
         # One product of both side by side is cheaper than the sum of two.
         both = jnp.concatenate([grad, x], axis=3)
@@ -124,13 +111,7 @@ def _mix(grad: Outputs, x: Inputs, to_grad: Matrix, to_x: Matrix) -> Inputs:
 
 
 def _plain(x: Float[Array, "batch height width in_channels"], kernel: Kernel, dtype: DTypeLike) -> Outputs:
-    dimensions = ("NHWC", "HWIO", "NHWC")
-    return lax.conv_general_dilated(
-        *(x, kernel, (1, 1), "VALID"),
-        dimension_numbers=dimensions,
-        precision=precision(x),
-        preferred_element_type=dtype,
-    )
+    return conv(x, kernel, (1, 1), "VALID", precision=precision(x), preferred_element_type=dtype)
 
 
 def _weights(kernel: Kernel) -> Matrix:
@@ -138,13 +119,9 @@ def _weights(kernel: Kernel) -> Matrix:
 
 
 def _exact(a: Matrix, b: Matrix) -> Matrix:
-    """Small float32 matrices, in float32 on every platform."""
+    """Return the product of small float32 matrices, computed in float32 on every platform."""
     return jnp.dot(a, b, precision=lax.Precision.HIGHEST)
 
 
-def _as_channels(row: Row) -> Float[Array, "1 1 1 channels"]:
-    return row[None, None, None]
-
-
 def _num_positions(x: Inputs) -> int:
-    return x.shape[0] * x.shape[1] * x.shape[2]
+    return math.prod(x.shape[:3])

@@ -1,5 +1,7 @@
 """The stem's max-pool, 3x3 of stride 2, with a gradient that is fast on every platform; averages of last stages."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,15 +10,15 @@ from jaxtyping import Array, Float, Int8
 
 Images = Float[Array, "batch height width channel"]
 Pooled = Float[Array, "batch out_height out_width channel"]
-TAPS = tuple((row, column) for row in range(3) for column in range(3))
+TAPS = tuple(itertools.product(range(3), repeat=2))
 
 
 def max_pool(x: Images) -> Pooled:
-    """The largest of each 3x3 window, stride 2, padding 1; the gradient goes to the first of equals, row by row.
+    """Return the largest of each 3x3 window, stride 2, padding 1; the gradient goes to the first of equals.
 
     XLA's own gradient (select-and-scatter) is slow on the CPU, a tenth of a ResNeXt-50 step.
     """
-    # Decided when it is compiled, by what it is compiled for: right also for a device that is not here.
+    # Decided by the platform that the program is compiled for, which may not be this machine's.
     return lax.platform_dependent(x, cpu=_by_taps, default=_by_windows)
 
 
@@ -42,14 +44,14 @@ def _forward(x: Images) -> tuple[Pooled, tuple[Int8[Array, "batch out_height out
 
 
 def _backward(saved: tuple, grad_out: Pooled) -> tuple[Images]:
-    """Row 2i is in window i alone (its middle), row 2i + 1 in the windows i (its end) and i + 1 (its start)."""
+    """Return the gradient. Row 2i is only in window i (its middle), row 2i + 1 in i (its end) and i + 1 (its start)."""
     winner, (batch, height, width, channel) = saved
     out_height, out_width = winner.shape[1:3]
     ahead = ((0, 0), (0, 1), (0, 1), (0, 0))
     winner, grad_out = jnp.pad(winner, ahead, constant_values=-1), jnp.pad(grad_out, ahead)
 
     def reaching(row: int, column: int) -> Array:
-        """The gradient of the inputs at (2i + row, 2j + column)."""
+        """Return the gradient of the inputs at (2i + row, 2j + column)."""
         total = jnp.zeros((), grad_out.dtype)
         for down, row_tap in ((0, 1),) if row == 0 else ((0, 2), (1, 0)):
             for right, column_tap in ((0, 1),) if column == 0 else ((0, 2), (1, 0)):
@@ -67,20 +69,19 @@ _by_taps.defvjp(_forward, _backward)
 
 
 def global_average(x: Images) -> Float[Array, "batch channel"]:
-    """The mean over all positions, in float32."""
+    """Return the mean over all positions, in float32."""
     return x.astype(jnp.float32).mean(axis=(1, 2))
 
 
 def dense_average(x: Images, window_px: int) -> Float[Array, "batch channel"]:
-    """The mean of the averages of all windows, as where a classifier is applied at every position and averaged.
+    """Return the mean of the averages of all windows, as if a classifier were applied at every position and averaged.
 
-    Positions near the border are in fewer windows and count less. What is as large as one window has its
-    `global_average`.
+    Positions near the border are in fewer windows and count less.
 
     Args:
       x: the last activations.
-      window_px: what the network sees of them while it is trained: 7 of 224 px images at stride 32. Smaller sides
-        than that are one window.
+      window_px: size of the last activations in training: 7 for 224 px images at stride 32. A shorter side is one
+        window.
     """
     weights = []
     for size in x.shape[1:3]:

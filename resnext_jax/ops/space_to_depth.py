@@ -5,10 +5,9 @@ quarter of the memory and of the passes over it.
 """
 
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, Float
 
-from resnext_jax.ops.conv_products import precision
+from resnext_jax.ops.conv_products import conv, precision
 
 Images = Float[Array, "batch height width in_channels"]
 Kernel = Float[Array, "kernel kernel in_channels out_channels"]
@@ -29,8 +28,5 @@ def conv_by_blocks(x: Images, kernel: Kernel) -> Outputs:
     filters = padded.reshape(size, 2, size, 2, channels, -1).transpose(0, 2, 1, 3, 4, 5)
     blocks_before = (kernel.shape[0] // 2 + before_px) // 2
     padding = (blocks_before, size - 1 - blocks_before)
-    return lax.conv_general_dilated(
-        *(blocks, filters.reshape(size, size, 4 * channels, -1), (1, 1), (padding, padding)),
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        precision=precision(x),
-    )
+    filters = filters.reshape(size, size, 4 * channels, -1)
+    return conv(blocks, filters, (1, 1), (padding, padding), precision=precision(x))
