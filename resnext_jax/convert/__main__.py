@@ -16,7 +16,7 @@ BACK = "checkpoint"
 
 
 def flags() -> argparse.ArgumentParser:
-    """The commands and their flags."""
+    """Return the parser of the commands and their flags."""
     parser = argparse.ArgumentParser(
         prog="python -m resnext_jax.convert",
         description="Weights of torchvision, timm and Torch7 (also the WSL, SSL and SWSL ResNeXts, which bear "
@@ -52,8 +52,7 @@ def main(argv: Sequence[str]) -> int:
     file, out = os.path.expanduser(arguments.file), os.path.expanduser(arguments.out)
     try:
         if arguments.format == BACK:
-            count = convert_back(file, out)
-            print(f"{out}: {count:,} arrays, for torchvision's load_state_dict")
+            print(f"{out}: {convert_back(file, out):,} arrays, for torchvision's load_state_dict")
             return 0
         class_names = arguments.class_names and _lines(os.path.expanduser(arguments.class_names))
         count, row = convert(

@@ -1,7 +1,5 @@
 """Convert a checkpoint to a file that the torchvision network of the same name loads."""
 
-from collections.abc import Iterator
-
 import jax
 import numpy as np
 
@@ -51,17 +49,12 @@ def convert_back(path: str, out: str) -> int:
         arrays = {name: arrays[current_name(name)].astype(dtype) for name, dtype in source["dtypes"].items()}
     else:
         step = int(checkpoint.name) if checkpoint.name.isdigit() else 0
-        arrays = dict(_with_counters(arrays, source.get("counters", {}), step))
+        counters = source.get("counters", {})
+        for name in list(arrays):  # a counter follows the statistics, as in PyTorch
+            array = arrays.pop(name)
+            arrays[name] = array
+            if name.endswith(".running_var"):
+                counter = name.replace("running_var", mapping.COUNTER)
+                arrays[counter] = np.array(counters.get(counter, step), np.int64)
     files.write_torch(out, arrays)
     return len(arrays)
-
-
-def _with_counters(
-    arrays: dict[str, np.ndarray], counters: dict[str, int], step: int
-) -> Iterator[tuple[str, np.ndarray]]:
-    """Yields the arrays, with the counter of every batch norm after its statistics, as in PyTorch."""
-    for name, array in arrays.items():
-        yield name, array
-        if name.endswith(".running_var"):
-            counter = name.replace("running_var", mapping.COUNTER)
-            yield counter, np.array(counters.get(counter, step), np.int64)

@@ -23,16 +23,12 @@ SAFETENSORS_DTYPES = dict(
     **dict(F64="<f8", F32="<f4", F16="<f2", I64="<i8", I32="<i4", I16="<i2", I8="i1", U8="u1", BOOL="?"),
     BF16=BFLOAT16,
 )
-# Keys under which training scripts save the weights beside other values.
-WRAPPERS = ("state_dict", "model")
+WRAPPERS = ("state_dict", "model")  # keys under which training scripts save the weights beside other values
+SAVE_ALONE = "Save the weights by themselves: torch.save(model.state_dict(), FILE)."
 
 
 def open_bytes(path: str) -> mmap.mmap:
-    """Return the content of a file, mapped into memory.
-
-    Raises:
-      UserError: it cannot be read, or is empty.
-    """
+    """Return the content of a file, mapped into memory; raises UserError if it cannot be read, or is empty."""
     try:
         with open(path, "rb") as file:
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -124,10 +120,7 @@ def _state_dict(path: str, content: Any) -> Mapping[str, Any]:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
     if not isinstance(content, Mapping) or not all(isinstance(name, str) for name in content):
-        raise UserError(
-            f"{path} holds {type(content).__name__}, no tensors by name. Save the weights by themselves: "
-            "torch.save(model.state_dict(), FILE)."
-        )
+        raise UserError(f"{path} holds {type(content).__name__}, no tensors by name. {SAVE_ALONE}")
     if content and all(name.startswith("module.") for name in content):  # from DataParallel
         content = {name.removeprefix("module."): tensor for name, tensor in content.items()}
     return content
@@ -135,31 +128,22 @@ def _state_dict(path: str, content: Any) -> Mapping[str, Any]:
 
 def _to_numpy(torch: ModuleType, path: str, name: str, tensor: Any) -> np.ndarray:
     if not isinstance(tensor, torch.Tensor) or tensor.layout != torch.strided or tensor.is_quantized:
-        raise UserError(
-            f"{path}: {name} is a {type(tensor).__name__}, not a plain tensor. Save the weights by themselves: "
-            "torch.save(model.state_dict(), FILE)."
-        )
+        raise UserError(f"{path}: {name} is a {type(tensor).__name__}, not a plain tensor. {SAVE_ALONE}")
     tensor = tensor.detach().contiguous()
-    if tensor.dtype == torch.bfloat16:
-        return tensor.view(torch.int16).numpy().view(BFLOAT16)
-    return tensor.numpy()
+    return tensor.view(torch.int16).numpy().view(BFLOAT16) if tensor.dtype == torch.bfloat16 else tensor.numpy()
 
 
 def write_torch(path: str, arrays: Mapping[str, np.ndarray]) -> None:
-    """Writes arrays by name as PyTorch saves a state dict.
-
-    Raises:
-      UserError: PyTorch is missing, or the file exists or cannot be written.
-    """
+    """Writes a state dict; raises UserError if PyTorch is missing, or the file exists or cannot be written."""
     torch = import_torch(f"writing {path}")
     if os.path.exists(path):
         raise UserError(f"{path} exists, and is left as it is. Remove it, or give another --out=FILE.")
     tensors = collections.OrderedDict()  # the type of a state dict
     for name, array in arrays.items():
-        if array.dtype == BFLOAT16:
-            tensors[name] = torch.from_numpy(array.view(np.int16).copy()).view(torch.bfloat16)
-        else:
-            tensors[name] = torch.from_numpy(array.copy())  # PyTorch wants writable memory
+        array = array.copy()  # PyTorch wants writable memory
+        is_bfloat16 = array.dtype == BFLOAT16
+        tensor = torch.from_numpy(array.view(np.int16) if is_bfloat16 else array)
+        tensors[name] = tensor.view(torch.bfloat16) if is_bfloat16 else tensor
     try:
         torch.save(tensors, path)
     except (OSError, RuntimeError) as error:

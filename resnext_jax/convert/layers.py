@@ -20,7 +20,7 @@ class Layer:
 
     Attributes:
       path: path in the tree of parameters: ("stage2", "block1", "conv1").
-      kind: "conv", "norm" or "linear".
+      kind: kind of the layer.
       shapes: shapes of the arrays: `kernel` and perhaps `bias`, or `scale`, `bias`, `mean`, `var`.
       stride: stride of a convolution; 1 for other layers.
     """
@@ -32,10 +32,9 @@ class Layer:
 
 
 def layers_of(name: str, num_classes: int) -> list[Layer]:
-    """Return the layers of a row of the zoo, for color images; a projection comes after its main branch.
+    """Return the layers of a row of the zoo for color images, in order; raises UserError if there is no such row.
 
-    Raises:
-      UserError: there is no such row; the close matches are named.
+    A projection comes after its main branch.
     """
     options: Any = dict(platform="cpu", conv_impl="native", compute_dtype="float32", bn_group_images=0)
     model = zoo.build_model(zoo.select(name), num_classes, **options)
@@ -50,18 +49,13 @@ def layers_of(name: str, num_classes: int) -> list[Layer]:
         variables = jax.eval_shape(
             partial(model.init, train=False), jax.random.key(0), jax.ShapeDtypeStruct((1, 224, 224, 3), "float32")
         )
-    shapes: dict[tuple[str, ...], dict[str, tuple[int, ...]]] = collections.defaultdict(dict)
     flat: dict[tuple[str, ...], Any] = traverse_util.flatten_dict(variables)
+    shapes = collections.defaultdict(dict)
     for (_, *path, array), leaf in flat.items():
         shapes[tuple(path)][array] = tuple(leaf.shape)
-    return [
-        Layer(path, _kind(shapes[path]), shapes[path], getattr(module, "stride", 1))
-        for path, module in modules.items()
-        if path in shapes
-    ]
-
-
-def _kind(shapes: dict[str, tuple[int, ...]]) -> Kind:
-    if "scale" in shapes:
-        return "norm"
-    return "conv" if len(shapes["kernel"]) == 4 else "linear"
+    layers = []
+    for path, module in modules.items():
+        if arrays := shapes.get(path):
+            kind: Kind = "norm" if "scale" in arrays else "conv" if len(arrays["kernel"]) == 4 else "linear"
+            layers.append(Layer(path, kind, arrays, getattr(module, "stride", 1)))
+    return layers

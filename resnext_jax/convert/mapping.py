@@ -29,7 +29,7 @@ class Entry:
 
     Attributes:
       path: path in our variables: ("params", "stage2", "block1", "conv1", "kernel").
-      name: name in the file.
+      name: name of the array in the file.
       shape, their_shape: shapes in our variables and in the file.
     """
 
@@ -49,13 +49,7 @@ class Entry:
 
 
 def entries_of(their: str, layers: Sequence[Layer], names: Sequence[str]) -> list[Entry]:
-    """Return every array of the layers, in PyTorch's order.
-
-    Args:
-      their: format of the file: "torchvision", "timm" or "torch7".
-      layers: layers of our network.
-      names: names of the layers in the file.
-    """
+    """Return every array of the layers, in PyTorch's order; `names` are the names of the layers in the file."""
     return [
         Entry(
             (COLLECTIONS.get(array, "params"), *layer.path, array),

@@ -14,12 +14,9 @@ RESNET = {
     "classifier": "fc",
     **{name: name for name in ("conv1", "conv2", "conv3", "bn1", "bn2", "bn3")},
 }
-DENSENET = {
-    "stem_conv": "features.conv0",
-    "stem_bn": "features.norm0",
-    "final_bn": "features.norm5",
-    "classifier": "classifier",
-}
+DENSENET = dict(
+    stem_conv="features.conv0", stem_bn="features.norm0", final_bn="features.norm5", classifier="classifier"
+)
 VGG = {
     "torchvision": {"hidden1": "classifier.0", "hidden2": "classifier.3", "classifier": "classifier.6"},
     "timm": {"hidden1": "pre_logits.fc1", "hidden2": "pre_logits.fc2", "classifier": "head.fc"},
@@ -29,12 +26,7 @@ POOLED_PX = 7  # kernel size of the first hidden layer of timm's VGG, a convolut
 
 
 def their_names(their: str, model: str, layers: Sequence[Layer]) -> list[str]:
-    """Return the name of every layer: stage3/block2/conv2 is layer2.1.conv2.
-
-    Args:
-      their: "torchvision" or "timm".
-      model: name in messages.
-      layers: layers of the model.
+    """Return the name of every layer of a model in torchvision or timm: stage3/block2/conv2 is layer2.1.conv2.
 
     Raises:
       UserError: they have no such network.
@@ -75,11 +67,9 @@ def their_shape(their: str, layer: Layer, shape: tuple[int, ...]) -> tuple[int, 
 
 
 def _resnet(part: str) -> str:
-    numbered = re.fullmatch(r"(stage|block)(\d+)", part)
-    if numbered is None:
-        return RESNET.get(part, "?")
-    number = int(numbered[2])
-    return f"layer{number - 1}" if numbered[1] == "stage" else str(number - 1)
+    if numbered := re.fullmatch(r"(stage|block)(\d+)", part):
+        return ("layer" if numbered[1] == "stage" else "") + str(int(numbered[2]) - 1)
+    return RESNET.get(part, "?")
 
 
 def _densenet(path: tuple[str, ...]) -> str:

@@ -24,13 +24,7 @@ NUM_CLASSES = 1000
 
 
 def convert(
-    their: str,
-    file: str,
-    model: str,
-    out: str,
-    *,
-    weights: str | None = None,
-    class_names: Sequence[str] | None = None,
+    their: str, file: str, model: str, out: str, *, weights: str | None = None, class_names: Sequence[str] | None = None
 ) -> tuple[int, Weights]:
     """Writes `out/checkpoints/0`.
 
@@ -52,7 +46,8 @@ def convert(
     zoo.select(model)  # raises for an unknown name before a large file is read
     if os.path.exists(os.path.join(out, DIRECTORY)):
         raise UserError(f"{out} holds checkpoints already, and is left as it is. Give another --out=DIR.")
-    layers, entries, stored = _read_torch7(file, model) if their == "torch7" else _read_named(their, file, model)
+    layers, layer_names, stored = _read(their, file, model)
+    entries = mapping.entries_of(their, layers, layer_names)
     arrays = {names.current_name(name): array for name, array in stored.items()}
     norms = {entry.name.removesuffix("running_mean") for entry in entries}
     counters = {
@@ -80,11 +75,8 @@ def convert(
         "counters": counters,
     }
     data_name = "imagenet2012" if num_classes == NUM_CLASSES else "folder"
-    description = {
-        "config": _config(model, row, data_name),
-        "dataset": {"name": data_name, "class_names": list(class_names)},
-        "source": source,
-    }
+    dataset = {"name": data_name, "class_names": list(class_names)}
+    description = {"config": _config(model, row, data_name), "dataset": dataset, "source": source}
     state = TrainState(np.zeros((), np.int32), variables["params"], variables["batch_stats"], opt_state=())
     try:
         checkpoints = Checkpoints(out, keep_newest=1, keep_best=0)
@@ -95,49 +87,32 @@ def convert(
     return len(entries), row
 
 
-Read = tuple[list[Layer], list[mapping.Entry], dict[str, np.ndarray]]
-
-
-def _read_named(their: str, file: str, model: str) -> Read:
-    stored = files.read_arrays(file)
-    layer_names = names.their_names(their, model, layers_of(model, NUM_CLASSES))
-    layers = _with_classes_of(stored, layer_names[-1], model)
-    return layers, mapping.entries_of(their, layers, layer_names), stored
-
-
-def _read_torch7(file: str, model: str) -> Read:
-    arch = zoo.select(model)
-    if not isinstance(arch, Arch):
+def _read(their: str, file: str, model: str) -> tuple[list[Layer], list[str], dict[str, np.ndarray]]:
+    """Return the layers of the model with the number of classes in the file, their names there, and its arrays."""
+    layers, arch = layers_of(model, NUM_CLASSES), zoo.select(model)
+    if their != "torch7":
+        stored, layer_names = files.read_arrays(file), names.their_names(their, model, layers)
+    elif isinstance(arch, Arch):
+        layer_names, stored = torch7_arrays(read_torch7(file), arch, layers, file=file, model=model)
+    else:
         raise UserError(
             f"{model}: the files of Torch7 that can be converted hold ResNets and ResNeXts. Give one of those."
         )
-    layers = layers_of(model, NUM_CLASSES)
-    layer_names, stored = torch7_arrays(read_torch7(file), arch, layers, file=file, model=model)
-    layers = _with_classes_of(stored, layer_names[-1], model)
-    return layers, mapping.entries_of("torch7", layers, layer_names), stored
-
-
-def _with_classes_of(arrays: mapping.Arrays, classifier: str, model: str) -> list[Layer]:
-    """Return the layers of the model with the number of classes of the classifier in the file."""
-    bias = arrays.get(f"{classifier}.bias")
-    return layers_of(model, len(bias) if bias is not None and bias.ndim == 1 and len(bias) else NUM_CLASSES)
+    bias = stored.get(f"{layer_names[-1]}.bias")
+    if bias is not None and bias.ndim == 1 and len(bias):
+        layers = layers_of(model, len(bias))
+    return layers, layer_names, stored
 
 
 def _config(model: str, row: Weights, data_name: str) -> dict[str, Any]:
     """Return the fields of a config that evaluation and prediction read."""
+    place = {"name": data_name, "dir": None, "class_list": None}
+    reading = {"on_bad_image": "error", "crop": "random_sized", "num_threads": 16}
     return {
         "model": {"name": model, "shortcut": True},
         "conv_impl": "auto",
         "compute_dtype": "float32",
         "bn_group_images": 32,
-        "data": {
-            "name": data_name,
-            "dir": None,
-            "class_list": None,
-            "on_bad_image": "error",
-            "crop": "random_sized",
-            "num_threads": 16,
-            **row.preprocessing(),
-        },
+        "data": {**place, **reading, **row.preprocessing()},
         "evaluate": {"batch_size": 256},
     }

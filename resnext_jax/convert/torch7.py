@@ -48,7 +48,11 @@ def read_torch7(path: str) -> Any:
       UserError: the file is truncated or broken, or not of this format.
     """
     try:
-        return _Reader(path).read_file()
+        reader = _Reader(path)
+        value, rest = reader.read(), len(reader.data) - reader.at
+        if rest:
+            raise _BrokenError(f"{rest:,} bytes follow its object, which ends at byte {reader.at:,}")
+        return value
     except _BrokenError as error:
         raise UserError(
             f"{path} is no whole Torch7 file: {error}. Fetch it again; a file of Torch7's ascii format must be saved "
@@ -64,12 +68,6 @@ class _Reader:
     def __init__(self, path: str):
         self.data, self.at, self.depth = open_bytes(path), 0, 0
         self.seen: dict[int, Any] = {}
-
-    def read_file(self) -> Any:
-        value = self.read()
-        if self.at != len(self.data):
-            raise _BrokenError(f"{len(self.data) - self.at:,} bytes follow its object, which ends at byte {self.at:,}")
-        return value
 
     def read(self) -> Any:
         start, tag = self.at, self.int32()

@@ -6,7 +6,7 @@ compared one by one, so that a network of other structure is refused even where 
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from itertools import groupby, zip_longest
+from itertools import groupby, islice, zip_longest
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ EPSILON = 1e-5
 MAX_STEPS, MAX_DEPTH = 100_000, 100
 SHAPELESS = {"ReLU": "relu", "CAddTable": "add", "SpatialAveragePooling": "average pool"}
 NOTHING = ("Identity", "View", "Reshape")
-POOL = "max pool 3x3 stride 2"
+ARRAYS = ("weight", "bias", "running_mean", "running_var")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,8 +29,8 @@ class Step:
 
     Attributes:
       text: what it does; see above.
-      name: where it stands: the numbers of the modules within one another, from 1 as in Lua ("1", "5.2.1.1.4").
-      arrays: `weight`, `bias`, `running_mean`, `running_var`, as far as it has them.
+      name: numbers of the nested modules, from 1 as in Lua ("1", "5.2.1.1.4").
+      arrays: those of `ARRAYS` that it has.
     """
 
     text: str
@@ -41,23 +41,19 @@ class Step:
 def torch7_arrays(
     network: Any, arch: Arch, layers: Sequence[Layer], *, file: str, model: str
 ) -> tuple[list[str], dict[str, np.ndarray]]:
-    """The name of every layer in the file, and the arrays of the file as `NAME.weight` and so on.
+    """Return the name of every layer in the file, and the arrays of the file as `NAME.weight` and so on.
 
     Args:
       network: what `read_torch7` found.
-      arch, layers: of our network.
-      file, model: for messages.
+      arch, layers: our network.
+      file, model: names in messages.
 
     Raises:
       UserError: the file holds no network, or one of another structure; the first difference is named.
     """
-    found = []
-    for step in _steps(network, "", file):
-        found.append(step)
-        if len(found) > MAX_STEPS:
-            raise UserError(
-                f"{file} holds a network of more than {MAX_STEPS:,} steps; {model} has {len(layers)} layers."
-            )
+    found = list(islice(_steps(network, "", file), MAX_STEPS + 1))
+    if len(found) > MAX_STEPS:
+        raise UserError(f"{file} holds a network of more than {MAX_STEPS:,} steps; {model} has {len(layers)} layers.")
     for number, (step, want) in enumerate(zip_longest(found, _wanted(arch, layers)), start=1):
         there = f"{step.text!r} (module {step.name})" if step else "nothing more"
         if step is None or step.text != want:
@@ -72,17 +68,19 @@ def torch7_arrays(
 
 
 def _wanted(arch: Arch, layers: Sequence[Layer]) -> Iterator[str]:
-    """The steps of our network: conv-BN-ReLU, and in each block the projection or identity after the branch."""
-    pool = [POOL] if arch.stem.pool else []
+    """Yield the steps of our network: conv-BN-ReLU, and in each block the projection or identity after the branch."""
     for parents, group in groupby(layers, key=lambda layer: layer.path[:-1]):
         if parents:
             yield from _wanted_block(list(group))
             continue
         for layer in group:
-            yield from ["average pool"] if layer.kind == "linear" else []
+            if layer.kind == "linear":
+                yield "average pool"
             yield _text(layer)
-            yield from ["relu"] if layer.kind == "norm" else []
-            yield from pool if layer.path == ("stem_bn",) else []
+            if layer.kind == "norm":
+                yield "relu"
+            if layer.path == ("stem_bn",) and arch.stem.pool:
+                yield "max pool 3x3 stride 2"
 
 
 def _wanted_block(layers: Sequence[Layer]) -> Iterator[str]:
@@ -94,7 +92,8 @@ def _wanted_block(layers: Sequence[Layer]) -> Iterator[str]:
     yield "split"
     for layer in main:
         yield _text(layer)
-        yield from ["relu"] if layer.kind == "norm" and layer is not main[-1] else []
+        if layer.kind == "norm" and layer is not main[-1]:
+            yield "relu"
     yield "beside"
     yield from map(_text, shortcut)
     yield from ("join", "add") if preactivated else ("join", "add", "relu")
@@ -104,11 +103,7 @@ def _text(layer: Layer) -> str:
     if layer.kind != "conv":
         return {"norm": "batch norm", "linear": "linear"}[layer.kind]
     kernel_px, _, group_inputs, _ = layer.shapes["kernel"]
-    return _conv_text(kernel_px, layer.stride, group_inputs)
-
-
-def _conv_text(kernel_px: int, stride: int, group_inputs: int) -> str:
-    return f"conv {kernel_px}x{kernel_px} stride {stride} of {group_inputs} channels per group"
+    return f"conv {kernel_px}x{kernel_px} stride {layer.stride} of {group_inputs} channels per group"
 
 
 def _steps(module: Any, name: str, file: str, depth: int = 0) -> Iterator[Step]:
@@ -122,19 +117,16 @@ def _steps(module: Any, name: str, file: str, depth: int = 0) -> Iterator[Step]:
         )
     kind, fields = module.class_name.rpartition(".")[2], module.fields
     if kind in ("Sequential", "ConcatTable"):
-        inside = fields.get("modules")
-        parts = [inside[key] for key in sorted(key for key in inside if isinstance(key, int))] if inside else []
-        for number, part in enumerate(parts, start=1):
+        inside = fields.get("modules") or {}
+        for number, key in enumerate(sorted(key for key in inside if isinstance(key, int)), start=1):
             if kind == "ConcatTable":
                 yield Step("split" if number == 1 else "beside", name, {})
-            yield from _steps(part, f"{name}.{number}".lstrip("."), file, depth + 1)
+            yield from _steps(inside[key], f"{name}.{number}".lstrip("."), file, depth + 1)
         if kind == "ConcatTable":
             yield Step("join", name, {})
-    elif kind in NOTHING:
-        return
     elif kind in SHAPELESS:
         yield Step(SHAPELESS[kind], name, {})
-    else:
+    elif kind not in NOTHING:
         yield Step(_module_text(kind, fields, name, file), name, _arrays_of(kind, fields))
 
 
@@ -166,11 +158,7 @@ def _module_text(kind: str, fields: dict[Any, Any], name: str, file: str) -> str
 
 
 def _arrays_of(kind: str, fields: dict[Any, Any]) -> dict[str, np.ndarray]:
-    arrays = {
-        array: fields[array]
-        for array in ("weight", "bias", "running_mean", "running_var")
-        if isinstance(fields.get(array), np.ndarray)
-    }
+    arrays = {array: fields[array] for array in ARRAYS if isinstance(fields.get(array), np.ndarray)}
     if kind.startswith("SpatialConvolution"):
         # The original code has no bias there; with old versions of cuDNN it kept one of zeros.
         if "bias" in arrays and not arrays["bias"].any():

@@ -62,25 +62,19 @@ def table() -> tuple[Weights, ...]:
 
 
 def find_weights(their: str, model: str, sha256: str, name: str | None) -> Weights:
-    """Return the row of a file; the row of USUAL for unpublished weights without a name.
-
-    Args:
-      their: format of the file.
-      model: our network.
-      sha256: checksum of the file.
-      name: name of the weights, or None.
-
-    Raises:
-      UserError: the model has no weights of that name.
-    """
+    """Return the row of a file by name or checksum, otherwise that of USUAL; raises UserError for an unknown name."""
     rows = [row for row in table() if (row.format, row.model) == (their, model)]
     if name is not None:
         names = [row.name for row in rows]
+        if not names:
+            others = ", ".join(sorted({row.model for row in table() if row.format == their}))
+            raise UserError(
+                f"no weights of {their}'s {model} are known here, but those of {others}. Leave out --weights."
+            )
         if name not in names:
-            raise UserError(unknown(f"weights of {their}'s {model}", name, names) if names else _none(their, model))
+            raise UserError(unknown(f"weights of {their}'s {model}", name, names))
         return rows[names.index(name)]
-    same = [row for row in rows if sha256.startswith(row.sha256)]
-    return same[0] if same else USUAL[their]
+    return next((row for row in rows if sha256.startswith(row.sha256)), USUAL[their])
 
 
 def others_note(their: str, model: str, row: Weights) -> list[str]:
@@ -96,11 +90,6 @@ def others_note(their: str, model: str, row: Weights) -> list[str]:
             for other in others
         ),
     ]
-
-
-def _none(their: str, model: str) -> str:
-    others = ", ".join(sorted({row.model for row in table() if row.format == their}))
-    return f"no weights of {their}'s {model} are known here, but those of {others}. Leave out --weights."
 
 
 def class_names_problem(names: Sequence[str], num_classes: int, where: str) -> list[str]:

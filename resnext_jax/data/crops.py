@@ -1,4 +1,4 @@
-"""How an image becomes the square of pixels that stands in a batch."""
+"""How an image becomes the square of pixels in a batch."""
 
 import dataclasses
 
@@ -16,7 +16,7 @@ Square = UInt8[np.ndarray, "size_px size_px channel"]
 
 
 def crop_rng(seed: int, step: int, row: int) -> np.random.Generator:
-    """Return the random numbers of one image: row `row` of the global batch at `step`. No other image shares them."""
+    """Return the random numbers of row `row` of the global batch at `step`; no other image shares them."""
     # A counter-based generator: the low word counts the draws, the others are the address.
     return np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, row, step]))
 
@@ -67,7 +67,7 @@ class Crop:
         return problems
 
     def train(self, record: Record, num_channels: int, *, seed: int, step: int, row: int) -> Square:
-        """Return the crop of what stands in a row of the global batch, altered by the policy if there is one."""
+        """Return the crop for row `row` of the global batch at `step`, altered by the policy if there is one."""
         rng = crop_rng(seed, step, row)
         if self.kind == "none":
             image = pixels(record, num_channels)

@@ -6,10 +6,12 @@ in color or gray are read by libjpeg-turbo (simplejpeg), with the same pixels as
 and decides which are broken.
 """
 
+import contextlib
 import io
 import math
 import os
 import pathlib
+from collections.abc import Iterator
 
 import numpy as np
 import simplejpeg
@@ -43,30 +45,25 @@ def decode(data: bytes, name: str, *, num_channels: int = 3) -> UInt8[np.ndarray
     Raises:
       UserError: truncated, broken, larger than MAX_PIXELS, more elongated than MAX_ELONGATION, or not an image.
     """
-    pixels = _plain_jpeg(data) if num_channels == 3 else None
-    if pixels is not None:
+    if num_channels == 3 and (pixels := _plain_jpeg(data)) is not None:
         return pixels
-    try:
-        with _open(data) as image:
-            image.load()
-            if image.mode.startswith("I"):  # 16 bits, which Pillow would clip at 255
-                image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-            elif image.mode == "P":
-                image = image.convert("RGBA")  # its transparency may be a table, which RGB cannot take
-            elif image.mode == "CMYK" and image.format == "JPEG" and num_channels == 3:
-                image = _first_three(image)
-            image = image.convert("RGB" if num_channels == 3 else "L")
-            return np.asarray(image).reshape(image.height, image.width, num_channels)
-    except Exception as error:  # a broken file can raise almost anything in Pillow
-        raise _unreadable(data, name, error) from None
+    with _opened(data, name) as image:
+        image.load()
+        if image.mode.startswith("I"):  # 16 bits, which Pillow would clip at 255
+            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        elif image.mode == "P":
+            image = image.convert("RGBA")  # its transparency may be a table, which RGB cannot take
+        elif image.mode == "CMYK" and image.format == "JPEG" and num_channels == 3:
+            # Pillow assumes that every CMYK JPEG is Adobe's, and has inverted the channels.
+            image = ImageChops.invert(Image.merge("RGB", image.split()[:3]))
+        image = image.convert("RGB" if num_channels == 3 else "L")
+        return np.asarray(image).reshape(image.height, image.width, num_channels)
 
 
 def _plain_jpeg(data: bytes) -> np.ndarray | None:
     """Return the pixels of an intact JPEG in color or gray, in 3/4 of Pillow's time; None for other files."""
-    try:
+    with contextlib.suppress(ValueError):  # includes warnings of libjpeg
         return None if _plain_shape(data) is None else simplejpeg.decode_jpeg(data)
-    except ValueError:  # includes warnings of libjpeg
-        return None
 
 
 def _plain_shape(data: bytes) -> tuple[int, int] | None:
@@ -87,58 +84,39 @@ def _is_taken(height: int, width: int) -> bool:
 
 def check(data: bytes, name: str) -> None:
     """Raises the errors of `decode` in less time: a JPEG is decoded at an eighth of its size."""
-    try:
-        with _open(data) as image:
-            image.draft("L", (1, 1))
-            image.load()
-    except Exception as error:
-        raise _unreadable(data, name, error) from None
+    with _opened(data, name) as image:
+        image.draft("L", (1, 1))
+        image.load()
 
 
 def size(data: bytes, name: str) -> tuple[int, int]:
-    """Return height and width of an image file, from its header.
+    """Return height and width of an image file; raises UserError if its header cannot be read."""
+    with _opened(data, name) as image:
+        return image.height, image.width
 
-    Raises:
-      UserError: the header cannot be read.
-    """
+
+@contextlib.contextmanager
+def _opened(data: bytes, name: str) -> Iterator[Image.Image]:
+    """Yields the image; every error becomes a `UserError`."""
     try:
-        with _open(data) as image:
-            return image.height, image.width
-    except Exception as error:
-        raise _unreadable(data, name, error) from None
-
-
-def _open(data: bytes) -> Image.Image:
-    image = Image.open(io.BytesIO(data), formats=FORMATS)
-    if not _is_taken(image.height, image.width):
-        raise ValueError(
-            f"{image.width} x {image.height} pixels, where at most {MAX_PIXELS:,} are taken, and at most "
-            f"{MAX_ELONGATION} times as many along one side as along the other"
-        )
-    return image
-
-
-def _first_three(image: Image.Image) -> Image.Image:
-    cyan, magenta, yellow, _ = image.split()
-    # Pillow assumes that every CMYK JPEG is Adobe's, and has inverted the channels.
-    return ImageChops.invert(Image.merge("RGB", (cyan, magenta, yellow)))
-
-
-def _unreadable(data: bytes, name: str, error: Exception) -> UserError:
-    # Pillow would print the buffer in memory.
-    reason = f"it begins with {data[:8]!r}" if isinstance(error, UnidentifiedImageError) else error or type(error)
-    return UserError(
-        f"{name} is not a readable image ({len(data):,} bytes: {reason}). "
-        "Images are JPEG or PNG files; replace or remove this one."
-    )
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            if not _is_taken(image.height, image.width):
+                raise ValueError(
+                    f"{image.width} x {image.height} pixels, where at most {MAX_PIXELS:,} are taken, and at most "
+                    f"{MAX_ELONGATION} times as many along one side as along the other"
+                )
+            yield image
+    except Exception as error:  # a broken file can raise almost anything in Pillow
+        # Pillow would print the buffer in memory.
+        reason = f"it begins with {data[:8]!r}" if isinstance(error, UnidentifiedImageError) else error or type(error)
+        raise UserError(
+            f"{name} is not a readable image ({len(data):,} bytes: {reason}). "
+            "Images are JPEG or PNG files; replace or remove this one."
+        ) from None
 
 
 def read_image(path: str | os.PathLike) -> UInt8[np.ndarray, "height width 3"]:
-    """Return the RGB pixels of an image file.
-
-    Raises:
-      UserError: the file does not exist, cannot be read, or is no image.
-    """
+    """Return the RGB pixels of an image file; raises UserError if it cannot be read, or is no image."""
     try:
         data = pathlib.Path(path).read_bytes()
     except OSError as error:
@@ -187,9 +165,9 @@ def read_random_sized_crop(
       UserError: as `decode`; a JPEG that is broken below the crop raises only if its end is missing.
     """
     shape = _plain_shape(data)
-    box = sample_crop_box(*shape, rng) if shape else None
     if shape is None:
         return random_sized_crop(decode(data, name), size_px, rng)
+    box = sample_crop_box(*shape, rng)
     if box is None:
         return center_crop(decode(data, name), size_px, size_px)
     pixels = partial.box_of_jpeg(data, shape, box)
@@ -202,17 +180,14 @@ def read_random_sized_crop(
 def center_crop(
     image: UInt8[np.ndarray, "height width channel"], size_px: int, resize_px: int, interpolation: str = "bicubic"
 ) -> UInt8[np.ndarray, "size_px size_px channel"]:
-    """Return the central square after the short side is resized to `resize_px` (the long side rounds down).
-
-    `resize_px` is at least `size_px`; `interpolation` is one of `resize.FILTERS`.
-    """
+    """Return the central square after `scale_short_side` to `resize_px`, which is at least `size_px`."""
     return central(scale_short_side(image, resize_px, interpolation), size_px, size_px)
 
 
 def scale_short_side(
     image: UInt8[np.ndarray, "height width channel"], short_px: int, interpolation: str
 ) -> UInt8[np.ndarray, "new_height new_width channel"]:
-    """Return the image with the short side resized to `short_px`; the long side rounds down."""
+    """Return the image with the short side resized to `short_px` by one of `resize.FILTERS`; the long rounds down."""
     height, width = image.shape[:2]
     if width < height:
         height, width = int(height / width * short_px), short_px

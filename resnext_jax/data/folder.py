@@ -64,11 +64,7 @@ def is_image(file_name: str) -> bool:
 
 
 def list_names(folder: str) -> list[str]:
-    """Return the names in a folder, sorted, without hidden ones.
-
-    Raises:
-      UserError: it cannot be listed.
-    """
+    """Return the names in a folder, sorted, without hidden ones; raises UserError if it cannot be listed."""
     try:
         # epath is ten times slower on a local disk, which matters at a million files.
         names = [path.name for path in epath.Path(folder).iterdir()] if "://" in folder else os.listdir(folder)
@@ -79,11 +75,7 @@ def list_names(folder: str) -> list[str]:
 
 
 def image_files(folder: str) -> list[str]:
-    """Return the names of the image files in a class folder, sorted as bytes.
-
-    Raises:
-      UserError: there is none.
-    """
+    """Return the names of the image files in a class folder, sorted as bytes; raises UserError if there is none."""
     files = sorted(filter(is_image, list_names(folder)), key=os.fsencode)
     if not files:
         raise UserError(
@@ -106,8 +98,8 @@ def split_folders(data_dir: str | None, split: str) -> list[str]:
 
 def split_roots(data_dir: str) -> dict[str, str]:
     """Return the folder of each split that `data_dir` has."""
-    found = [(key, folder) for key in SPLITS for folder in split_folders(data_dir, key) if epath.Path(folder).is_dir()]
-    return {key: next(folder for other, folder in found if other == key) for key, _ in found}
+    found = {key: [root for root in split_folders(data_dir, key) if epath.Path(root).is_dir()] for key in SPLITS}
+    return {key: roots[0] for key, roots in found.items() if roots}
 
 
 def open_folder(name: str, split: str, data_dir: str | None, **_) -> Source:

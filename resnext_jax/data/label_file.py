@@ -41,14 +41,12 @@ def kept_labels(beside: epath.PathLike, belongs_to: str, num_images: int, read: 
             if not in_bucket(path):
                 path.parent.mkdir(parents=True, exist_ok=True)
             replace_file(path, _digest(belongs_to, data) + data)
+            return labels
         except Exception as error:
             logging.getLogger(__name__).debug("%s could not be written: %s", path, error)
-            continue
-        break
-    else:
-        logging.getLogger(__name__).warning(
-            "the labels could be kept neither in %s nor in %s: the next start reads every image again", *paths
-        )
+    logging.getLogger(__name__).warning(
+        "the labels could be kept neither in %s nor in %s: the next start reads every image again", *paths
+    )
     return labels
 
 

@@ -14,7 +14,7 @@ SHUFFLE_ROUNDS = 16
 
 @functools.lru_cache(maxsize=8)
 def _epoch_key(seed: int, epoch: int) -> int:
-    """64 well mixed bits: neighbouring seeds and epochs must not give related orders."""
+    """Return 64 well mixed bits: neighboring seeds and epochs must not give related orders."""
     return int(np.random.SeedSequence((seed, epoch)).generate_state(1, np.uint64)[0])
 
 
@@ -37,14 +37,9 @@ def _shuffled(num_images: int, key: int, offsets: Int[np.ndarray, " batch"]) -> 
 
 
 def train_indices(num_images: int, seed: int, positions: Int[np.ndarray, " batch"]) -> Int[np.ndarray, " batch"]:
-    """Which image stands at each position of the endless stream of epochs, every epoch a permutation of its own.
+    """Return the image at each position of the endless stream of epochs; every epoch has its own permutation.
 
-    Constant memory, and the same cost at any position.
-
-    Args:
-      num_images: images in the data set.
-      seed: the run's seed, 0 or more.
-      positions: step * batch_size + row in the global batch.
+    The memory is constant, and the cost is the same at any position. `seed` is 0 or more.
     """
     epochs, offsets = np.divmod(positions, num_images)
     indices = np.empty(len(positions), np.int64)
@@ -57,17 +52,15 @@ def train_indices(num_images: int, seed: int, positions: Int[np.ndarray, " batch
 def positions(
     step: int, rows: Int[np.ndarray, " rows"], batch_size: int, *, repeats: int = 1, group_images: int = 0
 ) -> Int[np.ndarray, " rows"]:
-    """Which place of the stream of epochs each row of a global batch has.
+    """Return the position in the stream of epochs of some rows of the global batch at `step`.
 
-    With repeats, every image comes that many times in a row, and neighbours stand in different batch-norm groups, as
+    With repeats, every image comes that many times in a row, and neighbors stand in different batch-norm groups, as
     the samplers of repeated augmentation deal them to different GPUs (Hoffer et al. 2019; Berman et al. 2019).
 
     Args:
-      step: 0 or more.
-      rows: of the global batch.
-      batch_size: of the global batch.
-      repeats: of an image, 1 or more.
-      group_images: of a batch-norm group, 0 for the whole batch; without effect on single images.
+      step, rows, batch_size: step, rows of its global batch, and images in that batch.
+      repeats: how often each image comes, 1 or more.
+      group_images: images in a batch-norm group, 0 for the whole batch; without effect if repeats is 1.
     """
     if repeats == 1:
         return step * batch_size + rows

@@ -63,12 +63,9 @@ _decoder = _Decoder() if LIBRARY is not None else None
 def box_of_jpeg(
     data: bytes, shape: tuple[int, int], box: tuple[int, int, int, int]
 ) -> UInt8[np.ndarray, "height width 3"] | None:
-    """Return the RGB pixels of `box` (top, left, height, width); None without the library, or if the file is broken.
+    """Return the RGB pixels of a box of a JPEG in color or gray; None without the library or for a broken file.
 
-    Args:
-      data: JPEG in color or gray.
-      shape: height and width of the image.
-      box: box inside the image.
+    `shape` is (height, width) of the image; `box` is (top, left, height, width), inside the image.
     """
     # A truncated file may end below the crop; it must be reported all the same.
     if LIBRARY is None or _decoder is None or not data.endswith(b"\xff\xd9"):

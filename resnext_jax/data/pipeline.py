@@ -1,7 +1,7 @@
 """Batches by step: what the global batch holds is computed from (seed, step), never from what came before.
 
-So a run that starts at step 400,000 costs no more than one that starts at 0, several processes need no communication,
-and no generator state is saved. Threads work ahead of the training step (`stream`).
+So a run starts at step 400,000 as fast as at 0, several processes need no communication, and no generator state is
+saved. Threads work ahead of the training step (`stream`).
 """
 
 from collections.abc import Generator, Sequence
@@ -21,15 +21,10 @@ from resnext_jax.types import Batch
 
 
 def local_rows(batch_size: int, process: tuple[int, int], problems: Sequence[str] = ()) -> range:
-    """Return the rows of the global batch that a process holds.
-
-    Args:
-      batch_size: images in a global batch.
-      process: index of the process and number of processes.
-      problems: other problems to report.
+    """Return the rows of the global batch that a process, given as (index, number of processes), holds.
 
     Raises:
-      UserError: the batch cannot be shared evenly, there is no such process, or there are other problems.
+      UserError: the batch cannot be shared evenly, there is no such process, or there are other `problems`.
     """
     index, count = process
     problems = list(problems)
@@ -70,12 +65,12 @@ def train_batches(
     """Return this process's rows of the global batches of some steps.
 
     Args:
-      source: the training images.
-      crop: how they are cropped.
+      source: training images.
+      crop: crop of each image.
       batch_size: images in a global batch, a multiple of the number of processes.
       seed: seed of the order and of the crops, 0 or more.
-      steps: the steps to yield; a resumed run begins with the number of steps done.
-      repeats, group_images: see `order.positions`.
+      steps: steps to yield; a resumed run begins with the number of steps done.
+      repeats, group_images: repeats and groups of `order.positions`.
       process: index p of this process and number P of processes. It holds rows [p * batch_size / P,
         (p + 1) * batch_size / P).
       num_threads: threads that read the coming batches; 0 reads each when asked for it.
@@ -89,7 +84,7 @@ def train_batches(
     """
     rows = local_rows(batch_size, process, crop.problems(source.info))
     if seed < 0:
-        raise_all([f"seed {seed} is negative; it must be 0 or more. Change --config.seed."])
+        raise UserError(f"seed {seed} is negative; it must be 0 or more. Change --config.seed.")
     watched, num_channels = Watched(source), source.info.num_channels
     gathers = crop.kind == "none" and crop.alter is None
 
@@ -124,19 +119,14 @@ def evaluation_batches(
 ) -> Generator[Batch]:
     """Return every image once, in the source's order; the same number of batches on every process.
 
-    The last global batch is filled up with zero images of label 0 and mask 0.
-
-    Args:
-      crop: as in training: "none", or one of the others, with which evaluation cuts the center.
-      The others, Yields and Raises: as in `train_batches`.
+    The last global batch is filled up with zero images of label 0 and mask 0. The crop is the center, except with the
+    crop "none". The arguments and errors are otherwise those of `train_batches`.
     """
     rows = local_rows(batch_size, process, crop.problems(source.info))
     if crop.kind != "none" and crop.resize_px < crop.size_px:
-        raise_all(
-            [
-                f"data.resize_px = {crop.resize_px} is smaller than the crop, data.image_size_px = {crop.size_px}. "
-                f"Set --config.data.resize_px={crop.size_px * 8 // 7} (8/7 of the crop is usual)."
-            ]
+        raise UserError(
+            f"data.resize_px = {crop.resize_px} is smaller than the crop, data.image_size_px = {crop.size_px}. "
+            f"Set --config.data.resize_px={crop.size_px * 8 // 7} (8/7 of the crop is usual)."
         )
     watched, gathers = Watched(source), crop.kind == "none"
     prepare = partial(crop.center, num_channels=source.info.num_channels)

@@ -19,31 +19,18 @@ Alter = Callable[[Pixels, np.random.Generator], Pixels]
 NUM_STRENGTHS = 31
 
 
-def _one_more(value: float) -> float:
-    return 1.0 + value
-
-
-def _minus_whole(value: float) -> float:
-    return -int(value)
-
-
 # TrivialAugment's wide space (Müller and Hutter 2021, arXiv 2103.10158, Table 1) as in torchvision: the weakest and the
 # strongest of 31 evenly spaced values, whether the sign is random, and the argument of the operation for a value.
 WIDE: dict[str, tuple[float, float, bool, Callable[[float], float]]] = {
     "identity": (0.0, 0.0, False, float),
-    "shear_x": (0.0, 0.99, True, float),
-    "shear_y": (0.0, 0.99, True, float),
-    "translate_x": (0.0, 32.0, True, _minus_whole),  # pixels of the crop, whatever its size
-    "translate_y": (0.0, 32.0, True, _minus_whole),
+    **dict.fromkeys(("shear_x", "shear_y"), (0.0, 0.99, True, float)),
+    # Pixels of the crop, whatever its size.
+    **dict.fromkeys(("translate_x", "translate_y"), (0.0, 32.0, True, lambda pixels: -int(pixels))),
     "rotate": (0.0, 135.0, True, float),
-    "brightness": (0.0, 0.99, True, _one_more),
-    "color": (0.0, 0.99, True, _one_more),
-    "contrast": (0.0, 0.99, True, _one_more),
-    "sharpness": (0.0, 0.99, True, _one_more),
+    **dict.fromkeys(("brightness", "color", "contrast", "sharpness"), (0.0, 0.99, True, lambda value: 1.0 + value)),
     "posterize": (8.0, 2.0, False, round),
     "solarize": (1.0, 0.0, False, lambda share: 255.0 * share),
-    "auto_contrast": (0.0, 0.0, False, float),
-    "equalize": (0.0, 0.0, False, float),
+    **dict.fromkeys(("auto_contrast", "equalize"), (0.0, 0.0, False, float)),
 }
 
 
@@ -68,19 +55,16 @@ def wide_argument(name: str, strength: int, *, negative: bool) -> float:
 # timm's RandAugment in the form "inc1", where every operation is stronger at a higher level: the argument of each
 # operation for a level in [0, 1], a sign, and the height and width.
 INCREASING: dict[str, Callable[[float, int, int, int], float]] = {
-    "auto_contrast": lambda level, sign, height, width: 0.0,
-    "equalize": lambda level, sign, height, width: 0.0,
-    "invert": lambda level, sign, height, width: 0.0,
+    **dict.fromkeys(("auto_contrast", "equalize", "invert"), lambda level, sign, height, width: 0.0),
     "rotate": lambda level, sign, height, width: sign * 30.0 * level,
     "posterize": lambda level, sign, height, width: max(1, 4 - int(level * 4)),  # Pillow has no image of 0 bits
     "solarize": lambda level, sign, height, width: 256 - min(256, int(level * 256)),
     "solarize_add": lambda level, sign, height, width: min(128, int(level * 110)),
-    "color": lambda level, sign, height, width: max(0.1, 1.0 + sign * 0.9 * level),
-    "contrast": lambda level, sign, height, width: max(0.1, 1.0 + sign * 0.9 * level),
-    "brightness": lambda level, sign, height, width: max(0.1, 1.0 + sign * 0.9 * level),
-    "sharpness": lambda level, sign, height, width: max(0.1, 1.0 + sign * 0.9 * level),
-    "shear_x": lambda level, sign, height, width: sign * 0.3 * level,
-    "shear_y": lambda level, sign, height, width: sign * 0.3 * level,
+    **dict.fromkeys(
+        ("color", "contrast", "brightness", "sharpness"),
+        lambda level, sign, height, width: max(0.1, 1.0 + sign * 0.9 * level),
+    ),
+    **dict.fromkeys(("shear_x", "shear_y"), lambda level, sign, height, width: sign * 0.3 * level),
     "translate_x": lambda level, sign, height, width: sign * 0.45 * level * width,
     "translate_y": lambda level, sign, height, width: sign * 0.45 * level * height,
 }
@@ -128,10 +112,10 @@ POLICIES = {
 
 
 def make_alter(name: str, *, magnitude: float, flip: bool, mean: Sequence[float]) -> Alter | None:
-    """Return a function (image, rng) -> image that applies a policy; None for the policy "none".
+    """Return a function (image, rng) -> image that applies a row of `POLICIES`; None for the row "none".
 
     Args:
-      name: row of `POLICIES`.
+      name: name of the row.
       magnitude: magnitude of rand_augment, in [0, 10].
       flip: mirror with probability 1/2 before the other operations, because a shear is not symmetric.
       mean: mean of each channel, on the scale 0..255.

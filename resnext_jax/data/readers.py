@@ -51,6 +51,25 @@ class GatherSource(Source, Protocol):
     def gather(self, indices: Labels) -> tuple[Images, Labels]: ...
 
 
+class WrappedSource:
+    """The same images and labels as another source, for sources that change a part of it."""
+
+    def __init__(self, source: Source):
+        self.source, self.info = source, source.info
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> Record:
+        return self.source[index]
+
+    def locate(self, index: int) -> str:
+        return self.source.locate(index)
+
+    def all_labels(self) -> Labels:
+        return self.source.all_labels()
+
+
 class ArraySource:
     """Images (uint8, one shape) and labels in memory.
 
@@ -125,11 +144,7 @@ class SyntheticSource:
 
 
 def read_idx(path: epath.PathLike) -> UInt8[np.ndarray, "..."]:
-    """Return the array in an idx file of bytes, plain or gzipped.
-
-    Raises:
-      UserError: the file is truncated, corrupt, or not an idx file of bytes.
-    """
+    """Return the array in an idx file of bytes, plain or gzipped; raises UserError if it is broken or another file."""
     advice = "Fetch the file again, or remove it."
     try:
         content = epath.Path(path).read_bytes()

@@ -11,7 +11,7 @@ import numpy as np
 from etils import epath
 from jaxtyping import Int
 
-from resnext_jax.data.readers import Record, Source
+from resnext_jax.data.readers import Record, WrappedSource
 from resnext_jax.errors import UserError
 
 NUM_IMAGES, NUM_CLASSES = 50_000, 1000
@@ -19,11 +19,7 @@ NUMBER = re.compile(r"ILSVRC2012_val_(\d{8})\.JPEG")
 
 
 def read_real_labels(path: str, *, num_images: int = NUM_IMAGES) -> Int[np.ndarray, "images most"]:
-    """Return the labels of each image, int32, padded with -1.
-
-    Raises:
-      UserError: the file cannot be read, or has another content.
-    """
+    """Return the labels of each image, int32, padded with -1; raises UserError for a file of other content."""
     try:
         lists = json.loads(epath.Path(path).expanduser().read_text())
         lengths = [len(labels) for labels in lists]
@@ -44,14 +40,8 @@ def read_real_labels(path: str, *, num_images: int = NUM_IMAGES) -> Int[np.ndarr
     return table
 
 
-class NumberedSource:
+class NumberedSource(WrappedSource):
     """ImageNet's validation images with their numbers, from 0, in place of labels."""
-
-    def __init__(self, source: Source):
-        self.source, self.info = source, source.info
-
-    def __len__(self) -> int:
-        return len(self.source)
 
     def __getitem__(self, index: int) -> Record:
         record = self.source[index]
@@ -62,9 +52,3 @@ class NumberedSource:
                 "ILSVRC2012_val_00000001.JPEG to ILSVRC2012_val_00050000.JPEG. Leave out --config.evaluate.real_labels."
             )
         return record._replace(label=int(found[1]) - 1)
-
-    def locate(self, index: int) -> str:
-        return self.source.locate(index)
-
-    def all_labels(self) -> np.ndarray:
-        return self.source.all_labels()

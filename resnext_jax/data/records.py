@@ -101,11 +101,7 @@ def manifest_json(manifest: Manifest) -> str:
 
 
 def read_manifest(directory: epath.PathLike) -> Manifest | None:
-    """Return the manifest of a directory, or None if it has none.
-
-    Raises:
-      UserError: the manifest cannot be read, or contradicts itself.
-    """
+    """Return the manifest of a directory, or None; raises UserError if it cannot be read or contradicts itself."""
     path = epath.Path(directory) / MANIFEST
     if not path.exists():
         return None
@@ -116,33 +112,27 @@ def read_manifest(directory: epath.PathLike) -> Manifest | None:
                 f"{path} is of the format {content['format']!r}; this version reads {FORMAT!r}. Prepare the data "
                 "again, or use the version that wrote it."
             )
-        splits = {
-            key: Split(tuple(File(**shard) for shard in split["shards"]), File(**split["labels"]))
-            for key, split in content["splits"].items()
-        }
-        manifest = Manifest(
-            content["name"], tuple(content["class_names"]), splits, content["settings"], content["notes"]
-        )
-        sums = {key: (split["num_images"], splits[key].num_images) for key, split in content["splits"].items()}
+        splits, problems = {}, []
+        for key, split in content["splits"].items():
+            splits[key] = Split(tuple(File(**shard) for shard in split["shards"]), File(**split["labels"]))
+            said, found = split["num_images"], splits[key].num_images
+            if said != found:
+                problems.append(
+                    f"{path} says {said:,} images for {key}, but its shards have {found:,}. "
+                    "Copy it or prepare the data again."
+                )
+        name, class_names = content["name"], tuple(content["class_names"])
+        manifest = Manifest(name, class_names, splits, content["settings"], content["notes"])
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged ({error!r}). Copy it again, or prepare the data again.") from None
-    raise_all(
-        [
-            f"{path} says {said:,} images for {key}, but its shards have {found:,}. Copy it or prepare the data again."
-            for key, (said, found) in sums.items()
-            if said != found
-        ]
-    )
+    raise_all(problems)
     return manifest
 
 
 def check_files(directory: epath.PathLike, files: tuple[File, ...], *, checksums: bool = False) -> list[str]:
-    """Return a sentence for every file that is missing or has another size or content than in the manifest.
+    """Return a sentence for every file that is missing or differs from its entry in the manifest.
 
-    Args:
-      directory: directory with the manifest.
-      files: entries of the files to check.
-      checksums: read every byte; otherwise only sizes are compared.
+    Only sizes are compared, or, with `checksums`, every byte.
     """
 
     def problem(file: File) -> str | None:
@@ -200,11 +190,9 @@ class RecordSource:
             ) from None
 
     def locate(self, index: int) -> str:
-        shard = bisect.bisect_right(self.ends, index)
+        shard = min(bisect.bisect_right(self.ends, index), len(self.ends) - 1)
         number = index - (self.ends[shard - 1] if shard else 0)
-        return (
-            f"record {number} of {epath.Path(self.directory) / self.split.shards[min(shard, len(self.ends) - 1)].file}"
-        )
+        return f"record {number} of {epath.Path(self.directory) / self.split.shards[shard].file}"
 
     def all_labels(self) -> Labels:
         path = epath.Path(self.directory) / self.split.labels.file

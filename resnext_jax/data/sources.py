@@ -26,11 +26,10 @@ DEBIAN_FASHION_MNIST_DIR = "/usr/share/datasets/fashion-mnist"  # package datase
 def _find_idx(directory: str, split: str) -> tuple[str, str] | None:
     """Return the files of images and labels of a split in `directory`; None if both are missing."""
     stem = {"train": "train", "validation": "t10k"}[split]
-    found = [
+    images, labels = (
         next((path for suffix in ("", ".gz") if (path := epath.Path(directory, file + suffix)).is_file()), None)
         for file in (f"{stem}-images-idx3-ubyte", f"{stem}-labels-idx1-ubyte")
-    ]
-    images, labels = found
+    )
     if images and labels:
         return str(images), str(labels)
     if images or labels:
@@ -103,10 +102,7 @@ def _open_imagenet2012(name: str, split: str, data_dir: str | None, **_) -> Sour
     return open_tfds(name, split, data_dir, [os.path.join(data_dir or "DIR", MANIFEST) + unset, *places])
 
 
-def _open_synthetic(
-    name: str, split: str, num_images: int, num_classes: int, image_size_px: int, num_channels: int, **_
-) -> Source:
-    sizes = {"num_images": num_images, "num_classes": num_classes, "image_size_px": image_size_px}
+def _open_synthetic(name: str, split: str, *, data_dir: str | None, num_channels: int, **sizes: int) -> Source:
     raise_all([f"synthetic data: {key} is {n}; it must be 1 or more." for key, n in sizes.items() if n < 1])
     return SyntheticSource(split, **sizes, num_channels=num_channels)
 
@@ -143,7 +139,7 @@ def open_source(
       name: row of SOURCES.
       split: "train" or "validation" (the test split if there is no validation split).
       data_dir: only directory to search; None searches the default places.
-      num_images, num_classes, image_size_px: sizes of synthetic images.
+      num_images, num_classes, image_size_px: numbers for synthetic images.
       num_channels: channels of synthetic images; with 1, image files are decoded to gray.
       class_list: file with one class name per line; other classes are left out, and labels are renumbered.
       on_bad_image: "error", or "replace" (`ReplacingSource`).

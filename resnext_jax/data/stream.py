@@ -59,11 +59,7 @@ class Watched:
 
 
 def example(watched: Watched, index: int, prepare: Callable[[Record], PyTree]) -> tuple[PyTree, int]:
-    """Return a prepared image and its label, or those of its stand-in where the source has one.
-
-    Raises:
-      UserError: the image cannot be read, and there is no stand-in.
-    """
+    """Return a prepared image and its label, or its stand-in; raises UserError if there is no stand-in."""
     while True:
         try:
             record = watched[index]
@@ -92,9 +88,9 @@ def batches(
     Args:
       fill: (part of a batch of zeros, step, its rows of the global batch) fills the part; called from the threads.
       images: (step) -> zeros for the images of this process's rows.
-      steps: the steps to yield.
-      rows: this process's rows of a global batch.
-      watched: what `fill` reads from.
+      steps: steps to yield.
+      rows: rows of a global batch that this process holds.
+      watched: source from which `fill` reads.
       num_threads: threads that read ahead; 0 reads each batch when asked for it.
       gathers: whether `fill` copies whole batches from memory.
     """

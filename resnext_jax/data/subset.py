@@ -1,6 +1,8 @@
 """Sources made from other sources: the images of some classes only, and a stand-in for every broken image."""
 
+import collections
 import dataclasses
+import itertools
 import logging
 import threading
 from collections.abc import Sequence
@@ -8,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 from etils import epath
 
-from resnext_jax.data.readers import GatherSource, Images, Labels, Record, Source
+from resnext_jax.data.readers import GatherSource, Images, Labels, Record, Source, WrappedSource
 from resnext_jax.errors import UserError, raise_all, unknown
 
 ON_BAD_IMAGE = ("error", "replace")
@@ -16,7 +18,7 @@ MOST_BAD_IN_A_ROW = 100
 
 
 def read_class_list(path: str, allowed: Sequence[str]) -> list[str]:
-    """The class names in a file, one per line; empty lines are skipped.
+    """Return the class names in a file, one per line; empty lines are skipped.
 
     Raises:
       UserError: no such file, no name in it, a name twice, or one that is not in `allowed`.
@@ -41,7 +43,7 @@ def read_class_list(path: str, allowed: Sequence[str]) -> list[str]:
         )
     problems += [
         f"{path} has {name!r} {count} times. Keep one of these lines."
-        for name, count in ((name, names.count(name)) for name in dict.fromkeys(names) if len(set(names)) < len(names))
+        for name, count in collections.Counter(names).items()
         if count > 1
     ]
     raise_all(problems)
@@ -49,18 +51,14 @@ def read_class_list(path: str, allowed: Sequence[str]) -> list[str]:
 
 
 class SubsetSource:
-    """The images of some classes, labelled 0, 1, ... in the order of the whole set, whose names they keep."""
+    """The images of some classes, labeled 0, 1, ... in the order of the whole set, whose names they keep."""
 
     def __init__(self, source: Source, class_names: Sequence[str]):
-        wanted = set(class_names)
-        whole = source.info.class_names
-        kept = [label for label, name in enumerate(whole) if name in wanted]
-        new_label = np.full(len(whole), -1, np.int32)
-        new_label[kept] = np.arange(len(kept))
-        labels = new_label[source.all_labels()]
-        self.source, self.indices = source, np.flatnonzero(labels >= 0)
-        self.labels = labels[self.indices]
-        names = tuple(whole[label] for label in kept)
+        is_kept = np.isin(source.info.class_names, class_names)
+        new_label, labels = np.cumsum(is_kept, dtype=np.int32) - 1, source.all_labels()
+        self.source, self.indices = source, np.flatnonzero(is_kept[labels])
+        self.labels = new_label[labels[self.indices]]
+        names = tuple(itertools.compress(source.info.class_names, is_kept))
         self.info = dataclasses.replace(source.info, num_images=len(self.indices), class_names=names)
 
     def __len__(self) -> int:
@@ -77,7 +75,7 @@ class SubsetSource:
 
 
 class GatherSubsetSource(SubsetSource):
-    """The same of a source that fills whole batches."""
+    """A `SubsetSource` of a source that fills whole batches."""
 
     source: GatherSource
 
@@ -86,11 +84,7 @@ class GatherSubsetSource(SubsetSource):
 
 
 def subset(source: Source, class_names: Sequence[str], where: str) -> Source:
-    """The images of `class_names`, which `where` lists.
-
-    Raises:
-      UserError: there is none.
-    """
+    """Return the images of `class_names`, which `where` lists; raises UserError if there is none."""
     part = (GatherSubsetSource if isinstance(source, GatherSource) else SubsetSource)(source, class_names)
     if not len(part):
         raise UserError(
@@ -99,34 +93,18 @@ def subset(source: Source, class_names: Sequence[str], where: str) -> Source:
     return part
 
 
-class ReplacingSource:
+class ReplacingSource(WrappedSource):
     """A source that has a stand-in for each image that cannot be read: the next one in order that can.
 
     So what stands in depends on the data alone: not on the step, the process or the thread.
     """
 
     def __init__(self, source: Source):
-        self.source, self.info = source, source.info
+        super().__init__(source)
         self._lock, self.bad_indices = threading.Lock(), set()
 
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def __getitem__(self, index: int) -> Record:
-        return self.source[index]
-
-    def locate(self, index: int) -> str:
-        return self.source.locate(index)
-
-    def all_labels(self) -> Labels:
-        return self.source.all_labels()
-
     def stand_in(self, index: int, error: UserError) -> int:
-        """The index to read instead of `index`, which could not be read; warns the first time.
-
-        Raises:
-          UserError: there is no end of broken images.
-        """
+        """Return the index to read instead; warns once per index, raises UserError after MOST_BAD_IN_A_ROW indices."""
         with self._lock:
             first = index not in self.bad_indices
             self.bad_indices.add(index)
@@ -138,12 +116,11 @@ class ReplacingSource:
                 f"{len(set(behind.tolist()))} images in a row could not be read, the last: {error} This is not a few "
                 "broken images: copy or prepare the data again."
             )
-        other = (index + 1) % len(self)
         if first:
             logging.getLogger(__name__).warning(
                 "%s The next image stands in for it (data.on_bad_image=replace; %d such so far).", error, count
             )
-        return other
+        return (index + 1) % len(self)
 
     def __getstate__(self):
         return {"source": self.source}

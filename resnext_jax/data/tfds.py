@@ -1,12 +1,14 @@
 """Data sets that TFDS has prepared in ArrayRecord format, read without TensorFlow."""
 
 import concurrent.futures
+import contextlib
 import os
 import shlex
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from etils import epath
 
 from resnext_jax.data import decode
 from resnext_jax.data.absent import TFDS_INSTALL, absent
@@ -81,16 +83,14 @@ class TfdsSource:
                 raise self._unreadable(index, error) from None
             return example.features.feature["label"].int64_list.value[0]
 
-        def labels_of(part: range) -> list[int]:
-            return [label(index) for index in part]
-
         say(f"reading {len(self):,} images of {self.where} for their labels, this once")
         progress, labels = Progress("labels", len(self), "image"), np.empty(len(self), np.int32)
         parts = [range(len(self))[start : start + LABELS_AT_ONCE] for start in range(0, len(self), LABELS_AT_ONCE)]
         threads = concurrent.futures.ThreadPoolExecutor(NUM_LABEL_THREADS)
         try:
-            for part, found in zip(parts, threads.map(labels_of, parts), strict=True):
-                labels[part.start : part.stop] = found
+            found = threads.map(lambda part: list(map(label, part)), parts)
+            for part, values in zip(parts, found, strict=True):
+                labels[part.start : part.stop] = values
                 progress.update(part.stop, "")
         finally:
             progress.close()
@@ -100,23 +100,19 @@ class TfdsSource:
 
 def _size(path: Any) -> int | None:
     """Return the size in bytes, or None if the file is missing."""
-    try:
+    with contextlib.suppress(FileNotFoundError):
         return path.stat().length
-    except FileNotFoundError:
-        return None
 
 
 def open_tfds(name: str, split: str, data_dir: str | None, places: Sequence[str] = (), **_) -> Source:
-    from etils import epath
-
     default_dir = os.environ.get("TFDS_DATA_DIR") or os.path.expanduser("~/tensorflow_datasets")
     root = epath.Path(data_dir or default_dir)  # only the given directory, if one is given
     folder = CONFIGS.get(name, name)
     patterns = ("dataset_info.json", "[0-9]*/dataset_info.json", f"{folder}/[0-9]*/dataset_info.json")
-    found = (path.parent for pattern in patterns for path in _newest_first(root.glob(pattern)))
-    directory = next(found, None)
-    if directory is None:
+    found = next((versions for pattern in patterns if (versions := [path.parent for path in root.glob(pattern)])), None)
+    if found is None:
         raise absent(name, split, [*places, f"{root / folder} (TFDS)"])
+    directory = max(found, key=lambda path: [int(number) for number in path.name.split(".") if number.isdigit()])
 
     import tensorflow_datasets as tfds  # slow to import, and only this needs it
 
@@ -147,10 +143,6 @@ def open_tfds(name: str, split: str, data_dir: str | None, places: Sequence[str]
         ) from None
     shape = builder.info.features["image"].shape
     return source if None in shape else _in_memory(source, shape)
-
-
-def _newest_first(paths):
-    return sorted(paths, key=lambda path: [int(n) for n in path.parent.name.split(".") if n.isdigit()], reverse=True)
 
 
 def _in_memory(source: TfdsSource, shape: tuple[int, int, int]) -> Source:

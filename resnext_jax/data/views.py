@@ -35,9 +35,9 @@ class Views:
     """The views of an image.
 
     Attributes:
-      shapes: of the views of an image of some sort: (number, height, width) of each size.
+      shapes: sort of an image -> (number, height, width) of its views of each size.
       cut: (image, sort) -> the views, (number, height, width, channel) for each size.
-      sort: (height, width) -> what decides on the shapes; None where all images have views of the same.
+      sort: (height, width) of an image -> its sort; None if the views of all images have the same shapes.
     """
 
     shapes: Callable[[Sort], tuple[tuple[int, int, int], ...]]
@@ -46,15 +46,15 @@ class Views:
 
 
 def ten_crop(size_px: int, resize_px: int, interpolation: str) -> Views:
-    """The centre and the four corners of the whole resized rectangle, and those of its mirror.
+    """Return the center and the four corners of the whole resized rectangle, and those of its mirror.
 
-    The centre of the mirror is not the mirror of the centre where an odd number of pixels is left beside it.
+    The center of the mirror is not the mirror of the center if an odd number of pixels is left beside it.
     Source: datasets/transforms.lua of fb.resnet.torch, TenCrop.
 
     Args:
-      size_px: of a crop.
-      resize_px: the short side, at least size_px.
-      interpolation: a row of `resize.FILTERS`.
+      size_px: height and width of each crop.
+      resize_px: short side of the resized image, at least size_px.
+      interpolation: row of `resize.FILTERS`.
     """
 
     def cut(image: Pixels, _: Sort) -> tuple[np.ndarray, ...]:
@@ -63,7 +63,7 @@ def ten_crop(size_px: int, resize_px: int, interpolation: str) -> Views:
         corners = ((0, 0), (0, right), (bottom, 0), (bottom, right))
         crops = []
         for side in (image, image[:, ::-1]):
-            crops += [decode.central(side, size_px, size_px)]
+            crops.append(decode.central(side, size_px, size_px))
             crops += [side[top : top + size_px, left : left + size_px] for top, left in corners]
         return (np.stack(crops),)
 
@@ -71,15 +71,14 @@ def ten_crop(size_px: int, resize_px: int, interpolation: str) -> Views:
 
 
 def multi_scale(size_px: int, resize_px: int, interpolation: str) -> Views:
-    """The whole image at the five scales of SCALES, for a network that is applied densely.
+    """Return the whole image at the five scales of SCALES, for a network that is applied densely.
 
-    Programs are compiled for shapes, so that those of rectangles must be few: the long side is cut at both ends to a
-    whole number of sevenths of the short side, `LONGEST` at most.
+    Every shape needs its own compiled program, so there must be few: the long side is cut at both ends to a whole
+    number of sevenths of the short side, `LONGEST` at most. `resize_px` is unused.
 
     Args:
-      size_px: of the smallest short side, that of the centre crop.
-      resize_px: unused.
-      interpolation: a row of `resize.FILTERS`.
+      size_px: smallest short side, that of the center crop.
+      interpolation: row of `resize.FILTERS`.
     """
     short_sides = [size_px * scale // SCALE_UNIT for scale in SCALES]
 
@@ -107,15 +106,8 @@ def view_batches(
 ) -> Generator[Batch]:
     """Return every image once, those with views of the same shapes together; the same batches on every process.
 
-    The last batch of each sort is filled up with zeros of label 0 and mask 0.
-
-    Args:
-      source: the images.
-      views: how they are cut.
-      batch_size, process, num_threads, Raises: as in `pipeline.train_batches`.
-
-    Yields:
-      numpy `Batch`es whose `image` is a tuple of arrays, uint8.
+    The last batch of each sort is filled up with zeros of label 0 and mask 0. The `image` of a batch is a tuple of
+    uint8 arrays. The arguments and errors are those of `pipeline.train_batches`.
     """
     rows, watched = local_rows(batch_size, process), Watched(source)
     steps = [
@@ -142,15 +134,14 @@ def view_batches(
 
 
 def _sorted(source: Source, views: Views) -> list[tuple[Sort, np.ndarray]]:
-    """The indices of each sort, in the source's order; read from the headers of all images where there are sorts."""
-    sort = views.sort
-    if sort is None:
+    """Return the indices of each sort, in the source's order, from the headers of all images if there are sorts."""
+    if views.sort is None:
         return [((0, 0), np.arange(len(source)))]
     found = defaultdict(list)
     with ThreadPoolExecutor(SIZE_THREADS) as threads:  # a bucket answers slowly
         sizes = threads.map(lambda index: _size(source[index]), range(len(source)))
         for index, (height, width) in enumerate(sizes):
-            found[sort(height, width)].append(index)
+            found[views.sort(height, width)].append(index)
     return [(key, np.array(found[key])) for key in sorted(found)]
 
 

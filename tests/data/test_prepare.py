@@ -512,7 +512,7 @@ def test_a_disk_that_is_full_for_the_last_files(tmp_path, capsys, monkeypatch, f
 
     with monkeypatch.context() as patch:
         patch.setattr(type(epath.Path()), "write_bytes", full)
-        assert f"{file} could not be written: No space left on device. Make room" in failure(capsys, *flags)
+        assert f"{file} could not be written: No space left on device. Free disk space" in failure(capsys, *flags)
     assert not {file, "manifest.json"} & contents(tmp_path / "out").keys()
     assert not list((tmp_path / "out").glob(".*"))
     assert main(flags) == 0

@@ -16,7 +16,7 @@ BUSY = 0.5  # load from which on other work shows
 
 
 def flags() -> argparse.ArgumentParser:
-    """The command's flags."""
+    """Return the parser of the command's flags."""
     parser = argparse.ArgumentParser(
         prog="python -m resnext_jax.data.bench",
         description="Images per second per core: JPEG files -> random-sized crops of 224 px -> uint8 batches, beside "
@@ -62,21 +62,15 @@ def speed(arguments: argparse.Namespace) -> dict[str, float | None]:
         f"cut from those of scikit-learn; batches of {batch_size} crops of {contenders.SIZE_PX} px; "
         f"{arguments.num_cores} core(s) for each in its turn"
     )
-    busy = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
-    if busy > BUSY:
+    if (busy := os.getloadavg()[0]) > BUSY:
         print(f"(this machine is busy, load {busy:.1f}: other work takes the caches too: the ratios say more)")
     with tempfile.TemporaryDirectory() as folder:
-        (pathlib.Path(folder) / "photographs").mkdir()
+        one_class = pathlib.Path(folder, "photographs")
+        one_class.mkdir()
         for number, file in enumerate(files):
-            (pathlib.Path(folder) / "photographs" / f"{number:05}.jpg").write_bytes(file)
-        how, rates = contenders.in_turns(
-            names,
-            folder,
-            num_cores=arguments.num_cores,
-            batch_size=batch_size,
-            repeats=arguments.repeats,
-            turn_s=arguments.turn_s,
-        )
+            (one_class / f"{number:05}.jpg").write_bytes(file)
+        counts = {key: getattr(arguments, key) for key in ("num_cores", "repeats", "turn_s")}
+        how, rates = contenders.in_turns(names, folder, batch_size=batch_size, **counts)
     result = summary(rates)
     print(f"{'images per second per core':18}{'median':>10}  {'(slowest to fastest)':22}{'ours / it':>9}")
     for name in contenders.CONTENDERS:
@@ -91,24 +85,21 @@ def speed(arguments: argparse.Namespace) -> dict[str, float | None]:
 
 
 def summary(rates: dict[str, list[float]]) -> dict[str, float | None]:
-    """Medians, and the median over the turns of ours / theirs; None for one that did not take part."""
-    result: dict[str, float | None] = {}
-    for name in contenders.CONTENDERS:
-        result[name] = statistics.median(rates[name]) if name in rates else None
-    for name in contenders.CONTENDERS:
-        if name != "ours":
-            turns = zip(rates["ours"], rates.get(name, ()), strict=False)
-            ratios = [mine / theirs for mine, theirs in turns]
-            result[f"ratio_{name}"] = statistics.median(ratios) if ratios else None
-    return result
+    """Return the medians, and the median over the turns of ours / theirs; None for one that did not take part."""
+    ratios = {
+        f"ratio_{name}": [mine / theirs for mine, theirs in zip(rates["ours"], rates.get(name, ()), strict=False)]
+        for name in contenders.CONTENDERS
+        if name != "ours"
+    }
+    found = {name: rates.get(name, []) for name in contenders.CONTENDERS} | ratios
+    return {key: statistics.median(values) if values else None for key, values in found.items()}
 
 
 def main() -> None:
     arguments = flags().parse_args()
     try:
         check(arguments)
-        run = memory.measure if arguments.memory else speed
-        result = run(arguments)
+        result = (memory.measure if arguments.memory else speed)(arguments)
     except UserError as error:
         sys.exit(report_error(error))
     except KeyboardInterrupt:

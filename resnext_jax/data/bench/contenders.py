@@ -4,6 +4,7 @@ Each runs in a process of its own, on the same cores, and only while it is its t
 """
 
 import contextlib
+import functools
 import importlib
 import importlib.util
 import math
@@ -24,8 +25,7 @@ from resnext_jax.errors import UserError, raise_all
 
 SIZE_PX = 224
 ASPECTS, AREAS = (decode.MIN_ASPECT, decode.MAX_ASPECT), (decode.MIN_AREA_FRACTION, 1.0)
-# Batches that may have been prepared between two turns.
-BATCHES_IN_WAITING = 6
+BATCHES_IN_WAITING = 6  # batches that may have been prepared between two turns
 PAUSE_S = 0.5  # until such preparations have come to rest
 
 # name -> packages, and how they are installed
@@ -38,21 +38,15 @@ NEEDS: dict[str, tuple[tuple[str, ...], str]] = {
 
 
 def absent(name: str) -> str | None:
-    """What to install for a contender, or None where it can run."""
+    """Return what to install for a contender, or None if it can run."""
     packages, command = NEEDS[name]
     return None if all(importlib.util.find_spec(package) for package in packages) else command
 
 
 def ours(folder: str, num_cores: int, batch_size: int) -> tuple[str, Iterator[np.ndarray]]:
     """`data.pipeline.train_batches` of a folder of class folders."""
-    batches = train_batches(
-        FolderSource("folder", folder, class_folders(folder)),
-        Crop("random_sized", SIZE_PX),
-        batch_size=batch_size,
-        seed=0,
-        steps=range(10**9),
-        num_threads=num_cores,
-    )
+    source, crop = FolderSource("folder", folder, class_folders(folder)), Crop("random_sized", SIZE_PX)
+    batches = train_batches(source, crop, batch_size=batch_size, seed=0, steps=range(10**9), num_threads=num_cores)
     part = "what the crop needs" if partial.LIBRARY else "whole images (what the crop needs: pip install turbojpeg)"
     scaled = "compiled" if resize.COMPILED else "by Pillow (no C compiler was found at the installation)"
     how = f"libjpeg-turbo, {part}; bicubic, filtered, {scaled}; {num_cores} thread(s)"
@@ -61,15 +55,15 @@ def ours(folder: str, num_cores: int, batch_size: int) -> tuple[str, Iterator[np
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what TensorFlow's libraries write to the standard error about GPUs that are not there."""
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
+    """Discard what TensorFlow's libraries write to the standard error about missing GPUs."""
+    kept = os.dup(2)
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
     try:
         yield
     finally:
         os.dup2(kept, 2)
         os.close(kept)
-        os.close(nowhere)
 
 
 def tf_data(
@@ -100,15 +94,9 @@ def tf_data(
     options = tf.data.Options()
     options.threading.private_threadpool_size = num_cores
     options.threading.max_intra_op_parallelism = 1
-    how = (
-        f"TensorFlow {tf.__version__}, decode_and_crop_jpeg, bicubic{', antialias' if filtered else ' of 4 x 4 points'}"
-    )
-    return f"{how}; {num_cores} thread(s)", batches.with_options(options).as_numpy_iterator()
-
-
-def tf_data_filtered(folder: str, num_cores: int, batch_size: int) -> tuple[str, Iterator[np.ndarray]]:
-    """The same with `antialias=True`: a filter of the same kind as ours."""
-    return tf_data(folder, num_cores, batch_size, filtered=True)
+    bicubic = "bicubic, antialias" if filtered else "bicubic of 4 x 4 points"
+    how = f"TensorFlow {tf.__version__}, decode_and_crop_jpeg, {bicubic}; {num_cores} thread(s)"
+    return how, batches.with_options(options).as_numpy_iterator()
 
 
 def torch(folder: str, num_cores: int, batch_size: int) -> tuple[str, Iterator[np.ndarray]]:
@@ -125,17 +113,13 @@ def torch(folder: str, num_cores: int, batch_size: int) -> tuple[str, Iterator[n
         torchvision.declared_operators = operators  # they vanish with this object
     transforms: Any = importlib.import_module("torchvision.transforms")
     datasets: Any = importlib.import_module("torchvision.datasets")
-    crop = transforms.RandomResizedCrop(
-        SIZE_PX, scale=AREAS, ratio=ASPECTS, interpolation=transforms.InterpolationMode.BICUBIC
-    )
+    bicubic = transforms.InterpolationMode.BICUBIC
+    crop = transforms.RandomResizedCrop(SIZE_PX, scale=AREAS, ratio=ASPECTS, interpolation=bicubic)
     images = datasets.ImageFolder(folder, transforms.Compose([crop, transforms.PILToTensor()]))
     endless = pytorch.utils.data.RandomSampler(images, replacement=True, num_samples=10**7)
+    start = "fork" if num_cores else None
     loader = pytorch.utils.data.DataLoader(
-        images,
-        batch_size,
-        sampler=endless,
-        num_workers=num_cores,
-        multiprocessing_context="fork" if num_cores else None,
+        images, batch_size, sampler=endless, num_workers=num_cores, multiprocessing_context=start
     )
     how = f"PyTorch {pytorch.__version__}, DataLoader, RandomResizedCrop of Pillow's bicubic; {num_cores} worker(s)"
     return how, (batch.numpy().transpose(0, 2, 3, 1) for batch, _ in loader)
@@ -144,7 +128,7 @@ def torch(folder: str, num_cores: int, batch_size: int) -> tuple[str, Iterator[n
 CONTENDERS: dict[str, Callable[[str, int, int], tuple[str, Iterator[np.ndarray]]]] = {
     "ours": ours,
     "tf_data": tf_data,
-    "tf_data_filtered": tf_data_filtered,
+    "tf_data_filtered": functools.partial(tf_data, filtered=True),  # a filter of the same kind as ours
     "torch": torch,
 }
 
@@ -152,18 +136,8 @@ CONTENDERS: dict[str, Callable[[str, int, int], tuple[str, Iterator[np.ndarray]]
 # ---- turns
 
 
-def pin(num_cores: int) -> None:
-    """Keeps this process and its children on the last cores, where the system can."""
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-num_cores:])
-
-
 def processor_s() -> float:
-    """Seconds of one core that this process and its workers have taken.
-
-    Unlike the time on the clock they do not count what else the machine does meanwhile. Alone on it, with all of its
-    cores busy, both are the same.
-    """
+    """Return the processor time of this process and its workers; unlike the clock, it leaves out other work."""
     ticks = 0
     for worker in multiprocessing.active_children():
         with contextlib.suppress(OSError):  # a system without /proc: only PyTorch has workers, and they flatter it
@@ -174,8 +148,9 @@ def processor_s() -> float:
 
 
 def _serve(pipe: Any, name: str, folder: str, num_cores: int, batch_size: int) -> None:
-    """One contender: says how it runs, then answers every turn of so many seconds with its images per `processor_s`."""
-    pin(num_cores)  # before any library counts the cores
+    """Run one contender: send how it runs, then for every turn, of the seconds received, images per `processor_s`."""
+    if hasattr(os, "sched_setaffinity"):  # this process and its children, before any library counts the cores
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-num_cores:])
     try:
         how, batches = CONTENDERS[name](folder, num_cores, batch_size)
         first = next(batches)
@@ -197,7 +172,7 @@ def _serve(pipe: Any, name: str, folder: str, num_cores: int, batch_size: int) -
 def in_turns(
     names: list[str], folder: str, *, num_cores: int, batch_size: int, repeats: int, turn_s: float
 ) -> tuple[dict[str, str], dict[str, list[float]]]:
-    """How each contender runs, and in each of its turns its images per second of one core."""
+    """Return how each contender runs, and its images per second of one core in each of its turns."""
     context = multiprocessing.get_context("spawn")
     pipes, processes, rates = {}, [], {name: [] for name in names}
     try:

@@ -5,7 +5,6 @@ Most images are thumbnails for the same reason; the batches are as large as they
 """
 
 import argparse
-import hashlib
 import io
 import math
 import os
@@ -24,8 +23,10 @@ from resnext_jax.data.bench.contenders import SIZE_PX
 from resnext_jax.data.bench.photos import photographs
 from resnext_jax.data.crops import Crop
 from resnext_jax.data.pipeline import train_batches
+from resnext_jax.data.prepare.shards import shard_name
 from resnext_jax.data.records import WRITER_OPTIONS, File, Manifest, RecordSource, Split, pack
 from resnext_jax.errors import UserError
+from resnext_jax.files import sha256_of
 from resnext_jax.progress import Progress, duration
 
 RECORDS_PER_SHARD = 1252
@@ -41,7 +42,7 @@ def _thumbnail(photo: bytes) -> bytes:
 
 
 def linked_shards(directory: pathlib.Path, num_records: int) -> RecordSource:
-    """`num_records` (rounded up to whole shards) in `directory`, as `prepare` would have laid them."""
+    """Write `num_records`, rounded up to whole shards, to `directory` in the layout of `prepare`, and return them."""
     photos = photographs(RECORDS_PER_SHARD // PHOTOGRAPH_EVERY + 1)
     thumbnails = [_thumbnail(photo) for photo in photos]
     first = directory / "first"
@@ -51,31 +52,27 @@ def linked_shards(directory: pathlib.Path, num_records: int) -> RecordSource:
         image = thumbnails[photo] if rest else photos[photo]
         writer.write(pack(image, number % NUM_CLASSES, f"class/{number}.jpg"))
     writer.close()
-    num_shards = math.ceil(num_records / RECORDS_PER_SHARD)
-    checksum, num_bytes, shards = hashlib.sha256(first.read_bytes()).hexdigest(), first.stat().st_size, []
-    for shard in range(num_shards):
-        name = f"train-{shard:05}-of-{num_shards:05}.array_record"
-        os.link(first, directory / name)
-        shards.append(File(name, RECORDS_PER_SHARD, num_bytes, checksum))
-    labels = np.tile(np.arange(RECORDS_PER_SHARD, dtype="<i4") % NUM_CLASSES, num_shards).tobytes()
-    (directory / "train.labels").write_bytes(labels)
-    of_labels = File("train.labels", len(labels) // 4, len(labels), hashlib.sha256(labels).hexdigest())
+    count = math.ceil(num_records / RECORDS_PER_SHARD)
+    of_shard = File("", RECORDS_PER_SHARD, first.stat().st_size, sha256_of(first))
+    shards = [of_shard._replace(file=shard_name("train", index, count)) for index in range(count)]
+    for shard in shards:
+        os.link(first, directory / shard.file)
+    labels = np.tile(np.arange(RECORDS_PER_SHARD, dtype="<i4") % NUM_CLASSES, count).tobytes()
+    path = directory / "train.labels"
+    path.write_bytes(labels)
+    of_labels = File(path.name, len(labels) // 4, len(labels), sha256_of(path))
     classes = tuple(f"class {number}" for number in range(NUM_CLASSES))
     manifest = Manifest("folder", classes, {"train": Split(tuple(shards), of_labels)}, {}, {})
     return RecordSource("records", "train", str(directory), manifest)
 
 
 def resident_mb() -> float:
-    """What of this process is in memory now."""
+    """Return the resident memory of this process."""
     return int(pathlib.Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 1e6
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Reads every record once in batches and prints the resident memory on the way.
-
-    Raises:
-      UserError: the system has no /proc.
-    """
+    """Reads every record once in batches and prints the resident memory; raises UserError without /proc."""
     if not pathlib.Path("/proc/self/statm").exists():
         raise UserError("resident memory is read from /proc, which this system does not have; take Linux.")
     with tempfile.TemporaryDirectory() as directory:
@@ -89,13 +86,9 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
             f"before the first batch  {resident_mb():6.0f} MB",
             flush=True,
         )
+        crop, threads = Crop("random_sized", SIZE_PX), arguments.num_threads
         batches = train_batches(
-            source,
-            Crop("random_sized", SIZE_PX),
-            batch_size=batch_size,
-            seed=0,
-            steps=range(num_steps),
-            num_threads=arguments.num_threads,
+            source, crop, batch_size=batch_size, seed=0, steps=range(num_steps), num_threads=threads
         )
         progress, start_s, highest, tenths = Progress("pass", num_steps, "step"), time.monotonic(), 0.0, []
         for step, _ in enumerate(batches, start=1):

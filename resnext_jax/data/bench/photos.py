@@ -13,11 +13,7 @@ CHINA_PER_FLOWER = 3  # china.jpg has much detail (100 to 118 kB), flower.jpg li
 
 
 def photographs(count: int) -> list[bytes]:
-    """JPEGs of 500 x 375 px, cut without scaling at places drawn from a fixed seed.
-
-    Raises:
-      UserError: scikit-learn is not installed.
-    """
+    """Return JPEGs of 500 x 375 px, cut at places from a fixed seed; raises UserError without scikit-learn."""
     if importlib.util.find_spec("sklearn") is None:
         raise UserError("the photographs come with scikit-learn, which is not installed: pip install scikit-learn")
     from sklearn.datasets import load_sample_images
@@ -29,8 +25,7 @@ def photographs(count: int) -> list[bytes]:
         photo = china if number % (CHINA_PER_FLOWER + 1) else flower
         top = rng.integers(photo.shape[0] - HEIGHT_PX, endpoint=True)
         left = rng.integers(photo.shape[1] - WIDTH_PX, endpoint=True)
-        stream = io.BytesIO()
-        window = Image.fromarray(photo[top : top + HEIGHT_PX, left : left + WIDTH_PX])
-        window.save(stream, "JPEG", quality=QUALITY)
+        stream, window = io.BytesIO(), photo[top : top + HEIGHT_PX, left : left + WIDTH_PX]
+        Image.fromarray(window).save(stream, "JPEG", quality=QUALITY)
         files.append(stream.getvalue())
     return files

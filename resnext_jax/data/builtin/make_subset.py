@@ -20,7 +20,7 @@ NUM_CLASSES = 10
 
 
 def first_of_each_class(labels: np.ndarray, per_class: int) -> np.ndarray:
-    """The positions, ascending, of the first `per_class` examples of each class."""
+    """Return the positions, ascending, of the first `per_class` examples of each class."""
     return np.sort(np.concatenate([np.flatnonzero(labels == c)[:per_class] for c in range(NUM_CLASSES)]))
 
 

@@ -75,11 +75,7 @@ def _problems(arguments: argparse.Namespace) -> list[str]:
 
 
 def make_job(arguments: argparse.Namespace, pool: Executor) -> Job:
-    """Lists the images of the archives or the folder.
-
-    Raises:
-      UserError: they are not what they should be.
-    """
+    """Lists the images of the archives or the folder; raises UserError if they are not what they should be."""
     name, notes = arguments.name, {}
     if name == "folder":
         class_names, splits = _folder_splits(arguments.dir)
@@ -124,8 +120,7 @@ def verify(directory: str) -> None:
     if manifest is None:
         raise UserError(f"{directory} has no {MANIFEST}: it was not prepared, or not to the end. Prepare it first.")
     files = manifest.files()
-    progress = Progress("verify", len(files), "files")
-    problems = []
+    progress, problems = Progress("verify", len(files), "files"), []
     for start in range(0, len(files), 16):
         problems += check_files(directory, files[start : start + 16], checksums=True)
         progress.update(min(start + 16, len(files)), "")
@@ -136,10 +131,11 @@ def verify(directory: str) -> None:
 
 def report(manifest: Manifest, out: str) -> None:
     """Prints what was written, and the command that uses it."""
+    notes, written = manifest.notes, 0
     for key, split in manifest.splits.items():
         num_bytes = sum(shard.num_bytes for shard in split.shards)
+        written += num_bytes
         print(f"{key:10}  {split.num_images:>10,} images  {len(split.shards):>5,} shards  {num_bytes:>15,} bytes")
-    notes = manifest.notes
     if notes["left_out"]:
         print(f"{len(notes['left_out']):,} images could not be read and were left out; {MANIFEST} names them")
     if manifest.name == "imagenet5k":
@@ -148,7 +144,6 @@ def report(manifest: Manifest, out: str) -> None:
             f"are in {MANIFEST}; an added class has at least {notes['fewest_images_of_an_added_class']:,} images"
         )
     if "mean_psnr_db" in notes:
-        written = sum(shard.num_bytes for split in manifest.splits.values() for shard in split.shards)
         print(
             f"short side at most {manifest.settings['short_side_px']} px: {notes['source_bytes']:,} bytes of images "
             f"became {written:,} of shards. The 224 px evaluation crop of a smaller image differs from the original's "

@@ -34,15 +34,16 @@ def locked(out: str) -> Iterator[None]:
     except OSError as error:
         raise UserError(f"{out} cannot be written to: {error.strerror}. Give another --out.") from None
     try:
-        try:
-            fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"another prepare command is writing to {out}. Wait until it has ended (this one finds its shards "
-                "finished then), or give another --out."
-            ) from None
-        except OSError as error:  # some network file systems
-            print(f"note: {out} cannot be locked ({error.strerror}): start no second prepare command on it")
+        fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(directory)
+        raise UserError(
+            f"another prepare command is writing to {out}. Wait until it has ended (this one finds its shards "
+            "finished then), or give another --out."
+        ) from None
+    except OSError as error:  # some network file systems
+        print(f"note: {out} cannot be locked ({error.strerror}): start no second prepare command on it")
+    try:
         yield
     finally:
         os.close(directory)
@@ -64,25 +65,16 @@ def require_same(out: str, found: tuple[str, dict], wanted: tuple[str, dict]) ->
 
 
 def read_unfinished(out: str, name: str, settings: dict[str, Any]) -> dict[str, ShardDone]:
-    """Return the shards that an earlier run of the same job finished, by file name.
-
-    Raises:
-      UserError: it was another job, or its file cannot be read.
-    """
+    """Return the shards that an earlier run finished, by file name; raises UserError if it was another job."""
     path = epath.Path(out) / UNFINISHED
     if not path.exists():
         return {}
     try:
         content = json.loads(path.read_text())
-        found = {
-            shard["file"]["file"]: ShardDone(
-                file=File(**shard["file"]),
-                skipped=tuple(map(tuple, shard["skipped"])),
-                source_bytes=shard["source_bytes"],
-                fidelity=tuple(map(tuple, shard["fidelity"])),
-            )
-            for shard in content["shards"]
-        }
+        found = {}
+        for shard in content["shards"]:
+            skipped, fidelity = (tuple(map(tuple, shard[key])) for key in ("skipped", "fidelity"))
+            found[shard["file"]["file"]] = ShardDone(File(**shard["file"]), skipped, shard["source_bytes"], fidelity)
         require_same(out, (content["name"], content["settings"]), (name, settings))
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged ({error!r}). Remove {out}, then start again.") from None
@@ -98,10 +90,10 @@ def write_unfinished(out: str, name: str, settings: dict[str, Any], done: Iterab
 def require_ours(out: str) -> None:
     """Raises UserError if the directory holds files that this command did not write."""
     directory = epath.Path(out)
-    if directory.exists() and not directory.is_dir():
-        raise UserError(f"{out} is a file. Give a new or an empty directory with --out.")
     if not directory.exists() or any((directory / file).exists() for file in (MANIFEST, UNFINISHED)):
         return
+    if not directory.is_dir():
+        raise UserError(f"{out} is a file. Give a new or an empty directory with --out.")
     others = sorted(path.name for path in directory.iterdir() if ".tmp-" not in path.name)
     if others:
         raise UserError(

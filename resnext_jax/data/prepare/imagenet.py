@@ -3,6 +3,8 @@
 import dataclasses
 import importlib.util
 import os
+import pathlib
+import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 
@@ -23,10 +25,10 @@ def shipped_lines(file: str) -> list[str]:
     # Importing TFDS would take seconds.
     spec = importlib.util.find_spec("tensorflow_datasets")
     roots = (spec.submodule_search_locations or []) if spec else []
-    for path in (os.path.join(root, "datasets", "imagenet2012", file) for root in roots):
-        if os.path.isfile(path):
-            with open(path, encoding="utf-8") as text:
-                return text.read().split()
+    for root in roots:
+        path = pathlib.Path(root, "datasets", "imagenet2012", file)
+        if path.is_file():
+            return path.read_text(encoding="utf-8").split()
     raise UserError(
         f"tensorflow_datasets/datasets/imagenet2012/{file} is not installed. pip install 'tensorflow-datasets>=4.9.10'"
     )
@@ -40,10 +42,7 @@ def imagenet1k_classes() -> list[str]:
 def choose_classes(num_images: Mapping[str, int], imagenet1k: Sequence[str], num_classes: int) -> list[str]:
     """Return the ImageNet-1K classes and the other classes with the most images, sorted; ties are decided by name.
 
-    Args:
-      num_images: number of images of every available class.
-      imagenet1k: classes that are always chosen.
-      num_classes: number of classes to choose in total, 5000 in the paper (section 5.2).
+    `num_classes` is their total number: 5000 in the paper (section 5.2).
     """
     others = sorted(num_images.keys() - set(imagenet1k), key=lambda name: (-num_images[name], name))
     return sorted([*imagenet1k, *others[: max(0, num_classes - len(imagenet1k))]])
@@ -60,7 +59,7 @@ def list_class_tars(tars: Sequence[ClassTar], pool: Executor) -> dict[str, Image
     return listed
 
 
-def labelled(listed: dict[str, Images], class_names: Sequence[str]) -> Images:
+def labeled(listed: dict[str, Images], class_names: Sequence[str]) -> Images:
     """Return the images of the listed classes among `class_names`; the label is the index in `class_names`."""
     parts = [
         dataclasses.replace(listed[name], label=np.full(len(listed[name]), label, np.int32))
@@ -89,7 +88,7 @@ def train_2012(train_tar: str, pool: Executor, *, partial: bool) -> tuple[list[s
             f"{train_tar} has {len(tars):,} of the {len(classes):,} classes; ILSVRC2012_img_train.tar has them all. "
             f"Fetch it again. {PARTIAL}"
         )
-    return classes, labelled(list_class_tars(tars, pool), classes)
+    return classes, labeled(list_class_tars(tars, pool), classes)
 
 
 def validation_2012(val_tar: str, class_names: Sequence[str], *, partial: bool) -> tuple[Images, int]:
@@ -120,15 +119,14 @@ def validation_2012(val_tar: str, class_names: Sequence[str], *, partial: bool) 
         [f"{name}/{os.path.basename(member.name)}" for member, name in kept],
         [member.offset for member, _ in kept],
         [member.size for member, _ in kept],
-        np.array([labels[name] for _, name in kept], np.int32),
+        [labels[name] for _, name in kept],
     )
     return images, len(members) - len(kept)
 
 
 def _validation_number(name: str) -> int:
-    stem = os.path.splitext(os.path.basename(name))[0]
-    number = stem.removeprefix("ILSVRC2012_val_")
-    return int(number) if stem != number and number.isdigit() else 0
+    found = re.fullmatch(r"ILSVRC2012_val_(\d+)\.\w+", os.path.basename(name))
+    return int(found[1]) if found else 0
 
 
 def train_5k(full: str, class_list: str | None, pool: Executor, *, partial: bool) -> tuple[list[str], Images, dict]:
@@ -137,7 +135,7 @@ def train_5k(full: str, class_list: str | None, pool: Executor, *, partial: bool
     Args:
       full: tar of the class tars of the 22K set, or a folder of class tars.
       class_list: file with the classes; None chooses those with the most images.
-      pool: worker processes that read the class tars.
+      pool: processes that read the class tars.
       partial: allows an archive or a list with fewer or more than 5000 classes.
 
     Raises:
@@ -167,4 +165,4 @@ def train_5k(full: str, class_list: str | None, pool: Executor, *, partial: bool
         "imagenet1k_labels": [chosen.index(name) for name in present_1k],
         "fewest_images_of_an_added_class": min((num_images[name] for name in chosen if name not in all_1k), default=0),
     }
-    return chosen, labelled(listed, chosen), notes
+    return chosen, labeled(listed, chosen), notes

@@ -45,12 +45,7 @@ class Images:
 
     @classmethod
     def make(
-        cls,
-        container: str,
-        names: Sequence[str],
-        offsets: Sequence[int],
-        sizes: Sequence[int],
-        labels: Sequence[int] | np.ndarray,
+        cls, container: str, names: Sequence[str], offsets: Sequence[int], sizes: Sequence[int], labels: Sequence[int]
     ) -> "Images":
         """Return the images of one container."""
         encoded = [os.fsencode(name) for name in names]
@@ -98,11 +93,9 @@ class Images:
 
 def folder_images(root: str, class_names: Sequence[str], present: Sequence[str]) -> Images:
     """Return the image files of the class folders `present` in `root`; the label is the index in `class_names`."""
-    labels = {name: label for label, name in enumerate(class_names)}
-
-    def of_class(name: str) -> Images:
-        files = image_files(os.path.join(root, name))
-        loose = [LOOSE] * len(files)
-        return Images.make(root, [f"{name}/{file}" for file in files], loose, loose, [labels[name]] * len(files))
-
-    return Images.join([of_class(name) for name in present])
+    parts = []
+    for name in present:
+        files = [f"{name}/{file}" for file in image_files(os.path.join(root, name))]
+        loose, label = [LOOSE] * len(files), class_names.index(name)
+        parts.append(Images.make(root, files, loose, loose, [label] * len(files)))
+    return Images.join(parts)

@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import time
-from collections.abc import Iterator
 from concurrent.futures import Executor
 from typing import Any
 
@@ -11,15 +10,8 @@ import numpy as np
 from etils import epath
 
 from resnext_jax.data import records
+from resnext_jax.data.prepare import directory as output
 from resnext_jax.data.prepare import shards
-from resnext_jax.data.prepare.directory import (
-    locked,
-    read_unfinished,
-    require_ours,
-    require_same,
-    write_file,
-    write_unfinished,
-)
 from resnext_jax.data.prepare.images import Images
 from resnext_jax.data.prepare.pool import run_tasks
 from resnext_jax.data.prepare.shards import ShardDone, ShardTask
@@ -31,13 +23,9 @@ BUCKET_EVERY_S = 10.0  # a bucket takes one version of an object per second
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """A data set to write.
+    """A data set to write; name, class names, splits and notes are those of `records.Manifest`.
 
     Attributes:
-      name: "imagenet2012", "imagenet5k" or "folder".
-      class_names: names of the classes in label order.
-      splits: images of "train" and "validation", or of one of them.
-      notes: notes in the manifest.
       images_per_shard: minimum number of images in a shard, with at most 1024 shards.
       short_side_px: short side of larger images after re-encoding; None copies every image unchanged.
     """
@@ -68,50 +56,43 @@ def prepare(job: Job, out: str, pool: Executor, num_processes: int, *, skip_bad:
     Args:
       job: data set to write.
       out: output directory: new, empty, or left by an earlier run of the same job.
-      pool: pool from `pool.worker_pool`.
-      num_processes: number of workers in the pool.
-      skip_bad: leave out images that cannot be read, instead of stopping.
+      pool, num_processes: workers from `pool.worker_pool`, and their number.
+      skip_bad: whether images that cannot be read are left out, instead of raising.
 
     Raises:
       UserError: the directory holds something else, or another run writes to it; an image cannot be read, or a shard
         cannot be written.
     """
-    with locked(out):
+    with output.locked(out):
         directory, settings = epath.Path(out), job.settings()
-        require_ours(out)
+        output.require_ours(out)
         finished = records.read_manifest(out)
         if finished is not None:
-            require_same(out, (finished.name, finished.settings), (job.name, settings))
+            output.require_same(out, (finished.name, finished.settings), (job.name, settings))
             if not records.check_files(out, finished.files()):
                 (directory / records.UNFINISHED).unlink(missing_ok=True)  # a kill may have left it
                 return finished
             done = {file.file: ShardDone(file, (), 0, ()) for file in finished.files()}
         else:
-            done = read_unfinished(out, job.name, settings)
+            done = output.read_unfinished(out, job.name, settings)
         for leftover in directory.glob(".*.tmp-*"):
             leftover.unlink(missing_ok=True)
-        indices = {split: dict(_assigned(split, images, job)) for split, images in job.splits.items()}
+        indices = {}
+        for split, images in job.splits.items():
+            count = shards.num_shards(len(images), job.images_per_shard)
+            parts = enumerate(shards.assign(len(images), count))
+            indices[split] = {shards.shard_name(split, index, count): part for index, part in parts}
         kept = _write_shards(job, out, settings, indices, done, pool, num_processes, skip_bad=skip_bad)
         splits = {}
         for split, parts in indices.items():
             labels = _write_labels(directory, split, job.splits[split], parts, kept)
             splits[split] = records.Split(tuple(kept[name].file for name in parts), labels)
-        if finished is None:
-            skipped = [reason for parts in indices.values() for name in parts for _, reason in kept[name].skipped]
-            notes = {**job.notes, "left_out": skipped, **_fidelity(kept)}
-        else:
-            notes = finished.notes
+        skipped = [reason for parts in indices.values() for name in parts for _, reason in kept[name].skipped]
+        notes = finished.notes if finished else {**job.notes, "left_out": skipped, **_fidelity(kept)}
         manifest = records.Manifest(job.name, job.class_names, splits, settings, notes)
-        write_file(directory / records.MANIFEST, records.manifest_json(manifest))
+        output.write_file(directory / records.MANIFEST, records.manifest_json(manifest))
         (directory / records.UNFINISHED).unlink(missing_ok=True)
         return manifest
-
-
-def _assigned(split: str, images: Images, job: Job) -> Iterator[tuple[str, np.ndarray]]:
-    """Yields the name of each shard of a split and the indices of its images."""
-    count = shards.num_shards(len(images), job.images_per_shard)
-    for index, part in enumerate(shards.assign(len(images), count)):
-        yield shards.shard_name(split, index, count), part
 
 
 def _write_shards(
@@ -137,15 +118,15 @@ def _write_shards(
     if kept:
         print(f"{len(kept):,} of {len(sizes):,} shards are finished already; going on with the rest")
 
-    def save(*, every_s: float = 0) -> None:
+    def save(*, every_s: float = 0.0) -> None:
         nonlocal saved_s
         if time.monotonic() - saved_s >= every_s:
-            write_unfinished(out, job.name, settings, kept.values())
+            output.write_unfinished(out, job.name, settings, kept.values())
             saved_s = time.monotonic()
 
     def on_done(shard: ShardDone) -> None:
         kept[shard.file.file] = shard
-        save(every_s=BUCKET_EVERY_S if in_bucket(out) else 0)
+        save(every_s=BUCKET_EVERY_S if in_bucket(out) else 0.0)
         for _, reason in shard.skipped:
             say(f"left out: {reason}")
         progress.update(sum(sizes[name] for name in kept), f"shard {len(kept):,}/{len(sizes):,}")
@@ -168,14 +149,10 @@ def _write_shards(
 def _write_labels(
     directory: epath.Path, split: str, images: Images, parts: dict[str, np.ndarray], kept: dict[str, ShardDone]
 ) -> records.File:
-    labels = np.concatenate(
-        [
-            np.delete(images.label[part], [position for position, _ in kept[name].skipped])
-            for name, part in parts.items()
-        ]
-    )
+    skipped = {name: [position for position, _ in kept[name].skipped] for name in parts}
+    labels = np.concatenate([np.delete(images.label[part], skipped[name]) for name, part in parts.items()])
     content, name = labels.astype("<i4").tobytes(), f"{split}.labels"
-    write_file(directory / name, content)
+    output.write_file(directory / name, content)
     return records.File(name, len(labels), len(content), hashlib.sha256(content).hexdigest())
 
 

@@ -46,14 +46,11 @@ def shard_name(split: str, index: int, count: int) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class ShardTask:
-    """One shard to write.
+    """One shard to write: the entries, in this order, to a file in the output directory.
 
     Attributes:
-      directory: output directory.
-      file: file name of the shard.
-      entries: images in the order of the records.
       short_side_px: short side of larger images after re-encoding; None copies every image unchanged.
-      skip_bad: leave out images that cannot be read, instead of stopping.
+      skip_bad: whether images that cannot be read are left out, instead of raising.
     """
 
     directory: str
@@ -65,10 +62,9 @@ class ShardTask:
 
 @dataclasses.dataclass(frozen=True)
 class ShardDone:
-    """A finished shard.
+    """A finished shard, with its entry in the manifest.
 
     Attributes:
-      file: entry of the manifest.
       skipped: position in the task and reason of each image that was left out.
       source_bytes: total size of the images before re-encoding.
       fidelity: (mean absolute difference, peak signal-to-noise ratio in dB) of some re-encoded images.
@@ -115,7 +111,7 @@ def writing(path: epath.Path) -> Iterator[None]:
     except failures as error:
         reason = getattr(error, "strerror", None) or str(error).split(";")[0]
         raise UserError(
-            f"{path} could not be written: {reason}. Make room (or fix the directory), then run the same command "
+            f"{path} could not be written: {reason}. Free disk space (or fix the directory), then run the same command "
             "again: nothing of this file is kept, and finished shards are not written again."
         ) from None
 
@@ -156,12 +152,14 @@ def _read(entries: Sequence[Entry]) -> Iterator[tuple[Entry, bytes]]:
             loose = entry.offset == LOOSE
             path = os.path.join(entry.where, entry.name) if loose else entry.where
             try:
-                if not loose and path != opened:
-                    stack.close()
-                    opened, file = path, stack.enter_context(epath.Path(path).open("rb"))
-                if not loose:
+                if loose:
+                    data = epath.Path(path).read_bytes()
+                else:
+                    if path != opened:
+                        stack.close()
+                        opened, file = path, stack.enter_context(epath.Path(path).open("rb"))
                     file.seek(entry.offset)
-                data = epath.Path(path).read_bytes() if loose else file.read(entry.size)
+                    data = file.read(entry.size)
             except OSError as error:
                 raise UserError(f"{path} could not be read: {error.strerror or error}. Put it back.") from None
             if not loose and len(data) != entry.size:
@@ -171,14 +169,11 @@ def _read(entries: Sequence[Entry]) -> Iterator[tuple[Entry, bytes]]:
 
 def smaller(data: bytes, name: str, short_side_px: int) -> bytes:
     """Return a JPEG with this short side; a smaller image is returned unchanged."""
-    with Image.open(io.BytesIO(data)) as image:
-        width, height = image.size
-    if min(width, height) <= short_side_px:
+    height, width = decode.size(data, name)
+    short = min(width, height)
+    if short <= short_side_px:
         return data
-    if width < height:
-        size = (short_side_px, round(height * short_side_px / width))
-    else:
-        size = (round(width * short_side_px / height), short_side_px)
+    size = (round(width * short_side_px / short), round(height * short_side_px / short))
     pixels = Image.fromarray(decode.decode(data, name)).resize(size, Image.Resampling.BICUBIC)
     stream = io.BytesIO()
     pixels.save(stream, "JPEG", quality=JPEG_QUALITY)

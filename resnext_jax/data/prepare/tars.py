@@ -6,7 +6,6 @@ import tarfile
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import numpy as np
 from etils import epath
 
 from resnext_jax.data.folder import is_image
@@ -88,17 +87,13 @@ class ClassTar(NamedTuple):
     size: int
 
     def images(self) -> Images:
-        """Return the image files, sorted, with label 0.
-
-        Raises:
-          UserError: truncated, or without an image.
-        """
+        """Return the image files, sorted, with label 0; raises UserError if truncated or without an image."""
         members = tar_images(list_tar(self.path, self.start, self.size, f"{self.class_name}.tar"))
         if not members:
             raise UserError(f"{self.class_name}.tar in {self.path} has no image. Fetch the archive again.")
         names = [f"{self.class_name}/{os.path.basename(member.name)}" for member in members]
         offsets, sizes = [member.offset for member in members], [member.size for member in members]
-        return Images.make(self.path, names, offsets, sizes, np.zeros(len(members), np.int32))
+        return Images.make(self.path, names, offsets, sizes, [0] * len(members))
 
 
 def class_tars(path: str) -> list[ClassTar]:
@@ -118,9 +113,7 @@ def class_tars(path: str) -> list[ClassTar]:
         members = list_tar(path)
         others = [member.name for member in members if not member.name.endswith(".tar")]
         tars = [
-            ClassTar(os.path.basename(name).removesuffix(".tar"), path, offset, size)
-            for name, offset, size in members
-            if name.endswith(".tar")
+            ClassTar(os.path.basename(name).removesuffix(".tar"), path, offset, size) for name, offset, size in members
         ]
     if others or not tars:
         found = f"it holds {others[0]!r}" if others else "there is none"
