@@ -1,12 +1,13 @@
 """The interface between the loop and what it trains."""
 
 from collections.abc import Callable, Generator, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from resnext_jax.train.step import Step
 from resnext_jax.types import Metric, PyTree, TrainState
 
 
+@runtime_checkable  # so that tests can check annotations
 class Task(Protocol):
     """One thing that can be trained, such as `train.classification.Classification`.
 
