@@ -22,11 +22,16 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "0"
 
 import importlib
-from collections.abc import Iterator
+import pathlib
+import sys
+import warnings
+from collections.abc import Callable, Iterator
 from types import ModuleType
+from typing import Any
 
 import jaxtyping
 import pytest
+from absl import flags
 from beartype import BeartypeConf, beartype
 
 # From here on a call with a wrong type, shape or dtype raises. An int is a float, as for other type checkers.
@@ -49,3 +54,67 @@ def torchvision() -> Iterator[ModuleType]:
         operators.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         operators.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         yield importlib.import_module("torchvision")
+
+
+@pytest.fixture
+def command(capsys, monkeypatch) -> Callable[..., tuple]:
+    """Calls the `main` of a module of the analysis in the repository's root: (exit status or None, stdout, stderr)."""
+    monkeypatch.chdir(pathlib.Path(__file__).parents[1])
+
+    def run(module: ModuleType, *arguments: str) -> tuple:
+        monkeypatch.setattr(flags, "FLAGS", flags.FlagValues())
+        monkeypatch.setattr(sys, "argv", ["command", *arguments])  # where ml_collections looks for overrides
+        status = None
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "the load_module", DeprecationWarning)  # how ml_collections loads a file
+            try:
+                module.main(argv=sys.argv)
+            except SystemExit as exit_:
+                status = exit_.code
+        return status, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def failure(command) -> Callable[..., str]:
+    """Calls the `main` of a module of the analysis, which must exit with status 2; returns what it says."""
+
+    def run(module: ModuleType, *arguments: str) -> str:
+        status, _, error = command(module, *arguments)
+        assert status == 2
+        return error
+
+    return run
+
+
+@pytest.fixture
+def run_main(capsys, monkeypatch) -> Callable[..., tuple]:
+    """Calls `main.py` in the repository's root, on the 8 devices of the tests: (exit status, stdout, stderr)."""
+    import tiny
+
+    from resnext_jax import cli
+
+    monkeypatch.chdir(tiny.ROOT)
+
+    def run(*arguments: str) -> tuple:
+        status = 0
+        with tiny.command_line(*arguments) as (argv, values):
+            try:
+                cli.main(values, argv)
+            except SystemExit as exit_:
+                status = exit_.code
+        return status, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def bucket() -> Iterator[Any]:
+    """The objects of gs://bucket."""
+    import fake_bucket
+
+    with fake_bucket.served() as served:
+        served.store.clear()
+        yield served
+        served.store.clear()

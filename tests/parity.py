@@ -48,9 +48,6 @@ def smooth_relu() -> Iterator[None]:
         yield
 
 
-# ---- Both sides
-
-
 @dataclasses.dataclass(frozen=True)
 class Theirs:
     """A network of PyTorch, and how it names what is ours.
@@ -170,9 +167,6 @@ def randomize(network: nn.Module) -> nn.Module:
     return network
 
 
-# ---- torchvision
-
-
 def of_torchvision(arch: zoo.Row, network: nn.Module) -> Theirs:
     """A network of torchvision, its dropout off."""
     for module in network.modules():
@@ -235,9 +229,6 @@ def densenet_name(path: tuple) -> str:
             place = place.format(*(numbers[:1] and [numbers[0] - before]), *numbers[1:])
             return f"{place}.{torch_reference.ARRAYS[array]}"
     raise KeyError(modules)
-
-
-# ---- All rows of torchvision, by hand
 
 
 def main() -> None:

@@ -30,14 +30,7 @@ def images():
 
 def test_load_predicts_what_the_model_does(state_and_net, images):
     state, net = state_and_net
-    model = zoo.build_model(
-        zoo.select("resnext11_4x2d_tiny"),
-        10,
-        platform="cpu",
-        conv_impl="native",
-        compute_dtype="float32",
-        bn_group_images=8,
-    )
+    model = tiny.cpu_model(zoo.select("resnext11_4x2d_tiny"), 10, conv_impl="native", bn_group_images=8)
     normalized = (images.astype(np.float32) - np.float32(72.94)) / np.float32(90.02)
     variables = {"params": state.params, "batch_stats": state.batch_stats}
     expected = np.asarray(model.apply(variables, jnp.asarray(normalized), train=False))

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import tiny
 import torch
 
 from resnext_jax import optim
@@ -167,14 +168,7 @@ def test_lars_equals_its_formula(decayed):
 
 
 def test_what_weight_decay_is_for_in_a_real_network():
-    model = zoo.build_model(
-        zoo.select("resnext50_32x4d"),
-        1000,
-        platform="cpu",
-        conv_impl="auto",
-        compute_dtype="float32",
-        bn_group_images=0,
-    )
+    model = tiny.cpu_model(zoo.select("resnext50_32x4d"), 1000)
     images = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
     params = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), images)["params"]
     # 53 convolutions, each with a batch norm of two arrays; the classifier's kernel and bias.

@@ -26,11 +26,8 @@ def test_a_batch_that_does_not_divide(batch_size, num_devices, advice):
 
 def test_each_device_holds_consecutive_rows():
     devices = jax.devices()[:4]
-    local = Batch(
-        image=np.arange(8 * 2 * 2, dtype=np.uint8).reshape(8, 2, 2, 1),
-        label=np.arange(8, dtype=np.int32),
-        mask=np.ones(8, np.float32),
-    )
+    images = np.arange(8 * 2 * 2, dtype=np.uint8).reshape(8, 2, 2, 1)
+    local = Batch(images, np.arange(8, dtype=np.int32), np.ones(8, np.float32))
     batch = sharding.to_global(sharding.make_mesh(devices), local)
     for name in ("image", "label", "mask"):
         rows, want = getattr(batch, name), getattr(local, name)

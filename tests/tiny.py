@@ -22,6 +22,7 @@ import main
 from resnext_jax.checkpoint import Checkpoints
 from resnext_jax.config.command_line import parse
 from resnext_jax.data.sources import FASHION_MNIST_CLASSES
+from resnext_jax.models import zoo
 from resnext_jax.sharding import Place, make_mesh
 from resnext_jax.train import loop
 from resnext_jax.train.classification import Classification, open_classification
@@ -68,6 +69,12 @@ def config(*overrides: str) -> ConfigDict:
     with command_line(*_once((*ARGUMENTS, *overrides))) as (argv, values):
         parse(argv, values)
     return values.config
+
+
+def cpu_model(arch: zoo.Row, num_classes: int, **changes: Any) -> zoo.Network:
+    """A network that computes in float32 on a CPU."""
+    usual: dict[str, Any] = {"conv_impl": "auto", "compute_dtype": "float32", "bn_group_images": 0}
+    return zoo.build_model(arch, num_classes, platform="cpu", **(usual | changes))
 
 
 def assembled(*overrides: str, devices: int = 1) -> tuple[Classification, Place]:

@@ -14,9 +14,6 @@ def conv(in_channels: int, out_channels: int, kernel_px: int, stride: int = 1, g
     return nn.Conv2d(in_channels, out_channels, kernel_px, stride, kernel_px // 2, groups=groups, bias=False)
 
 
-# ---- Identity mappings
-
-
 class PreactivatedBlock(nn.Module):
     """Batch norm, ReLU, convolution, as often as there are convolutions; then the addition, and nothing more.
 
@@ -99,9 +96,6 @@ class WideResNet(nn.Module):
         for number in (1, 2, 3):
             x = self.get_submodule(f"layer{number}")(x)
         return self.fc(functional.relu(self.final_bn(x)).mean((2, 3)))
-
-
-# ---- DenseNet-BC for CIFAR
 
 
 class DenseLayer(nn.Module):

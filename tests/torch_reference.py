@@ -12,8 +12,6 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-# ---- Networks
-
 
 class GroupedBatchNorm(nn.BatchNorm2d):
     """Batch norm over `group_images` consecutive images (0: all); running statistics average those of the groups."""
@@ -134,9 +132,6 @@ class Network(nn.Module):
         return self.fc(x.mean((2, 3)))
 
 
-# ---- The recipe
-
-
 def train(
     network: Network,
     batches: Sequence[tuple[np.ndarray, np.ndarray]],
@@ -161,8 +156,6 @@ def train(
         scheduler.step()
         after_step(step, logits.detach(), optimizer)
 
-
-# ---- The same array in both trees
 
 MODULES = {
     "stem_conv": "conv1",

@@ -1,19 +1,13 @@
 """The command: wrong input on every machine, a compile for a TPU where its compiler is installed."""
 
-import contextlib
 import importlib.util
 import json
 import re
-import sys
-import warnings
-from collections.abc import Iterator
 from types import SimpleNamespace
-from unittest import mock
 
 import jax
 import pytest
 import tiny
-from absl import flags
 
 from resnext_jax.analysis import aot, chips, compiling, report
 from resnext_jax.errors import UserError
@@ -21,28 +15,6 @@ from resnext_jax.errors import UserError
 CONFIG = "--config=configs/quickstart.py"
 TINY = (CONFIG, "--config.model.name=resnext11_4x2d_tiny", "--config.batch_size=32", "--config.bn_group_images=8")
 needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="the TPU compiler is not there")
-
-
-@pytest.fixture(autouse=True)
-def in_root(monkeypatch):
-    monkeypatch.chdir(tiny.ROOT)
-    monkeypatch.setattr(flags, "FLAGS", flags.FlagValues())
-
-
-@contextlib.contextmanager
-def command_line(*arguments: str) -> Iterator[list[str]]:
-    """The arguments, also where ml_collections looks for overrides."""
-    with mock.patch.object(sys, "argv", ["aot", *arguments]), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "the load_module", DeprecationWarning)  # how ml_collections loads a file
-        yield sys.argv
-
-
-def failure(capsys, *arguments: str) -> str:
-    """What the command prints for a mistake, having left with status 2."""
-    with command_line(*arguments) as argv, pytest.raises(SystemExit) as exit_:
-        aot.main(argv=argv)
-    assert exit_.value.code == 2
-    return capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -57,14 +29,14 @@ def failure(capsys, *arguments: str) -> str:
         ((CONFIG, "v5e:2x4"), "remove 'v5e:2x4'"),
     ],
 )
-def test_a_wrong_argument_is_one_line_with_the_remedy(arguments, words, capsys):
-    assert words in failure(capsys, *arguments)
+def test_a_wrong_argument_is_one_line_with_the_remedy(failure, arguments, words):
+    assert words in failure(aot, *arguments)
 
 
-def test_without_the_compiler_the_message_says_how_to_install_it(capsys, monkeypatch):
+def test_without_the_compiler_the_message_says_how_to_install_it(failure, monkeypatch):
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "libtpu" else found(name))
-    assert "pip install -e '.[tpu]'" in failure(capsys, CONFIG)
+    assert "pip install -e '.[tpu]'" in failure(aot, CONFIG)
 
 
 def test_a_batch_that_does_not_divide_over_the_chips_is_refused():
@@ -84,16 +56,15 @@ def no_compiler(monkeypatch):
     return compiled
 
 
-def test_an_impossible_comparison_is_refused_before_compiling(capsys, no_compiler):
-    assert "conv_impl='merge3' cannot merge 4 groups by 3" in failure(capsys, *TINY, "--compare=native+merge3")
+def test_an_impossible_comparison_is_refused_before_compiling(failure, no_compiler):
+    assert "conv_impl='merge3' cannot merge 4 groups by 3" in failure(aot, *TINY, "--compare=native+merge3")
     assert no_compiler == []
 
 
-def test_a_batch_that_does_not_fit_gives_advice_and_status_1(capsys, no_compiler):
-    with command_line(*TINY, "--json") as argv, pytest.raises(SystemExit) as exit_:
-        aot.main(argv=argv)
-    assert exit_.value.code == 1
-    shown, last = capsys.readouterr().out.rstrip().rsplit("\n", 1)
+def test_a_batch_that_does_not_fit_gives_advice_and_status_1(command, no_compiler):
+    status, out, _ = command(aot, *TINY, "--json")
+    assert status == 1
+    shown, last = out.rstrip().rsplit("\n", 1)
     (line,) = [line for line in shown.splitlines() if "DOES NOT FIT" in line]
     assert "Used 18.00G of 15.75G" in line
     assert "--config.batch_size" in line
@@ -104,9 +75,8 @@ def test_a_batch_that_does_not_fit_gives_advice_and_status_1(capsys, no_compiler
 
 def test_flops_include_every_microbatch(monkeypatch):
     """XLA counts the body of a loop once; the loop over microbatches is nearly the whole step."""
-    executable = SimpleNamespace(
-        as_text=lambda: "ENTRY %main (x: f32[]) -> f32[] {\n}", cost_analysis=lambda: {"flops": 5e6}
-    )
+    program_text = "ENTRY %main (x: f32[]) -> f32[] {\n}"
+    executable = SimpleNamespace(as_text=lambda: program_text, cost_analysis=lambda: {"flops": 5e6})
     program = compiling.Program(1.0, True, 2**20)
     monkeypatch.setattr(aot, "compile_for", lambda chip, lowered: (program, executable))
     monkeypatch.setattr(aot, "lower_training_step", lambda config, devices: None)
@@ -123,8 +93,8 @@ def test_classes_of_a_folder_are_unknown_without_its_files():
 
 
 @needs_libtpu
-def test_a_topology_that_the_compiler_refuses_is_a_users_mistake(capsys):
-    assert "unknown topology 'v5e:3x3'" in failure(capsys, CONFIG, "--topology=v5e:3x3")
+def test_a_topology_that_the_compiler_refuses_is_a_users_mistake(failure):
+    assert "unknown topology 'v5e:3x3'" in failure(aot, CONFIG, "--topology=v5e:3x3")
 
 
 @needs_libtpu
@@ -135,12 +105,11 @@ def test_devices_of_a_topology(name, count):
 
 
 @needs_libtpu
-def test_the_report_of_a_tiny_network(capsys, monkeypatch):
+def test_the_report_of_a_tiny_network(command, monkeypatch):
     texts, account = [], report.account
     monkeypatch.setattr(report, "account", lambda text, *rest: account(texts.append(text) or text, *rest))
-    with command_line(*TINY, "--config.augment.pad_px=0", "--topology=v5e:2x2", "--json") as argv:
-        aot.main(argv=argv)
-    shown, last = capsys.readouterr().out.rstrip().rsplit("\n", 1)
+    _, out, _ = command(aot, *TINY, "--config.augment.pad_px=0", "--topology=v5e:2x2", "--json")
+    shown, last = out.rstrip().rsplit("\n", 1)
     result = json.loads(last)
 
     # Without a loop (cropping would bring one) the sum is that of all numbers in the text.

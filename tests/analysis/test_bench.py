@@ -3,12 +3,9 @@
 import importlib.util
 import json
 import sys
-import warnings
-from unittest import mock
 
 import pytest
 import tiny
-from absl import flags
 
 from resnext_jax.analysis import bench, timing
 
@@ -17,24 +14,9 @@ TINY = (CONFIG, "--config.model.name=resnext11_4x2d_tiny", "--config.batch_size=
 
 
 @pytest.fixture(autouse=True)
-def in_root(monkeypatch):
-    monkeypatch.chdir(tiny.ROOT)
-    monkeypatch.setattr(flags, "FLAGS", flags.FlagValues())
-    monkeypatch.setenv("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # the command sets it; undone afterwards
-
-
-def command(*arguments: str) -> None:
-    with mock.patch.object(sys, "argv", ["bench", *arguments]), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "the load_module", DeprecationWarning)  # how ml_collections loads a file
-        bench.main(sys.argv)
-
-
-def failure(capsys, *arguments: str) -> str:
-    """What the command prints for a mistake, having left with status 2."""
-    with pytest.raises(SystemExit) as exit_:
-        command(*arguments)
-    assert exit_.value.code == 2
-    return capsys.readouterr().err
+def preallocation(monkeypatch):
+    """The command sets this variable; the test puts it back."""
+    monkeypatch.setenv("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 
 @pytest.mark.parametrize(
@@ -49,24 +31,25 @@ def failure(capsys, *arguments: str) -> str:
         ((CONFIG, "--config.compute_dtype=bfloat16"), "--config.compute_dtype=float32"),
     ],
 )
-def test_a_wrong_argument_is_one_line_with_the_remedy(arguments, words, capsys):
-    assert words in failure(capsys, *arguments)
+def test_a_wrong_argument_is_one_line_with_the_remedy(failure, arguments, words):
+    assert words in failure(bench, *arguments)
 
 
-def test_without_torch_the_message_says_how_to_install_it(capsys, monkeypatch):
+def test_without_torch_the_message_says_how_to_install_it(failure, monkeypatch):
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "torch" else found(name))
-    assert "pip install torch torchvision" in failure(capsys, *TINY)
+    assert "pip install torch torchvision" in failure(bench, *TINY)
 
 
-def test_training_and_inference_of_a_tiny_network(capsys, torchvision, monkeypatch):
+@pytest.mark.slow
+def test_training_and_inference_of_a_tiny_network(command, torchvision, monkeypatch):
     monkeypatch.setattr(timing, "REPEAT_S", 0.0)
     torch = sys.modules["torch"]
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # on a busy machine its threads wait for each other, 30 ms at every layer
-    command(*TINY, "--repeats=2", "--json")
+    _, out, _ = command(bench, *TINY, "--repeats=2", "--json")
     torch.set_num_threads(threads)
-    shown, last = capsys.readouterr().out.rstrip().rsplit("\n", 1)
+    shown, last = out.rstrip().rsplit("\n", 1)
     result = json.loads(last)
     assert "PyTorch" in shown
     assert result["device"].startswith("CPU")
@@ -76,7 +59,7 @@ def test_training_and_inference_of_a_tiny_network(capsys, torchvision, monkeypat
         assert all(row["range"][name][0] <= row[name] <= row["range"][name][1] for name in ("ours", "peer"))
 
 
-def test_several_networks_and_our_own_native_beside_the_peer(capsys, monkeypatch):
+def test_several_networks_and_our_own_native_beside_the_peer(command, monkeypatch):
     """Steps that are fakes of 0.1, 0.2 and 2 s a batch of 4, by a clock that only they move."""
     now, released = [0.0], []
     monkeypatch.setattr(timing.time, "perf_counter", lambda: now[0])
@@ -93,8 +76,8 @@ def test_several_networks_and_our_own_native_beside_the_peer(capsys, monkeypatch
     monkeypatch.setattr(bench, "import_torch", lambda platform: None)
     monkeypatch.setattr(bench, "release_torch", released.append)
     networks = ["resnext20_8x4d_small", "resnext11_4x2d_tiny"]
-    command(*TINY, f"--networks={','.join(networks)}", "--compare=native", "--json")
-    shown, last = capsys.readouterr().out.rstrip().rsplit("\n", 1)
+    _, out, _ = command(bench, *TINY, f"--networks={','.join(networks)}", "--compare=native", "--json")
+    shown, last = out.rstrip().rsplit("\n", 1)
     result = json.loads(last)
     assert list(result["networks"]) == networks
     assert released == ["cpu", "cpu"]
@@ -106,12 +89,13 @@ def test_several_networks_and_our_own_native_beside_the_peer(capsys, monkeypatch
 
 
 @pytest.mark.parametrize("words", ["RESOURCE_EXHAUSTED: Out of memory while trying", "CUDA out of memory. Tried"])
-def test_too_little_memory_is_one_line_with_a_smaller_batch(words, capsys, monkeypatch):
+def test_too_little_memory_is_one_line_with_a_smaller_batch(failure, words, monkeypatch):
     def fail(*arguments):
         raise RuntimeError(words)
 
     monkeypatch.setattr(bench, "ours", fail)
-    assert "batch_size=4 is too large" in (error := failure(capsys, *TINY, "--peer=none"))
+    error = failure(bench, *TINY, "--peer=none")
+    assert "batch_size=4 is too large" in error
     assert "--config.batch_size=2" in error
 
 

@@ -2,12 +2,9 @@
 
 import dataclasses
 import json
-import sys
-from unittest import mock
 
 import pytest
 import torch
-from absl import flags
 from torch.utils.flop_counter import FlopCounterMode
 
 from resnext_jax.analysis import complexity
@@ -17,24 +14,6 @@ from resnext_jax.models import zoo
 
 # Figures that are wrong where they stand: ResNet-50 has 25.6 M parameters.
 SLIPS = {("resnet50", "pycls", "22.6 M")}
-
-
-@pytest.fixture
-def command(capsys, monkeypatch):
-    """The exit status of the command, and what it prints to standard output and for a mistake."""
-
-    def run(*arguments: str) -> tuple:
-        monkeypatch.setattr(flags, "FLAGS", flags.FlagValues())
-        status = None
-        with mock.patch.object(sys, "argv", ["complexity", *arguments]):
-            try:
-                complexity.main(argv=sys.argv)
-            except SystemExit as exit_:
-                status = exit_.code
-        printed = capsys.readouterr()
-        return status, printed.out, printed.err
-
-    return run
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -70,17 +49,20 @@ def test_other_sizes_as_pytorch_counts_them(torchvision, name, image_px):
 
 
 @pytest.mark.parametrize(
-    ("name", "weights"),
-    [("resnet50", 69_632), ("resnext50_2x40d", 69_760), ("resnext50_8x14d", 71_456), ("resnext50_32x4d", 70_144)],
+    ("name", "width", "weights"),
+    [
+        ("resnet50", 64, 16_384 + 36_864 + 16_384),
+        ("resnext50_2x40d", 80, 20_480 + 28_800 + 20_480),
+        ("resnext50_4x24d", 96, 24_576 + 20_736 + 24_576),
+        ("resnext50_8x14d", 112, 28_672 + 14_112 + 28_672),
+        ("resnext50_32x4d", 128, 32_768 + 4_608 + 32_768),
+    ],
 )
-def test_table_2(name, weights):
+def test_table_2(name, width, weights):
     """A block of stage 2: 256 D + 9 D D / C + 256 D weights, each used at 56 x 56 positions."""
     block = Complexity(name).of("stage2", "block2")
-    width = {"resnet50": 64, "resnext50_2x40d": 80, "resnext50_8x14d": 112, "resnext50_32x4d": 128}[name]
     assert block == Counts(
-        params=weights + 2 * (2 * width + 256),
-        multiply_adds=weights * 56 * 56,
-        activations=(2 * width + 256) * 56 * 56,
+        params=weights + 2 * (2 * width + 256), multiply_adds=weights * 56 * 56, activations=(2 * width + 256) * 56 * 56
     )
     assert block.multiply_adds / 1e9 == pytest.approx(0.22, abs=0.005)
 
@@ -99,7 +81,7 @@ def test_a_small_network_by_hand():
 
 
 def test_the_command(command):
-    status, out, _ = command("resnext29_8x64d", "resnext11_4x2d_tiny", "--stages", "--json")
+    status, out, _ = command(complexity, "resnext29_8x64d", "resnext11_4x2d_tiny", "--stages", "--json")
     assert status is None
     *shown, last = out.splitlines()
     rows = json.loads(last)
@@ -113,14 +95,14 @@ def test_the_command(command):
 
 def test_by_default_the_whole_zoo(command, monkeypatch):
     monkeypatch.setattr(zoo, "ARCHS", {name: zoo.ARCHS[name] for name in ("wrn16_8", "vgg11")})
-    _, out, _ = command("--json")
+    _, out, _ = command(complexity, "--json")
     assert [row["name"] for row in json.loads(out.splitlines()[-1])] == ["wrn16_8", "vgg11"]
 
 
 def test_a_figure_that_differs_is_marked(command):
-    _, out, _ = command("resnet50")
+    _, out, _ = command(complexity, "resnet50")
     assert "pycls: 22.6 M (differs), 4.1 G, 11.1 M" in out
-    _, out, _ = command("resnet50", "--image_size_px=64")
+    _, out, _ = command(complexity, "resnet50", "--image_size_px=64")
     assert "torchvision: 25,557,032\n" in out  # multiply-adds are published for 224 px
 
 
@@ -134,6 +116,6 @@ def test_a_figure_that_differs_is_marked(command):
     ],
 )
 def test_mistakes(command, arguments, words):
-    status, out, err = command(*arguments)
+    status, out, err = command(complexity, *arguments)
     assert (status, out, len(err.splitlines())) == (2, "", len(words))
     assert all(word in line for word, line in zip(words, err.splitlines(), strict=True))

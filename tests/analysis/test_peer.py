@@ -103,9 +103,7 @@ def test_networks_without_a_peer_are_refused(name):
 
 @pytest.mark.parametrize("name", ["resnext20_8x4d_small", "resnext29_8x64d", "resnext101_8x14d"])
 def test_the_peer_of_other_networks_has_as_many_parameters(name, torchvision):
-    model = zoo.build_model(
-        zoo.ARCHS[name], 10, platform="cpu", conv_impl="auto", compute_dtype="float32", bn_group_images=0
-    )
+    model = tiny.cpu_model(zoo.ARCHS[name], 10)
     images = jax.ShapeDtypeStruct((1, 32, 32, 3), "float32")
     shapes = jax.eval_shape(lambda key, x: model.init(key, x, train=False), jax.random.key(0), images)
     with sys.modules["torch"].device("meta"):

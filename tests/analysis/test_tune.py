@@ -3,7 +3,6 @@
 import types
 
 import jax.numpy as jnp
-import pytest
 from absl import flags
 
 from resnext_jax.analysis import tune
@@ -51,9 +50,8 @@ def test_a_gpu_is_measured_with_batches_that_fill_it(monkeypatch, tmp_path):
     """Eight images, enough for a CPU, would time the launch of its kernels; and in the precision that it trains in."""
     measured = []
     monkeypatch.setattr(tune, "shapes_of", lambda name: {GROUPED: 8})
-    monkeypatch.setattr(
-        tune, "measure", lambda shape, batch, dtype, rule: measured.append((batch, dtype)) or ("dense", "")
-    )
+    measure = lambda shape, batch, dtype, rule: measured.append((batch, dtype)) or ("dense", "")  # noqa: E731
+    monkeypatch.setattr(tune, "measure", measure)
     device = types.SimpleNamespace(platform="gpu", device_kind="NVIDIA H100 80GB HBM3")
     monkeypatch.setattr(tune.jax, "devices", lambda: [device])
     tune.run(_flags("--networks=resnext50_32x4d", f"--out={tmp_path / 'table.py'}"), [])
@@ -72,9 +70,5 @@ def test_every_row_names_an_algorithm():
     assert [problem for winner in winners for problem in problems_of(winner)] == []
 
 
-def test_an_unknown_network(monkeypatch, capsys):
-    monkeypatch.setattr(flags, "FLAGS", flags.FlagValues())
-    with pytest.raises(SystemExit) as exit_:
-        tune.main(argv=["tune", "--networks=resnet5"])
-    assert exit_.value.code == 2
-    assert "unknown network 'resnet5'. Did you mean" in capsys.readouterr().err
+def test_an_unknown_network(failure):
+    assert "unknown network 'resnet5'. Did you mean" in failure(tune, "--networks=resnet5")

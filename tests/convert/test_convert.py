@@ -8,13 +8,11 @@ from collections import OrderedDict
 
 import numpy as np
 import pytest
-import tiny
 import torch
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
 import resnext_jax
-from resnext_jax import cli
 from resnext_jax.checkpoint import Checkpoints
 from resnext_jax.convert.__main__ import main
 from resnext_jax.convert.layers import layers_of
@@ -70,6 +68,14 @@ def assert_close(ours, theirs):
     np.testing.assert_allclose(ours, theirs, atol=1e-4 * np.abs(theirs).max())
 
 
+def converted(tmp_path, network, model, *flags, their="torchvision"):
+    """The workdir of a network of PyTorch that the command converted from the file net.pth."""
+    torch.save(network.state_dict(), tmp_path / "net.pth")
+    out = str(tmp_path / model)
+    assert main([their, str(tmp_path / "net.pth"), f"--model={model}", f"--out={out}", *flags]) == 0
+    return out
+
+
 def same_files(one, other):
     one, other = torch.load(one, weights_only=True), torch.load(other, weights_only=True)
     assert list(one) == list(other)
@@ -87,11 +93,8 @@ def tiny_torchvision(torchvision):
     def vgg(batch_norm):
         layers = [4, "M", 4, "M", 8, 8, "M", 8, 8, "M", 8, 8, "M"]
         network = models.vgg.VGG(models.vgg.make_layers(layers, batch_norm=batch_norm))
-        linear = torch.nn.Linear
-        network.classifier = torch.nn.Sequential(
-            *(linear(8 * 49, 16), torch.nn.ReLU(), torch.nn.Dropout(), linear(16, 16), torch.nn.ReLU()),
-            *(torch.nn.Dropout(), linear(16, 5)),
-        )
+        for place, shape in {0: (8 * 49, 16), 3: (16, 16), 6: (16, 5)}.items():
+            network.classifier[place] = torch.nn.Linear(*shape)
         return network
 
     def build(name):
@@ -133,16 +136,13 @@ def test_round_trip_is_byte_identical_and_logits_are_theirs(tmp_path, tiny_torch
 def test_published_networks_of_torchvision(tmp_path, torchvision, name):
     torch.manual_seed(0)
     network = randomized(torchvision.models.get_model(name))
-    torch.save(network.state_dict(), tmp_path / "net.pth")
-    out = tmp_path / "out"
-    flags = ["--weights=IMAGENET1K_V1" if name == "resnet18" else "--weights=IMAGENET1K_V2"]
-    assert main(["torchvision", str(tmp_path / "net.pth"), f"--model={name}", f"--out={out}", *flags]) == 0
-    net, images = resnext_jax.load(str(out)), images_of(2, 64, 64)
+    out = converted(tmp_path, network, name, f"--weights=IMAGENET1K_V{1 if name == 'resnet18' else 2}")
+    net, images = resnext_jax.load(out), images_of(2, 64, 64)
     assert_close(net(images), torch_logits(network, images))
     assert net.class_names[:2] == ("tench", "goldfish")
     assert net.config["data"]["resize_px"] == (256 if name == "resnet18" else 232)
     if name == "resnet18":
-        assert main(["checkpoint", str(out), "--to=torchvision", f"--out={tmp_path / 'back.pth'}"]) == 0
+        assert main(["checkpoint", out, "--to=torchvision", f"--out={tmp_path / 'back.pth'}"]) == 0
         same_files(tmp_path / "net.pth", tmp_path / "back.pth")
 
 
@@ -163,9 +163,8 @@ def test_timm(tmp_path, torchvision):
     torch.manual_seed(0)
     bottleneck = timm.models.resnet.Bottleneck
     network = randomized(timm.models.ResNet(bottleneck, [1, 2, 1, 1], 5, cardinality=4, base_width=2))
-    write_safetensors(
-        tmp_path / "model.safetensors", {name: tensor.numpy() for name, tensor in network.state_dict().items()}
-    )
+    arrays = {name: tensor.numpy() for name, tensor in network.state_dict().items()}
+    write_safetensors(tmp_path / "model.safetensors", arrays)
     out = str(tmp_path / "resnext")
     assert main(["timm", str(tmp_path / "model.safetensors"), "--model=tiny_resnext", f"--out={out}"]) == 0
     images = images_of(2, 64, 64)
@@ -178,10 +177,7 @@ def test_timm(tmp_path, torchvision):
     network = timm.models.vgg.VGG([4, "M", 4, "M", 8, 8, "M", 8, 8, "M", 8, 8, "M"], num_classes=5)
     network.pre_logits = timm.models.vgg.ConvMlp(8, 16, 7)
     network.head = timm.layers.ClassifierHead(16, 5)
-    network.eval()
-    torch.save(network.state_dict(), tmp_path / "vgg.pth")
-    out = str(tmp_path / "vgg")
-    assert main(["timm", str(tmp_path / "vgg.pth"), "--model=tiny_vgg", f"--out={out}"]) == 0
+    out = converted(tmp_path, network.eval(), "tiny_vgg", their="timm")
     images = images_of(1, 224, 224)
     assert_close(resnext_jax.load(out)(images), torch_logits(network, images))
 
@@ -265,7 +261,7 @@ def refused(tmp_path, capsys):
     return run
 
 
-def test_missing_extra_and_misshapen_arrays_are_named_with_both_sides(refused, tiny_torchvision):
+def test_wrong_arrays_are_named_with_both_sides(refused, tiny_torchvision):
     state = tiny_torchvision("tiny_resnext").state_dict()
     del state["layer2.0.bn3.running_var"]
     state["layer9.weight"] = torch.ones(2, 3)
@@ -344,20 +340,12 @@ def test_class_names(refused, tiny_torchvision, tmp_path, capsys):
 # ---- Use
 
 
-def run_main(*arguments):
-    with tiny.command_line(*arguments) as (argv, values):
-        cli.main(values, argv)
-
-
-def test_evaluate_and_predict_as_the_weights_want_it(tmp_path, tiny_torchvision, capsys, monkeypatch):
+def test_evaluate_and_predict_as_the_weights_want_it(tmp_path, tiny_torchvision, run_main):
     """Folders named by WordNet ids; what PyTorch says of Pillow's bilinear pixels, counted by hand."""
     network = tiny_torchvision("tiny_resnext")
-    torch.save(network.state_dict(), tmp_path / "net.pth")
     wnids = list(imagenet_classes())[:5]
     (tmp_path / "names.txt").write_text("\n".join(wnids))
-    out = tmp_path / "out"
-    arguments = ["torchvision", str(tmp_path / "net.pth"), "--model=tiny_resnext", f"--out={out}"]
-    assert main([*arguments, f"--class_names={tmp_path / 'names.txt'}"]) == 0
+    out = converted(tmp_path, network, "tiny_resnext", f"--class_names={tmp_path / 'names.txt'}")
 
     rng, right, logits, paths = np.random.default_rng(3), 0, [], []
     for label, wnid in enumerate(wnids):
@@ -373,18 +361,16 @@ def test_evaluate_and_predict_as_the_weights_want_it(tmp_path, tiny_torchvision,
             crop = image.resize((307, 256), Image.Resampling.BILINEAR).crop((42, 16, 42 + 224, 16 + 224))
             logits.append(torch_logits(network, np.asarray(crop)[None])[0])
             right += int(logits[-1].argmax() == label)
-    capsys.readouterr()
-    monkeypatch.chdir(tiny.ROOT)
     data = [f"--config.data.dir={tmp_path / 'data'}", "--config.evaluate.batch_size=16"]
-    run_main("--mode=evaluate", f"--workdir={out}", "--json", *data)
-    row = json.loads(capsys.readouterr().out.splitlines()[-1])
+    _, said, _ = run_main("--mode=evaluate", f"--workdir={out}", "--json", *data)
+    row = json.loads(said.splitlines()[-1])
     assert row["images"] == 10
     assert row["top1"] == pytest.approx(right / 10)
     losses = [np.log(np.exp(one - one.max()).sum()) + one.max() - one[i // 2] for i, one in enumerate(logits)]
     assert row["loss"] == pytest.approx(np.mean(losses), rel=1e-4)
 
-    run_main("--mode=predict", f"--workdir={out}", "--json", str(paths[3]))
-    predictions = json.loads(capsys.readouterr().out.splitlines()[-1])["images"][0]["predictions"]
+    _, said, _ = run_main("--mode=predict", f"--workdir={out}", "--json", str(paths[3]))
+    predictions = json.loads(said.splitlines()[-1])["images"][0]["predictions"]
     names = ["tench", "goldfish", "great white shark", "tiger shark", "hammerhead"]
     probabilities = np.exp(logits[3]) / np.exp(logits[3]).sum()
     best = int(probabilities.argmax())
@@ -412,14 +398,11 @@ def dense_scores(network, view, window_px=2):
     ("name", "protocols"),
     [("tiny_resnext", ("center", "center_320", "ten_crop", "multi_scale")), ("tiny_densenet", ("multi_scale",))],
 )
-def test_protocols_of_converted_weights(tmp_path, tiny_torchvision, capsys, monkeypatch, name, protocols):
+def test_protocols_of_converted_weights(tmp_path, tiny_torchvision, run_main, name, protocols):
     """The command on photographs, beside PyTorch on views that Pillow cuts; 64 px of 73, as 224 px of 256."""
     network = tiny_torchvision(name)
-    torch.save(network.state_dict(), tmp_path / "net.pth")
     (tmp_path / "names.txt").write_text("\n".join("abcde"))
-    out = tmp_path / "out"
-    arguments = ["torchvision", str(tmp_path / "net.pth"), f"--model={name}", f"--out={out}"]
-    assert main([*arguments, f"--class_names={tmp_path / 'names.txt'}"]) == 0
+    out = converted(tmp_path, network, name, f"--class_names={tmp_path / 'names.txt'}")
 
     expected = {protocol: [] for protocol in ("center", "center_320", "ten_crop", "multi_scale")}
     photos = load_sample_images().images  # 427 x 640
@@ -439,38 +422,30 @@ def test_protocols_of_converted_weights(tmp_path, tiny_torchvision, capsys, monk
         expected["center_320"].append(torch_logits(network, scaled(547, 365)[None, 23:343, 114:434])[0])
         scores = []
         # 640 of 427 px are 10 sevenths of the short side and a little more, which is cut off.
-        for short, width, kept, left in (
-            *((64, 95, 91, 2), (73, 109, 104, 3), (109, 163, 155, 4)),
-            *((137, 205, 195, 5), (182, 272, 260, 6)),
-        ):
+        scales = (64, 95, 91, 2), (73, 109, 104, 3), (109, 163, 155, 4), (137, 205, 195, 5), (182, 272, 260, 6)
+        for short, width, kept, left in scales:
             view = scaled(width, short)[:, left : left + kept]
             scores += [dense_scores(network, view), dense_scores(network, view[:, ::-1])]
         expected["multi_scale"].append(np.mean(scores, axis=0))
 
-    monkeypatch.chdir(tiny.ROOT)
     for protocol in protocols:
         logits = expected[protocol]
-        capsys.readouterr()
         sizes = ["--config.data.image_size_px=64", "--config.data.resize_px=73", "--config.evaluate.batch_size=8"]
         folder = ["--config.data.name=folder", f"--config.data.dir={tmp_path / 'data'}"]
-        run_main("--mode=evaluate", f"--workdir={out}", "--json", f"--config.protocol={protocol}", *sizes, *folder)
-        row = json.loads(capsys.readouterr().out.splitlines()[-1])
+        asked = ("--mode=evaluate", f"--workdir={out}", "--json", f"--config.protocol={protocol}")
+        _, said, _ = run_main(*asked, *sizes, *folder)
+        row = json.loads(said.splitlines()[-1])
         losses = [np.log(np.exp(one - one.max()).sum()) + one.max() - one[i] for i, one in enumerate(logits)]
         assert (row["protocol"], row["images"]) == (protocol, 5)
         assert row["loss"] == pytest.approx(np.mean(losses), rel=1e-4)
         assert row["top1"] == np.mean([one.argmax() == i for i, one in enumerate(logits)])
 
 
-def test_wrong_overrides_of_a_checkpoints_config(tmp_path, tiny_torchvision, capsys, monkeypatch):
+def test_wrong_overrides_of_a_checkpoints_config(tmp_path, tiny_torchvision, run_main):
     save_as_ours(tmp_path, tiny_torchvision("tiny_resnext"), 1, list("abcde"))
-    monkeypatch.chdir(tiny.ROOT)
-    with pytest.raises(SystemExit) as exit_:
-        run_main(
-            *("--mode=evaluate", f"--workdir={tmp_path}", "--config.data.maen=1,1,1"),
-            *("--config.evaluate.batch_size=many", "--config.data.mean=grey"),
-        )
-    text = capsys.readouterr().err
-    assert exit_.value.code == 2
+    overrides = ("--config.data.maen=1,1,1", "--config.evaluate.batch_size=many", "--config.data.mean=grey")
+    status, _, text = run_main("--mode=evaluate", f"--workdir={tmp_path}", *overrides)
+    assert status == 2
     assert "unknown config field 'data.maen'. Did you mean 'data.mean'" in text
     assert "evaluate.batch_size='many' must be a whole number" in text
     assert "data.mean='grey' must be numbers" in text

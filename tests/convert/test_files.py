@@ -31,9 +31,6 @@ class Hostile:
         return os.mkdir, (str(self.marker),)
 
 
-# ---- PyTorch
-
-
 @pytest.mark.parametrize("new_format", [True, False])
 def test_states_of_torch(tmp_path, new_format):
     """The zip files of today, and those of before 2020 (the WSL, SSL and SWSL ResNeXts)."""
@@ -136,9 +133,6 @@ def test_without_torch(tmp_path, monkeypatch):
     text = message(tmp_path / "x.pth")
     assert "wants PyTorch" in text
     assert "pip install -e '.[convert]'" in text
-
-
-# ---- safetensors, written by hand
 
 
 def safetensors(path, header, data=b"", length=None):

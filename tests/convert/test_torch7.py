@@ -35,9 +35,6 @@ def resnext(**options):
     return Builder(**options).network((1, 2), width=8, inner=8, groups=4, num_classes=5)
 
 
-# ---- Values
-
-
 def test_every_kind_of_value(tmp_path):
     flat = np.arange(24, dtype=np.float32)
     shared = {"x": 1}
@@ -143,9 +140,6 @@ def test_broken_files(tmp_path, content, problem):
     path.write_bytes(content)
     with pytest.raises(UserError, match=problem):
         read_torch7(str(path))
-
-
-# ---- Networks
 
 
 @pytest.mark.parametrize(

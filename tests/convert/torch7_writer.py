@@ -106,9 +106,6 @@ class Writer:
         return self
 
 
-# ---- Networks
-
-
 class Builder:
     """The original scripts' modules with random weights in one flat storage."""
 

@@ -2,7 +2,9 @@
 
 import io
 import pathlib
+import struct
 import tarfile
+import zlib
 from typing import Any
 
 import numpy as np
@@ -28,6 +30,15 @@ def jpeg(number: int, width: int = 64, height: int = 48) -> bytes:
     stream = io.BytesIO()
     Image.fromarray(PHOTOS[number % 2][top : top + height, left : left + width]).save(stream, "JPEG", quality=90)
     return stream.getvalue()
+
+
+def png(width: int, height: int, *chunks: tuple[bytes, bytes], bits: int = 1, colour_type: int = 0) -> bytes:
+    """A PNG with these chunks between its header and its end, by default of black and white."""
+    header = struct.pack(">IIBBBBB", width, height, bits, colour_type, 0, 0, 0)
+    data = b"\x89PNG\r\n\x1a\n"
+    for kind, body in ((b"IHDR", header), *chunks, (b"IEND", b"")):
+        data += struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+    return data
 
 
 def tar_of(files: dict[str, bytes]) -> bytes:

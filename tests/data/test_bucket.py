@@ -127,14 +127,10 @@ def test_a_bucket_that_refuses_is_named(bucket, tmp_path, capsys, monkeypatch, f
 
 def test_records_of_a_bucket_are_read_image_by_image(bucket, google, tmp_path):
     write_folders(tmp_path, "train", {"ant": 5, "bee": 4})
-    assert (
-        main(["folder", f"--dir={tmp_path}", "--out=gs://bucket/out", "--images_per_shard=4", "--num_processes=1"]) == 0
-    )
-    assert (
-        main(["folder", f"--dir={tmp_path}", f"--out={tmp_path / 'out'}", "--images_per_shard=4", "--num_processes=1"])
-        == 0
-    )
-    remote, local = (open_source("folder", "train", data_dir=out) for out in ("gs://bucket/out", str(tmp_path / "out")))
+    outs = ("gs://bucket/out", str(tmp_path / "out"))
+    for out in outs:
+        assert main(["folder", f"--dir={tmp_path}", f"--out={out}", "--images_per_shard=4", "--num_processes=1"]) == 0
+    remote, local = (open_source("folder", "train", data_dir=out) for out in outs)
     assert not google  # nothing is read before it is asked for
     assert [remote[i] for i in range(9)] == [local[i] for i in range(9)]
     assert {path for path, _ in google} == {
@@ -144,8 +140,7 @@ def test_records_of_a_bucket_are_read_image_by_image(bucket, google, tmp_path):
 
 def test_tfds_in_a_bucket(bucket, google, tmp_path):
     images = [jpeg(number) for number in range(5)]
-    names = {"class_names": ["n01", "n02"], "image_shape": (None, None, 3)}
-    directory = write_tfds(tmp_path, "imagenet2012", "5.1.0", {"train": images}, [0, 1, 1, 0, 1], **names)
+    directory = write_tfds(tmp_path, "imagenet2012", "5.1.0", {"train": images}, [0, 1, 1, 0, 1])
     for file in directory.iterdir():
         bucket.pipe(f"gs://bucket/tfds/imagenet2012/5.1.0/{file.name}", file.read_bytes())
     (tmp_path / "list").write_text("n02\n")

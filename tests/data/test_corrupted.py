@@ -18,7 +18,7 @@ from resnext_jax.data.crops import Crop
 from resnext_jax.data.prepare.__main__ import main
 from resnext_jax.data.sources import open_source
 from resnext_jax.errors import UserError
-from tests.data.archives import PHOTOS, jpeg, tar_of
+from tests.data.archives import PHOTOS, jpeg, png, tar_of
 
 NUM_GOOD = 50
 
@@ -33,14 +33,6 @@ def encoded_size(kind: str, width: int, height: int) -> bytes:
     stream = io.BytesIO()
     Image.new("RGB", (width, height)).save(stream, kind)
     return stream.getvalue()
-
-
-def png(width: int, height: int, *chunks: tuple[bytes, bytes]) -> bytes:
-    """A PNG of black and white."""
-    data = b"\x89PNG\r\n\x1a\n"
-    for kind, body in ((b"IHDR", struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)), *chunks, (b"IEND", b"")):
-        data += struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-    return data
 
 
 def jpeg_of_size(data: bytes, height: int, width: int) -> bytes:

@@ -62,7 +62,7 @@ def test_a_file_that_is_not_theirs_is_written_anew(tmp_path, change):
     assert (tmp_path / "x.labels").read_bytes() == right
 
 
-def test_where_the_data_cannot_be_written_to_the_users_cache_takes_them(tmp_path, cache, caplog):
+def test_the_users_cache_takes_them_beside_read_only_data(tmp_path, cache, caplog):
     beside = tmp_path / "file" / "x.labels"  # below a file: not even root writes there
     beside.parent.write_text("")
     other = Reading(LABELS + 1)

@@ -142,13 +142,9 @@ def test_the_row_of_trivial_augment_is_torchvisions_default(torchvision, name):
     theirs = TrivialAugmentWide(interpolation=InterpolationMode.BILINEAR)  # as its recipe sets it
     magnitudes, _ = theirs._AUGMENTATION_SPACE[camel(name)]
     values = magnitudes(31, *PHOTO.shape[:2])
-    want = theirs._apply_image_or_video_transform(
-        Image.fromarray(PHOTO),
-        camel(name),
-        0.0 if values is None else float(values[11]),
-        theirs.interpolation,
-        theirs._fill,
-    )
+    magnitude = 0.0 if values is None else float(values[11])
+    how = (camel(name), magnitude, theirs.interpolation, theirs._fill)
+    want = theirs._apply_image_or_video_transform(Image.fromarray(PHOTO), *how)
     drawn = (name, policies.wide_argument(name, 11, negative=False))
     np.testing.assert_array_equal(altered_by("trivial_augment", 0, lambda *_: drawn), np.asarray(want))
 
@@ -159,11 +155,8 @@ def test_the_row_of_rand_augment_is_what_timm_makes_of_its_words(torchvision, na
     from timm.data.auto_augment import rand_augment_transform
 
     hparams = {"img_mean": tuple(round(channel) for channel in MEAN), "interpolation": Image.Resampling.BICUBIC}
-    (op,) = [
-        op
-        for op in rand_augment_transform("rand-m6-inc1", hparams).ops
-        if camel(name) == op.name.removesuffix("Increasing").removesuffix("Rel")
-    ]
+    ops = rand_augment_transform("rand-m6-inc1", hparams).ops
+    (op,) = [op for op in ops if camel(name) == op.name.removesuffix("Increasing").removesuffix("Rel")]
     op.prob = 1.0
     with mock.patch.object(random, "random", return_value=0.2):  # of the sign: positive
         want = op(Image.fromarray(PHOTO))
@@ -190,9 +183,6 @@ def test_the_flip_comes_first():
         mirrored = [np.array_equal(alter(PHOTO, np.random.default_rng(seed)), PHOTO[:, ::-1]) for seed in range(400)]
     assert abs(np.mean(mirrored) - 0.5) < 5 * 0.5 / 20
     assert policies.make_alter("none", magnitude=7, flip=True, mean=MEAN) is None
-
-
-# ------------------------------------------------------------------------------------------- In batches
 
 
 def batches(alter=None, **changes) -> list:

@@ -3,11 +3,10 @@
 import numpy as np
 import pytest
 from PIL import Image
-from sklearn.datasets import load_sample_images
 
 from resnext_jax.data import resize
+from tests.data.archives import PHOTOS
 
-PHOTOS = load_sample_images().images  # uint8 (427, 640, 3)
 RNG = np.random.default_rng(0)
 
 

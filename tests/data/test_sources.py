@@ -10,6 +10,7 @@ import os
 import re
 import subprocess
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
@@ -70,7 +71,7 @@ def test_builtin_images():
     assert source.info.class_names[source[0].label] == "Ankle boot"
 
 
-def test_builtin_files_are_small_and_the_ones_that_the_readme_lists():
+def test_builtin_files_are_small_and_listed_in_the_readme():
     files = sorted(sources.pathlib.Path(sources.BUILTIN_DIR).glob("*.gz"))
     assert sum(file.stat().st_size for file in files) < 8_000_000
     readme = (files[0].parent / "README.md").read_text()
@@ -83,21 +84,17 @@ def test_builtin_files_are_small_and_the_ones_that_the_readme_lists():
         assert hashlib.sha256(gzip.decompress(content)).hexdigest() == unpacked
 
 
-def test_the_script_takes_the_first_of_each_class(tmp_path):
+def test_the_script_takes_the_first_of_each_class(tmp_path, monkeypatch):
     # a full set of 24 x 10 images is smaller than what the script asks for, so that it must keep all, and in order
     labels = np.random.default_rng(0).permutation(np.repeat(np.arange(10), 24))
-    write_idx(tmp_path, "train", np.arange(240)[:, None, None] * np.ones((28, 28)), labels)
-    write_idx(tmp_path, "t10k", np.arange(240)[:, None, None] * np.ones((28, 28)), labels)
+    for stem in ("train", "t10k"):
+        write_idx(tmp_path, stem, np.arange(240)[:, None, None] * np.ones((28, 28)), labels)
     script = sources.BUILTIN_DIR + "/make_subset.py"
     command = [sys.executable, script, f"--full_dir={tmp_path}", f"--out_dir={tmp_path / 'out'}"]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     np.testing.assert_array_equal(read_idx(tmp_path / "out" / "train-labels-idx1-ubyte.gz"), labels)
-    sys.path.insert(0, sources.BUILTIN_DIR)
-    try:
-        make_subset = importlib.import_module("make_subset")
-    finally:
-        sys.path.pop(0)
-    some = make_subset.first_of_each_class(labels, 3)
+    monkeypatch.syspath_prepend(sources.BUILTIN_DIR)
+    some = importlib.import_module("make_subset").first_of_each_class(labels, 3)
     assert len(some) == 30
     assert (np.diff(some) > 0).all()
     for c in range(10):
@@ -130,7 +127,7 @@ def test_fashion_mnist_files(tmp_path, suffix):
 
 
 @pytest.mark.parametrize("name", ["builtin", "synthetic"])
-def test_a_directory_is_not_passed_over_for_images_of_the_package(name):
+def test_a_directory_for_images_of_the_package_is_refused(name):
     text = message(name, data_dir="/my/photographs")
     assert f"data.dir=/my/photographs is not looked at: the images of data.name='{name}' come with the package" in text
     assert "--config.data.name=folder" in text
@@ -193,15 +190,13 @@ def test_corrupt_idx_files_are_named(tmp_path, content, problem):
 
 
 def test_synthetic_images():
-    train = open_arrays("synthetic", "train", num_images=1000, num_classes=7, image_size_px=24)
-    validation = open_arrays("synthetic", "validation", num_images=1000, num_classes=7, image_size_px=24)
+    sizes: dict[str, Any] = {"num_images": 1000, "num_classes": 7, "image_size_px": 24}
+    train, validation = (open_arrays("synthetic", split, **sizes) for split in ("train", "validation"))
     assert train.info.image_shape == (24, 24, 3)
     assert len(train) == 1000
     assert train.info.num_classes == 7
     images, labels = train.gather(np.arange(1000))
-    again, _ = open_arrays("synthetic", "train", num_images=1000, num_classes=7, image_size_px=24).gather(
-        np.arange(1000)
-    )
+    again, _ = open_arrays("synthetic", "train", **sizes).gather(np.arange(1000))
     np.testing.assert_array_equal(images, again)
     np.testing.assert_array_equal(train[901].image, images[901])
     assert (train[901].label, labels[901]) == (901 % 7, 901 % 7)
@@ -332,16 +327,17 @@ def test_absent_data_ends_in_one_instruction(name, given, tmp_path):
 # ---- TFDS, in files written here without TensorFlow
 
 
-def write_tfds(root, name, version, split_images, labels, *, class_names, image_shape, file_format="array_record"):
-    """A prepared TFDS data set of two shards per split."""
+def write_tfds(root, name, version, split_images, labels, *, file_format="array_record", **features):
+    """A prepared TFDS data set of two shards per split, by default of photographs of two classes."""
     import tensorflow_datasets as tfds
     from array_record.python.array_record_module import ArrayRecordWriter
     from tensorflow_datasets.proto import tf_example_pb2
 
     directory = root / name / version
     directory.mkdir(parents=True)
-    features = {"image": tfds.features.Image(shape=image_shape), "label": tfds.features.ClassLabel(names=class_names)}
-    tfds.features.FeaturesDict(features).save_config(directory)
+    image = tfds.features.Image(shape=features.get("image_shape", (None, None, 3)))
+    label = tfds.features.ClassLabel(names=features.get("class_names", ["n01", "n02"]))
+    tfds.features.FeaturesDict({"image": image, "label": label}).save_config(directory)
     splits = []
     for split, images in split_images.items():
         lengths = [len(images) // 2, len(images) - len(images) // 2]
@@ -356,12 +352,20 @@ def write_tfds(root, name, version, split_images, labels, *, class_names, image_
                 num_bytes += len(example.SerializeToString())
                 writer.write(example.SerializeToString())
             writer.close()
-        template = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
         splits.append({"name": split, "shardLengths": [str(n) for n in lengths], "numBytes": str(num_bytes)})
-        splits[-1]["filepathTemplate"] = template
+        splits[-1]["filepathTemplate"] = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
     info = {"name": name, "version": version, "fileFormat": file_format, "splits": splits}
     (directory / "dataset_info.json").write_text(json.dumps(info))
     return directory
+
+
+def small_jpegs(count):
+    """Grey JPEGs of different heights and brightness."""
+    return [encoded(np.full((20 + i, 30, 3), 50 * i, np.uint8), "JPEG") for i in range(count)]
+
+
+def images_and_labels(source):
+    return [(source[i].image, source[i].label) for i in range(len(source))]
 
 
 def test_cifar10_of_tfds(tmp_path):
@@ -398,22 +402,18 @@ def test_fashion_mnist_of_tfds_keeps_one_channel(tmp_path):
 
 
 def test_imagenet_of_tfds_in_the_default_place(tmp_path):
-    jpegs = [encoded(np.full((20 + i, 30, 3), 50 * i, np.uint8), "JPEG") for i in range(3)]
-    root = tmp_path / "tfds_default"
-    names = ["n01", "n02"]
-    arguments = {"class_names": names, "image_shape": (None, None, 3)}
-    directory = write_tfds(root, "imagenet2012", "5.1.0", {"validation": jpegs}, [1, 0, 1], **arguments)
+    jpegs, root = small_jpegs(3), tmp_path / "tfds_default"
+    directory = write_tfds(root, "imagenet2012", "5.1.0", {"validation": jpegs}, [1, 0, 1])
     source = open_source("imagenet2012", "validation")
     assert source.info.image_shape is None
     assert source.info.class_names == ("n01", "n02")
-    assert len(source) == 3
-    assert [(source[i].image, source[i].label) for i in range(3)] == list(zip(jpegs, [1, 0, 1], strict=True))
+    assert images_and_labels(source) == list(zip(jpegs, [1, 0, 1], strict=True))
     assert "splits validation; wanted is 'imagenet2012', train" in message("imagenet2012")
     assert source.all_labels().tolist() == [1, 0, 1]
     (tmp_path / "list").write_text("n02\n")
     part = open_source("imagenet2012", "validation", class_list=str(tmp_path / "list"))
     assert part.info.class_names == ("n02",)
-    assert [(part[i].image, part[i].label) for i in range(2)] == [(jpegs[0], 0), (jpegs[2], 0)]
+    assert images_and_labels(part) == [(jpegs[0], 0), (jpegs[2], 0)]
     assert (directory / "imagenet2012-validation.labels").read_bytes()[32:] == b"\1\0\0\0\0\0\0\0\1\0\0\0"
     info = directory / "dataset_info.json"
     info.write_text(info.read_text().replace('"array_record"', '"tfrecord"'))
@@ -424,8 +424,8 @@ def test_imagenet_of_tfds_in_the_default_place(tmp_path):
 
 def test_the_command_that_converts_tfrecords_works_from_anywhere(tmp_path, monkeypatch):
     """TFDS 4.9.10 takes a path that is not absolute, converts all shards, and then does not note that it has."""
-    arguments = {"class_names": ["n01"], "image_shape": (None, None, 3), "file_format": "tfrecord"}
-    write_tfds(tmp_path / "my data", "imagenet2012", "5.1.0", {"train": [b"a", b"b"]}, [0, 0], **arguments)
+    images = {"train": [b"a", b"b"]}
+    write_tfds(tmp_path / "my data", "imagenet2012", "5.1.0", images, [0, 0], file_format="tfrecord")
     monkeypatch.chdir(tmp_path)
     path = f"'{tmp_path}/my data/imagenet2012/5.1.0'"
     assert f"convert_format --dataset_version_dir={path} " in message("imagenet2012", data_dir="my data")
@@ -433,9 +433,8 @@ def test_the_command_that_converts_tfrecords_works_from_anywhere(tmp_path, monke
 
 def test_labels_of_tfds_are_read_out_of_the_images_once(tmp_path, monkeypatch):
     labels = np.random.default_rng(0).integers(0, 3, 1000).tolist()
-    arguments = {"class_names": ["a", "b", "c"], "image_shape": (None, None, 3)}
-    images = [b"no image: the labels alone are read"] * 1000
-    directory = write_tfds(tmp_path, "imagenet2012", "5.1.0", {"train": images}, labels, **arguments)
+    images, names = [b"no image: the labels alone are read"] * 1000, ["a", "b", "c"]
+    directory = write_tfds(tmp_path, "imagenet2012", "5.1.0", {"train": images}, labels, class_names=names)
     (tmp_path / "list").write_text("c\n")
 
     def of_class_c():
@@ -446,7 +445,7 @@ def test_labels_of_tfds_are_read_out_of_the_images_once(tmp_path, monkeypatch):
     expected = np.flatnonzero(np.array(labels) == 2)
     np.testing.assert_array_equal(of_class_c(), expected)
     with monkeypatch.context() as patch:
-        patch.setattr(TfdsSource, "_read_labels", None)  # cannot be called
+        patch.setattr(TfdsSource, "_read_labels", lambda _: pytest.fail("the labels are read again"))
         np.testing.assert_array_equal(of_class_c(), expected)
     # another set in the same place: its labels are not those of the file
     assert (directory / "imagenet2012-train.labels").exists()
@@ -455,25 +454,23 @@ def test_labels_of_tfds_are_read_out_of_the_images_once(tmp_path, monkeypatch):
             file.unlink()
     directory.rename(tmp_path / "aside")
     labels = [1 - label % 2 for label in labels[:999]] + [2]
-    write_tfds(tmp_path, "imagenet2012", "5.1.0", {"train": [*images[1:], b"other"]}, labels, **arguments)
+    write_tfds(tmp_path, "imagenet2012", "5.1.0", {"train": [*images[1:], b"other"]}, labels, class_names=names)
     (tmp_path / "aside" / "imagenet2012-train.labels").rename(directory / "imagenet2012-train.labels")
     np.testing.assert_array_equal(of_class_c(), [999])
 
 
 def test_a_damaged_record_of_tfds_is_named(tmp_path):
-    jpegs = [encoded(np.full((20 + i, 30, 3), 50 * i, np.uint8), "JPEG") for i in range(4)]
-    arguments = {"class_names": ["a", "b"], "image_shape": (None, None, 3)}
-    directory = write_tfds(tmp_path, "imagenet2012", "5.1.0", {"train": jpegs}, [0, 1, 0, 1], **arguments)
+    jpegs = small_jpegs(4)
+    directory = write_tfds(tmp_path, "imagenet2012", "5.1.0", {"train": jpegs}, [0, 1, 0, 1])
     shard = directory / "imagenet2012-train.array_record-00001-of-00002"
     content = bytearray(shard.read_bytes())
     content[200] ^= 1
     shard.write_bytes(content)
     source = open_source("imagenet2012", "train", data_dir=str(tmp_path))
     assert source[1].image == jpegs[1]
-    with pytest.raises(UserError, match=r"imagenet2012/5\.1\.0/train\[2\] could not be read"):
-        source[2]
-    with pytest.raises(UserError, match=r"imagenet2012/5\.1\.0/train\[2\] could not be read"):
-        source.all_labels()
+    for read in (lambda: source[2], source.all_labels):
+        with pytest.raises(UserError, match=r"imagenet2012/5\.1\.0/train\[2\] could not be read"):
+            read()
     replacing = open_source("imagenet2012", "train", data_dir=str(tmp_path), on_bad_image="replace")
     crop = Crop("random_sized", 8)
     (batch,) = pipeline.train_batches(replacing, crop, batch_size=4, seed=0, steps=range(1))
@@ -482,32 +479,28 @@ def test_a_damaged_record_of_tfds_is_named(tmp_path):
 
 def test_imagenet_v2_of_tfds_is_for_validation(tmp_path):
     """TFDS keeps it in a folder per way of sampling: imagenet_v2/matched-frequency/3.0.0."""
-    jpegs = [encoded(np.full((20, 30, 3), 50 * i, np.uint8), "JPEG") for i in range(3)]
-    arguments = {"class_names": ["n01", "n02"], "image_shape": (None, None, 3)}
-    directory = write_tfds(tmp_path, "imagenet_v2", "3.0.0", {"test": jpegs}, [1, 0, 1], **arguments)
+    jpegs = small_jpegs(3)
+    directory = write_tfds(tmp_path, "imagenet_v2", "3.0.0", {"test": jpegs}, [1, 0, 1])
     configured = tmp_path / "imagenet_v2" / "matched-frequency" / "3.0.0"
     configured.parent.mkdir()
     directory.rename(configured)
     info = json.loads((configured / "dataset_info.json").read_text())
     (configured / "dataset_info.json").write_text(json.dumps({**info, "configName": "matched-frequency"}))
     source = open_source("imagenet_v2", "validation", data_dir=str(tmp_path))
-    assert [(source[i].image, source[i].label) for i in range(3)] == list(zip(jpegs, [1, 0, 1], strict=True))
-    assert "holds 'imagenet_v2' with the splits test; wanted is 'imagenet_v2', train" in message(
-        "imagenet_v2", data_dir=str(tmp_path)
-    )
-    assert "tfds build imagenet_v2/matched-frequency --file_format" in message(
-        "imagenet_v2", "validation", data_dir=str(tmp_path / "elsewhere")
-    )
+    assert images_and_labels(source) == list(zip(jpegs, [1, 0, 1], strict=True))
+    text = message("imagenet_v2", data_dir=str(tmp_path))
+    assert "holds 'imagenet_v2' with the splits test; wanted is 'imagenet_v2', train" in text
+    text = message("imagenet_v2", "validation", data_dir=str(tmp_path / "elsewhere"))
+    assert "tfds build imagenet_v2/matched-frequency --file_format" in text
 
 
 @pytest.mark.parametrize("made_last", ["matched-frequency", "topimages"])
-def test_of_three_ways_of_sampling_imagenet_v2_it_is_the_matched_one(tmp_path, made_last):
+def test_imagenet_v2_is_the_matched_one_of_three_ways(tmp_path, made_last):
     """`tfds build imagenet_v2` makes all three; which one a folder lists first is chance."""
     ways = ["matched-frequency", "threshold-0.7", "topimages"]
     ways.append(ways.pop(ways.index(made_last)))
-    arguments = {"class_names": ["n01", "n02"], "image_shape": (None, None, 3)}
     for way in ways:
-        made = write_tfds(tmp_path / "made", "imagenet_v2", "3.0.0", {"test": [way.encode()]}, [1], **arguments)
+        made = write_tfds(tmp_path / "made", "imagenet_v2", "3.0.0", {"test": [way.encode()]}, [1])
         (tmp_path / "imagenet_v2" / way).mkdir(parents=True)
         made.rename(tmp_path / "imagenet_v2" / way / "3.0.0")
     assert open_source("imagenet_v2", "validation", data_dir=str(tmp_path))[0].image == b"matched-frequency"
@@ -516,8 +509,7 @@ def test_of_three_ways_of_sampling_imagenet_v2_it_is_the_matched_one(tmp_path, m
 
 
 def test_no_other_place_takes_that_of_a_directory_that_was_named(tmp_path):
-    arguments = {"class_names": ["n01"], "image_shape": (None, None, 3)}
-    write_tfds(tmp_path / "tfds_default", "imagenet2012", "5.1.0", {"train": [b"a", b"b"]}, [0, 0], **arguments)
+    write_tfds(tmp_path / "tfds_default", "imagenet2012", "5.1.0", {"train": [b"a", b"b"]}, [0, 0])
     assert len(open_source("imagenet2012", "train")) == 2
     text = message("imagenet2012", data_dir=str(tmp_path / "mistyped"))
     assert f"{tmp_path / 'mistyped' / 'imagenet2012'} (TFDS)" in text
@@ -526,16 +518,15 @@ def test_no_other_place_takes_that_of_a_directory_that_was_named(tmp_path):
 
 def test_what_tfds_converted_in_place_is_read(tmp_path):
     """`tfds convert_format` leaves the TFRecords, and 'tfrecord' as the format; it adds shards and another format."""
-    images = [encoded(np.full((20 + i, 30, 3), 50 * i, np.uint8), "JPEG") for i in range(3)]
-    arguments = {"class_names": ["n01", "n02"], "image_shape": (None, None, 3), "file_format": "tfrecord"}
-    directory = write_tfds(tmp_path, "imagenet2012", "5.1.0", {"train": images}, [1, 0, 1], **arguments)
+    images = small_jpegs(3)
+    directory = write_tfds(tmp_path, "imagenet2012", "5.1.0", {"train": images}, [1, 0, 1], file_format="tfrecord")
     for shard in directory.glob("*.array_record-*"):
         (directory / shard.name.replace("array_record", "tfrecord")).write_bytes(b"not to be read")
     assert "tfds convert_format" in message("imagenet2012", data_dir=str(tmp_path))
     info = json.loads((directory / "dataset_info.json").read_text())
     (directory / "dataset_info.json").write_text(json.dumps({**info, "alternativeFileFormats": ["array_record"]}))
     source = open_source("imagenet2012", "train", data_dir=str(tmp_path))
-    assert [(source[i].image, source[i].label) for i in range(3)] == list(zip(images, [1, 0, 1], strict=True))
+    assert images_and_labels(source) == list(zip(images, [1, 0, 1], strict=True))
 
 
 @pytest.mark.parametrize(
@@ -547,8 +538,7 @@ def test_what_tfds_converted_in_place_is_read(tmp_path):
     ],
 )
 def test_a_directory_that_tfds_cannot_open(tmp_path, file, content, reason):
-    arguments = {"class_names": ["n01"], "image_shape": (None, None, 3)}
-    directory = write_tfds(tmp_path, "imagenet2012", "5.1.0", {"train": [b"a", b"b"]}, [0, 0], **arguments)
+    directory = write_tfds(tmp_path, "imagenet2012", "5.1.0", {"train": [b"a", b"b"]}, [0, 0])
     (directory / file).unlink()
     if content is not None:
         (directory / file).write_text(content)

@@ -5,13 +5,13 @@ import io
 import numpy as np
 import pytest
 from PIL import Image
-from sklearn.datasets import load_sample_images
 
 from resnext_jax.data.readers import ArraySource, Record
 from resnext_jax.data.views import multi_scale, ten_crop, view_batches
 from resnext_jax.types import DatasetInfo
+from tests.data.archives import PHOTOS
 
-CHINA, FLOWER = load_sample_images().images  # both 427 x 640
+CHINA, FLOWER = PHOTOS  # both 427 x 640
 
 
 def resized(image: np.ndarray, width: int, height: int) -> np.ndarray:
@@ -19,7 +19,7 @@ def resized(image: np.ndarray, width: int, height: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("image", [CHINA, CHINA.transpose(1, 0, 2).copy(), FLOWER])
-def test_ten_crops_are_centre_and_corners_of_the_whole_rectangle_and_of_its_mirror(image):
+def test_ten_crops_are_centre_and_corners_and_their_mirrors(image):
     """224 of 256: the long side becomes floor(640 / 427 * 256) = 383, so that 159 are left beside a crop, 80 before."""
     (crops,) = ten_crop(224, 256, "bicubic").cut(image, (0, 0))
     if image.shape[0] < image.shape[1]:
@@ -42,9 +42,8 @@ def test_five_scales_of_the_resnet_paper():
     assert views.shapes((7, 10)) == ((1, 224, 320), (1, 256, 365), (1, 384, 548), (1, 480, 685), (1, 640, 914))
     cuts = views.cut(CHINA, (7, 10))
     assert [cut.shape for cut in cuts] == [(*shape, 3) for shape in views.shapes((7, 10))]
-    for cut, (short, long, left) in zip(
-        cuts, ((224, 335, 8), (256, 383, 9), (384, 575, 14), (480, 719, 17), (640, 959, 23)), strict=True
-    ):
+    scales = (224, 335, 8), (256, 383, 9), (384, 575, 14), (480, 719, 17), (640, 959, 23)
+    for cut, (short, long, left) in zip(cuts, scales, strict=True):
         np.testing.assert_array_equal(cut[0], resized(CHINA, long, short)[:, left : left + cut.shape[2]])
 
 

@@ -35,14 +35,7 @@ def variables():
 @pytest.fixture(scope="module")
 def expected(source, variables):
     """Mean loss and counts by numpy, from the logits of one plain call."""
-    model = zoo.build_model(
-        zoo.select("resnext11_4x2d_tiny"),
-        NUM_CLASSES,
-        platform="cpu",
-        conv_impl="native",
-        compute_dtype="float32",
-        bn_group_images=0,
-    )
+    model = tiny.cpu_model(zoo.select("resnext11_4x2d_tiny"), NUM_CLASSES, conv_impl="native")
     images = (source.images.astype(np.float32) - np.float32(72.94)) / np.float32(90.02)
     logits = model.apply(jax.tree.map(jnp.asarray, variables), jnp.asarray(images), train=False)
     logits = np.asarray(logits, np.float64)

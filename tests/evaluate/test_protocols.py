@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 import torch
 import torch_reference
 from PIL import Image
@@ -37,19 +38,15 @@ def networks():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.running_mean.normal_(0, 0.5)
             module.running_var.uniform_(0.5, 1.5)
-    ours = zoo.build_model(
-        Arch(**SMALL), NUM_CLASSES, platform="cpu", conv_impl="auto", compute_dtype="float32", bn_group_images=0
-    )
+    ours = tiny.cpu_model(Arch(**SMALL), NUM_CLASSES)
     shapes = jax.eval_shape(functools.partial(ours.init, train=False), jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
     variables = torch_reference.from_torch(theirs.state_dict(), shapes)
     return ours, jax.tree.map(jnp.asarray, variables), theirs.double().eval()
 
 
 def torch_images(pixels: np.ndarray) -> torch.Tensor:
-    images = (torch.tensor(np.ascontiguousarray(pixels)).double() - torch.tensor(MEAN).double()) / torch.tensor(
-        STD
-    ).double()
-    return images.permute(2, 0, 1)[None]
+    images = np.ascontiguousarray((pixels - np.array(MEAN)) / np.array(STD))
+    return torch.from_numpy(images).permute(2, 0, 1)[None]
 
 
 def close(ours, theirs) -> None:
@@ -109,9 +106,8 @@ def test_one_window_is_the_global_average():
     np.testing.assert_allclose(dense_average(jnp.asarray(x), 7), x.mean(axis=(1, 2)), atol=1e-6)
     # Three windows of 5 rows among 7: the rows are in 1, 2, 3, 3, 3, 2, 1 of them.
     rows = np.array([1, 2, 3, 3, 3, 2, 1]) / 15
-    np.testing.assert_allclose(
-        dense_average(jnp.asarray(x), 5), (x.mean(axis=2) * rows[:, None]).sum(axis=1), atol=1e-6
-    )
+    want = (x.mean(axis=2) * rows[:, None]).sum(axis=1)
+    np.testing.assert_allclose(dense_average(jnp.asarray(x), 5), want, atol=1e-6)
 
 
 def fixed(logits: np.ndarray, **classes):
@@ -123,19 +119,11 @@ def fixed(logits: np.ndarray, **classes):
 
     def sums(labels, mask=None, scores=(logits,)):
         number = np.arange(len(labels))
-        batch = Batch(
-            jnp.asarray(np.broadcast_to(number[:, None, None, None], (len(labels), 1, 1, 1)).astype(np.uint8)),
-            jnp.asarray(labels),
-            jnp.ones(len(labels)) if mask is None else jnp.asarray(mask),
-        )
+        images = jnp.asarray(number[:, None, None, None].astype(np.uint8))
+        batch = Batch(images, jnp.asarray(labels), jnp.asarray(mask or [1.0] * len(labels)))
         members = [Member(Net(Arch("basic", (1,)), 1, lambda shape: "native"), (0.0,), (1.0,))] * len(scores)
-        return score_step(
-            [jnp.asarray(one, jnp.float32) for one in scores],
-            batch,
-            members=members,
-            mirrored=False,
-            classes=Classes(**classes),
-        )
+        given = [jnp.asarray(one, jnp.float32) for one in scores]
+        return score_step(given, batch, members=members, mirrored=False, classes=Classes(**classes))
 
     return sums
 
@@ -205,11 +193,8 @@ def test_interval_of_confidence():
 
 
 def test_vgg_is_not_tested_densely():
-    model = zoo.build_model(
-        zoo.select("vgg11"), 10, platform="cpu", conv_impl="auto", compute_dtype="float32", bn_group_images=0
-    )
     with pytest.raises(UserError, match="fully connected layers"):
-        Member(model, MEAN, STD).dense(224)
+        Member(tiny.cpu_model(zoo.select("vgg11"), 10), MEAN, STD).dense(224)
 
 
 def test_rows():

@@ -81,8 +81,7 @@ def test_one_function_with_one_gradient_for_ten_steps(grouped, form):
     model, mapped = block(form, kernels_px), to_paths(variables, form, PATHS)
     shapes = jax.eval_shape(partial(model.init, train=False), jax.random.key(0), IMAGES)
     assert jax.tree.map(jnp.shape, mapped) == jax.tree.map(jnp.shape, shapes)
-    for got, want in zip(jax.tree.leaves(to_grouped(mapped, form)), jax.tree.leaves(variables), strict=True):
-        np.testing.assert_array_equal(got, want)
+    jax.tree.map(np.testing.assert_array_equal, to_grouped(mapped, form), variables)
     their_gradients, their_after, their_outputs = train(model, mapped)
     assert float(jnp.abs(after["params"]["conv1"]["kernel"] - variables["params"]["conv1"]["kernel"]).max()) > 1e-3
     assert_close(to_grouped(their_gradients, form), gradients)
@@ -104,8 +103,7 @@ def test_the_grouped_form_is_the_block_of_the_networks(grouped):
             jax.jit(partial(form.apply, train=mode, mutable=["batch_stats"]))(variables, IMAGES)
             for form in (block(Grouped), model)
         )
-        for got, want in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
-            np.testing.assert_array_equal(got, want)
+        jax.tree.map(np.testing.assert_array_equal, ours, theirs)
 
 
 def test_a_cardinality_that_does_not_divide(grouped):

@@ -47,8 +47,6 @@ def test_cardinality_that_does_not_divide():
         conv(12, 3, groups=5).init(jax.random.key(0), jnp.ones((1, 4, 4, 10)))
 
 
-# ---- Batch norm
-
 X = np.random.default_rng(0).normal(2.0, 3.0, (4, 3, 2, 5))
 START = {
     "params": {"scale": jnp.full(5, 2.0), "bias": jnp.full(5, -1.0)},
@@ -114,9 +112,6 @@ def test_the_max_pool_may_come_before_the_batch_norm(train):
     new_var = 0.9 * np.arange(1, 6) + 0.1 * grouped.var(1, ddof=1).mean(0) if train else np.arange(1, 6)
     np.testing.assert_allclose(running["mean"], new_mean, rtol=1e-5)
     np.testing.assert_allclose(running["var"], new_var, rtol=1e-5)
-
-
-# ---- Both as one layer
 
 
 class Pair(nn.Module):

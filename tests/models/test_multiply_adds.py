@@ -1,5 +1,7 @@
 """Multiply-adds against published figures and by hand."""
 
+from typing import Any
+
 import jax.numpy as jnp
 import pytest
 
@@ -16,15 +18,8 @@ PUBLISHED = {"resnet50": 4.089, "resnext50_32x4d": 4.230, "resnext101_64x4d": 15
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published(name):
     # As a TPU computes them, with merged groups and blocks: that changes nothing.
-    model = zoo.build_model(
-        zoo.select(name),
-        1000,
-        platform="tpu",
-        chip="v5e",
-        conv_impl="auto",
-        compute_dtype="bfloat16",
-        bn_group_images=32,
-    )
+    tpu: dict[str, Any] = {"platform": "tpu", "chip": "v5e", "conv_impl": "auto"}
+    model = zoo.build_model(zoo.select(name), 1000, compute_dtype="bfloat16", bn_group_images=32, **tpu)
     assert multiply_adds(model, (224, 224, 3)) == pytest.approx(PUBLISHED[name] * 1e9, rel=1e-3)
 
 

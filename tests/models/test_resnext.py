@@ -32,9 +32,6 @@ def native(arch: zoo.Row, num_classes: int = 10, **options) -> ResNeXt:
     return ResNeXt(arch, num_classes, lambda shape: "native", **options)
 
 
-# ---- torchvision
-
-
 @pytest.mark.parametrize(("name", "conv_impl"), [("resnext50_32x4d", "native"), ("resnet18", "auto")])
 def test_logits_and_features_equal_torchvision(torchvision, name, conv_impl):
     torch.manual_seed(0)
@@ -65,9 +62,6 @@ def test_logits_and_features_equal_torchvision(torchvision, name, conv_impl):
         expected = outputs[key].movedim(1, -1).numpy()
         np.testing.assert_allclose(feature, expected, atol=2e-5 * np.abs(expected).max(), err_msg=key)
     np.testing.assert_allclose(logits, want, atol=2e-5 * np.abs(want.numpy()).max())
-
-
-# ---- Structure
 
 
 def paths_with(word: str, tree: dict) -> set[str]:
@@ -172,11 +166,3 @@ def test_odd_sizes_round_up(image_px):
     half = (image_px + 1) // 2
     sizes = [feature.shape[1] for key, feature in features.items() if key != "pooled"]
     assert sizes == [half, half, (half + 1) // 2, ((half + 1) // 2 + 1) // 2]
-
-
-def test_bfloat16_is_for_activations_only():
-    model = native(zoo.ARCHS["resnext11_4x2d_tiny"], dtype=jnp.bfloat16)
-    assert {leaf.dtype for leaf in jax.tree.leaves(init_shapes(model))} == {jnp.dtype("float32")}
-    logits, features = output_shapes(model)
-    assert logits.dtype == features.pop("pooled").dtype == jnp.float32
-    assert {feature.dtype for feature in features.values()} == {jnp.dtype("bfloat16")}

@@ -87,7 +87,7 @@ def test_lighting_shifts_along_the_eigenvectors():
     assert np.abs(np.corrcoef(normal.T) - np.eye(3)).max() < 5 / np.sqrt(DRAWS)
 
 
-def test_lighting_is_normal_with_the_covariance_of_the_definition():
+def test_lighting_is_normal_with_the_covariance_by_definition():
     """Kolmogorov-Smirnov against the normal distribution, and 255^2 * V diag(0.1 * lambda)^2 V^T."""
     shifts = (draws(lib.pca_lighting, 0.1) - IMAGE)[:, 0, 0]
     for draw in (np.linalg.solve(EIGENVECTORS, shifts.T / 255).T / EIGENVALUES / 0.1).T:
@@ -130,9 +130,6 @@ def test_normalize():
     np.testing.assert_allclose(got[0], want, rtol=1e-6)
 
 
-# ---- The recipes
-
-
 def batch_of(image: np.ndarray, count: int) -> jnp.ndarray:
     return jnp.asarray(np.broadcast_to(image.astype(np.uint8), (count, *image.shape)))
 
@@ -153,23 +150,27 @@ def test_cifar_pads_after_it_normalizes():
     assert len(np.unique(got.reshape(64, -1), axis=0)) == 9
 
 
+def fitted(images: np.ndarray, source: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(5, image) scale, factor of the grey and three shifts that make the images of `source`; the largest errors.
+
+    Jitter and lighting make `scale * pixel + by_grey * grey + shift`: five numbers explain all 72 values.
+    """
+    grey = np.broadcast_to((source * LUMA).sum(-1, keepdims=True), source.shape)
+    shifts = np.broadcast_to(np.eye(3), (*source.shape[:2], 3, 3))
+    columns = np.concatenate([source[..., None], grey[..., None], shifts], -1).reshape(-1, 5)
+    values = images.reshape(len(images), -1).T
+    solution = np.linalg.lstsq(columns, values)[0]
+    return solution, np.abs(columns @ solution - values).max(0)
+
+
 def test_imagenet_jitters_before_it_normalizes():
     augment = lib.make_augment(**IMAGENET, color_jitter_strength=0.4, lighting_std=0.1, flip_images=True)
     got = np.asarray(jax.jit(augment)(batch_of(IMAGE, 64), lib.image_keys(3, jnp.int32(5), 64)), np.float64)
     mean, std = np.array(IMAGENET["mean"]), np.array(IMAGENET["std"])
-    flipped = 0
-    for image in got * std + mean:
-        # Jitter and lighting make it `scale * pixel + by_grey * grey + shift`: five numbers explain all 72 values.
-        errors = []
-        for source in (IMAGE, IMAGE[:, ::-1]):
-            grey = np.broadcast_to((source * LUMA).sum(-1, keepdims=True), source.shape)
-            shifts = np.broadcast_to(np.eye(3), (*source.shape[:2], 3, 3))
-            columns = np.concatenate([source[..., None], grey[..., None], shifts], -1).reshape(-1, 5)
-            solution, *_ = np.linalg.lstsq(columns, image.reshape(-1))
-            errors.append(np.abs(columns @ solution - image.reshape(-1)).max())
-        assert min(errors) < 0.05 < 1 < max(errors)
-        flipped += errors[1] < errors[0]
-    assert 12 < flipped < 52
+    errors = np.array([fitted(got * std + mean, source)[1] for source in (IMAGE, IMAGE[:, ::-1])])
+    assert errors.min(axis=0).max() < 0.05
+    assert errors.max(axis=0).min() > 1
+    assert 12 < (errors[1] < errors[0]).sum() < 52
 
 
 @pytest.fixture(scope="module")
@@ -195,9 +196,6 @@ def test_draws_differ_by_seed_step_and_position(full_recipe, seed, step, positio
     assert np.abs(first - second).max() > 0.01
 
 
-# ---- The draws of one image, and those of its neighbours, have nothing to do with each other
-
-
 def test_flip_and_place_of_the_crop_are_independent():
     image = np.arange(1, 21).reshape(4, 5, 1)
     augment = jax.jit(lib.make_augment(mean=(0.0,), std=(1.0,), flip_images=True, pad_px=2))
@@ -217,15 +215,7 @@ def test_jitter_lighting_and_flip_are_independent():
     recipe: dict[str, Any] = dict(color_jitter_strength=0.4, lighting_std=0.1, flip_images=True)
     augment = jax.jit(lib.make_augment(mean=(0.0,) * 3, std=(1.0,) * 3, **recipe))
     images = np.asarray(augment(batch_of(IMAGE, DRAWS), lib.image_keys(2, jnp.int32(9), DRAWS)), np.float64)
-    fits, errors = [], []
-    for source in (IMAGE, IMAGE[:, ::-1]):
-        # `scale * pixel + by_grey * grey + shift`, as in test_imagenet_jitters_before_it_normalizes
-        grey = np.broadcast_to((source * LUMA).sum(-1, keepdims=True), source.shape)
-        shifts = np.broadcast_to(np.eye(3), (*source.shape[:2], 3, 3))
-        columns = np.concatenate([source[..., None], grey[..., None], shifts], -1).reshape(-1, 5)
-        values = images.reshape(DRAWS, -1).T
-        fits.append(np.linalg.lstsq(columns, values)[0])
-        errors.append(np.abs(columns @ fits[-1] - values).max(0))
+    fits, errors = zip(*(fitted(images, source) for source in (IMAGE, IMAGE[:, ::-1])), strict=True)
     flipped = errors[1] < errors[0]
     assert (np.where(flipped, errors[1], errors[0]) < 0.05).all()
     scale, _, red, green, blue = np.where(flipped, fits[1], fits[0])

@@ -99,9 +99,7 @@ def test_bfloat16_stays_bfloat16(impl):
 @pytest.mark.parametrize("impl", lib.IMPLS)
 def test_same_bits_at_each_run(impl):
     (x, kernel, grad), _, stride = _inputs("8x14d")
-    first, second = (_compute(x, kernel, grad, stride, impl) for _ in range(2))
-    for one, other in zip(first, second, strict=True):
-        np.testing.assert_array_equal(one, other)
+    jax.tree.map(np.testing.assert_array_equal, *(_compute(x, kernel, grad, stride, impl) for _ in range(2)))
 
 
 # XLA gathers the batch for the filter gradient of its own convolution wherever more than one group is left.
@@ -116,11 +114,11 @@ def test_sharded_batch_is_never_gathered(impl):
         out, vjp = jax.vjp(lambda x, kernel: grouped_conv(x, kernel, stride=2, impl=impl), x, kernel)
         return out, *vjp(grad)
 
-    sharded = jax.jit(
-        run,
-        in_shardings=(over_batch, everywhere, over_batch),
-        out_shardings=(over_batch, over_batch, everywhere),
-    )
+    places = {
+        "in_shardings": (over_batch, everywhere, over_batch),
+        "out_shardings": (over_batch, over_batch, everywhere),
+    }
+    sharded = jax.jit(run, **places)
     compiled = sharded.lower(x, kernel, grad).compile().as_text()
     assert compiled is not None
     assert "all-reduce" in compiled
@@ -174,10 +172,8 @@ def test_forward_and_backward_apart():
 def test_float32_is_not_multiplied_in_less(impl):
     def products(dtype):
         x, kernel = jax.ShapeDtypeStruct((2, 6, 6, 8), dtype), jax.ShapeDtypeStruct((3, 3, 4, 8), dtype)
-        gradient = jax.grad(
-            lambda x, kernel: grouped_conv(x, kernel, impl=impl).astype("float32").sum(), argnums=(0, 1)
-        )
-        text = jax.jit(gradient).lower(x, kernel).as_text()
+        total = lambda x, kernel: grouped_conv(x, kernel, impl=impl).astype("float32").sum()  # noqa: E731
+        text = jax.jit(jax.grad(total, argnums=(0, 1))).lower(x, kernel).as_text()
         return [line for line in text.splitlines() if "dot_general" in line or "stablehlo.convolution" in line]
 
     assert len(products("float32")) >= 2

@@ -19,10 +19,7 @@ LABELS = Labels(jnp.asarray(OWN), jnp.asarray(OTHER), jnp.asarray(WEIGHT))
 
 
 def shares(smoothing: float) -> np.ndarray:
-    dense = np.zeros((5, CLASSES))
-    for row in range(5):
-        dense[row, OWN[row]] += WEIGHT[row]
-        dense[row, OTHER[row]] += 1 - WEIGHT[row]
+    dense = WEIGHT[:, None] * np.eye(CLASSES)[OWN] + (1 - WEIGHT)[:, None] * np.eye(CLASSES)[OTHER]
     return (1 - smoothing) * dense + smoothing / CLASSES
 
 

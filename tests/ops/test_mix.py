@@ -67,11 +67,15 @@ def test_box_is_torchvisions():
             np.testing.assert_array_equal(got, torchvision_box(share, row, column, 10, 14), err_msg=f"{share}")
 
 
-def draws(count: int, **alphas) -> tuple[np.ndarray, np.ndarray]:
-    """The weight of many groups of two, and whether they are blended: pixels are 1 and 0."""
+def pairs(count: int, seed: int, **alphas):
+    """Many groups of two, mixed: an image of ones and one of zeros."""
     images = np.tile(np.array([1.0, 0.0], np.float32), count)[:, None, None, None] * np.ones((1, 8, 8, 1), np.float32)
-    keys = image_keys(1, jnp.int32(0), 2 * count)
-    images, labels = mixed(2, keys, images, np.zeros(2 * count, int), **alphas)
+    return mixed(2, image_keys(seed, jnp.int32(0), 2 * count), images, np.zeros(2 * count, int), **alphas)
+
+
+def draws(count: int, **alphas) -> tuple[np.ndarray, np.ndarray]:
+    """The weight of many groups of two, and whether they are blended."""
+    images, labels = pairs(count, 1, **alphas)
     first = images[::2, :, :, 0]
     np.testing.assert_allclose(first.mean(axis=(1, 2)), labels.weight[::2], atol=1e-6)
     return labels.weight[::2], (first == first[:, :1, :1]).all(axis=(1, 2)) & (first[:, 0, 0] % 1 != 0)
@@ -81,31 +85,23 @@ def draws(count: int, **alphas) -> tuple[np.ndarray, np.ndarray]:
 def test_weights_of_mixup_are_of_the_beta_distribution(alpha):
     weight, _ = draws(2000, mixup_alpha=alpha)
     # 0.1 of the weights lie within float32's last digit of 0 or 1, where a continuous distribution has no steps.
-    assert stats.kstest(np.clip(weight, 1e-7, 1 - 1e-7), stats.beta(alpha, alpha).cdf).statistic < (
-        0.15 if alpha == 0.1 else 2 / np.sqrt(2000)
-    )
+    bound = 0.15 if alpha == 0.1 else 2 / np.sqrt(2000)
+    assert stats.kstest(np.clip(weight, 1e-7, 1 - 1e-7), stats.beta(alpha, alpha).cdf).statistic < bound
     assert weight.var() == pytest.approx(1 / (4 * (2 * alpha + 1)), rel=0.08)
 
 
 def shares_of_torchvisions_cutmix(count: int, alpha: float, size: int) -> tuple[np.ndarray, np.ndarray]:
     """By numpy: what is left of an image in `count` draws, and how often each pixel is cut."""
     rng = np.random.default_rng(4)
-    boxes = np.stack(
-        [
-            torchvision_box(rng.beta(alpha, alpha), *rng.integers(0, size, 2), height=size, width=size)
-            for _ in range(count)
-        ]
-    )
+    draws = ((rng.beta(alpha, alpha), *rng.integers(0, size, 2)) for _ in range(count))
+    boxes = np.stack([torchvision_box(*draw, height=size, width=size) for draw in draws])
     return 1 - boxes.mean(axis=(1, 2)), boxes.mean(axis=0)
 
 
 @pytest.mark.parametrize("alpha", [1.0, 3.0])
 def test_boxes_of_cutmix_lie_as_often_where_they_should(alpha):
     count, size = 4000, 8
-    images = np.tile(np.array([1.0, 0.0], np.float32), count)[:, None, None, None] * np.ones((1, 8, 8, 1), np.float32)
-    found, labels = mixed(
-        2, image_keys(2, jnp.int32(0), 2 * count), images, np.zeros(2 * count, int), cutmix_alpha=alpha
-    )
+    found, labels = pairs(count, 2, cutmix_alpha=alpha)
     cut = 1 - found[::2, :, :, 0]
     want, covered = shares_of_torchvisions_cutmix(count, alpha, size)
     values = np.unique(np.concatenate([want, labels.weight[::2].round(6)]))

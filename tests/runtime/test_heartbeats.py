@@ -29,7 +29,7 @@ def test_disk_that_takes_nothing_does_not_stop_a_run(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_bucket_that_refuses_one_is_asked_again(monkeypatch):
+def test_bucket_that_refuses_one_is_asked_again(bucket, monkeypatch):
     refused = [True, False]
     open_ = fake_bucket.Bucket._open
 
@@ -40,12 +40,9 @@ def test_bucket_that_refuses_one_is_asked_again(monkeypatch):
 
     monkeypatch.setattr(fake_bucket.Bucket, "_open", _open)
     monkeypatch.setattr(heartbeats, "WRITE_EVERY_S", 0.0)
-    with fake_bucket.served() as bucket:
-        bucket.store.clear()
-        beats = Heartbeats("gs://bucket/run")
-        for step in (7, 8):
-            beats.beat(step)
-        (process,) = json.loads(bucket.cat_file("gs://bucket/run/heartbeats.json"))["processes"]
-        bucket.store.clear()
+    beats = Heartbeats("gs://bucket/run")
+    for step in (7, 8):
+        beats.beat(step)
+    (process,) = json.loads(bucket.cat_file("gs://bucket/run/heartbeats.json"))["processes"]
     assert process["step"] == 8
     assert refused == []

@@ -8,7 +8,6 @@ import sys
 import threading
 import time
 
-import fake_bucket
 import pytest
 import tiny
 
@@ -31,15 +30,6 @@ def quick(monkeypatch):
     monkeypatch.setattr(lock_module, "LOOK_AGAIN_S", 0.02)
     monkeypatch.setattr(lock_module, "RENEW_EVERY_S", 0.05)
     monkeypatch.setattr(lock_module, "STALE_AFTER_S", 0.5)
-
-
-@pytest.fixture
-def bucket():
-    """The objects of gs://bucket."""
-    with fake_bucket.served() as served:
-        served.store.clear()
-        yield served
-        served.store.clear()
 
 
 def foreign(workdir, renewed=0):

@@ -50,17 +50,14 @@ def test_step_times_beside_resnet101(tmp_path, monkeypatch, capsys):
     assert "on abacus" in table
 
 
-def test_step_times_of_two_machines_are_not_set_beside_each_other(tmp_path, monkeypatch):
+def test_step_times_of_two_machines_are_not_compared(tmp_path, monkeypatch):
     step_times = importlib.import_module("experiments.step_times.run")
     monkeypatch.setattr(runs, "start", lambda *_: pytest.fail("started again"))
     out = tmp_path / "out"
     out.mkdir()
     (out / files.MARK).write_text('{"experiment": "step_times", "scale": "tiny"}')
-    for network, device in (
-        ("resnet101", "abacus"),
-        ("resnext101_32x4d", "slide rule"),
-        ("resnext101_64x4d", "abacus"),
-    ):
+    devices = {"resnet101": "abacus", "resnext101_32x4d": "slide rule", "resnext101_64x4d": "abacus"}
+    for network, device in devices.items():
         row = {"device": device, "batch_size": 8, "train": {"ours": 1.0}}
         (out / f"{network}.json").write_text(json.dumps(row))
     with pytest.raises(UserError, match=r"resnext101_64x4d on abacus; resnext101_32x4d on slide rule.*--out=DIR"):
@@ -101,7 +98,7 @@ def test_fine_tuning_from_start_to_end(tmp_path, monkeypatch, capsys):
         finetune.execute(argparse.Namespace(scale="full", out=str(tmp_path / "out")))
 
 
-def test_what_the_compiler_says_of_step_times_is_labelled_an_estimate(tmp_path, monkeypatch, capsys):
+def test_step_times_by_the_compiler_are_labelled_estimates(tmp_path, monkeypatch, capsys):
     step_times = importlib.import_module("experiments.step_times.run")
     drawn, draw = [], step_times.draw
 

@@ -10,7 +10,6 @@ import pytest
 import tiny
 
 import resnext_jax
-from resnext_jax import cli
 from resnext_jax.checkpoint import Checkpoints, locate, read_description, read_variables
 from resnext_jax.data.crops import Crop
 from resnext_jax.data.pipeline import train_batches
@@ -24,16 +23,9 @@ def test_averages_by_hand():
     run, place = tiny.assembled("--config.ema_decay=0.25", "--config.learning_rate=0.1", devices=2)
     state = put_replicated(place.mesh, run.create_state())
     average = jax.device_get({"params": state.params, "batch_stats": state.batch_stats})
-    for got, want in zip(jax.tree.leaves(state.ema), jax.tree.leaves(average), strict=True):
-        np.testing.assert_array_equal(got, want)
-    batches = train_batches(
-        open_source("builtin", "train", image_size_px=28),
-        Crop("none", 28),
-        batch_size=32,
-        seed=0,
-        steps=range(3),
-        num_threads=0,
-    )
+    jax.tree.map(np.testing.assert_array_equal, state.ema, average)
+    source = open_source("builtin", "train", image_size_px=28)
+    batches = train_batches(source, Crop("none", 28), batch_size=32, seed=0, steps=range(3), num_threads=0)
     for decay, batch in zip([2 / 11, 3 / 12, 0.25], batches, strict=True):  # 4 / 13 would be more than 0.25
         state, _ = run.train_step(state, to_global(place.mesh, batch))
         now = jax.device_get({"params": state.params, "batch_stats": state.batch_stats})
@@ -66,9 +58,7 @@ def test_a_checkpoint_holds_both_and_gives_the_averages(tmp_path):
         checkpoints.save(saved, {"config": {}})
         checkpoints.wait()
         restored = checkpoints.restore(7, shapes(saved))
-        assert jax.tree.structure(restored) == jax.tree.structure(saved)
-        for got, want in zip(jax.tree.leaves(restored), jax.tree.leaves(saved), strict=True):
-            np.testing.assert_array_equal(got, want)
+        jax.tree.map(np.testing.assert_array_equal, restored, saved)
         checkpoints.close()
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     for name, raw, value in (("both", False, 2.0), ("both", True, 1.0), ("raw", False, 1.0), ("raw", True, 1.0)):
@@ -82,43 +72,22 @@ def test_a_checkpoint_holds_both_and_gives_the_averages(tmp_path):
     checkpoints.close()
 
 
-@pytest.fixture
-def run_main(capsys, monkeypatch):
-    """Runs the command on the 8 devices of the tests: (stdout, stderr)."""
-    monkeypatch.chdir(tiny.ROOT)
-
-    def run(*arguments, status=None):
-        with tiny.command_line(*arguments) as (argv, values):
-            if status is None:
-                cli.main(values, argv)
-            else:
-                with pytest.raises(SystemExit) as exit_:
-                    cli.main(values, argv)
-                assert exit_.value.code == status
-        return capsys.readouterr()
-
-    return run
-
-
 def test_from_the_last_step_to_recomputed_statistics(run_main, tmp_path):
     workdir = tmp_path / "run"
     overrides = ("--config.num_steps=4", "--config.ema_decay=0.5", "--config.recompute_bn_images=70")
     # A relative path, as the default one is.
     command = tiny.arguments(f"--workdir={os.path.relpath(workdir)}", *overrides)
-    assert "recomputed  " in run_main(*command).err
+    assert "recomputed  " in run_main(*command)[2]
     rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     assert [(row["step"], row["phase"]) for row in rows] == [(4, "train"), (4, "evaluate"), (4, "recomputed_bn")]
     before = tiny.digests(tmp_path)
-    assert "is done: 4 of 4 steps" in run_main(*command).err
+    assert "is done: 4 of 4 steps" in run_main(*command)[2]
     assert tiny.digests(tmp_path) == before
 
     recomputed = workdir / "recomputed_bn"
     assert read_description(locate(str(recomputed)))["progress"] == {"recomputed_bn_images": 96}  # whole batches
-    net, averaged, raw = (
-        resnext_jax.load(str(recomputed)),
-        resnext_jax.load(str(workdir)),
-        resnext_jax.load(str(workdir), raw=True),
-    )
+    net, averaged = resnext_jax.load(str(recomputed)), resnext_jax.load(str(workdir))
+    raw = resnext_jax.load(str(workdir), raw=True)
     same = jax.tree.map(np.array_equal, net.variables["params"], averaged.variables["params"])
     assert all(jax.tree.leaves(same))
     for other in (averaged, raw):
@@ -129,18 +98,20 @@ def test_from_the_last_step_to_recomputed_statistics(run_main, tmp_path):
     )
 
     def evaluated(*arguments):
-        return json.loads(run_main("--mode=evaluate", "--json", *arguments).out.splitlines()[-1])["loss"]
+        return json.loads(run_main("--mode=evaluate", "--json", *arguments)[1].splitlines()[-1])["loss"]
 
     evaluations = {row["phase"]: row["loss"] for row in rows if row["phase"] != "train"}
     assert evaluated(f"--workdir={workdir}") == pytest.approx(evaluations["evaluate"], rel=1e-6)
     assert evaluated(f"--workdir={recomputed}") == pytest.approx(evaluations["recomputed_bn"], rel=1e-6)
     assert evaluated(f"--workdir={workdir}", "--raw") != pytest.approx(evaluations["evaluate"], rel=1e-6)
 
-    error = run_main("--mode=recompute_bn", f"--workdir={workdir}", status=2).err
+    status, _, error = run_main("--mode=recompute_bn", f"--workdir={workdir}")
+    assert status == 2
     assert f"{recomputed / 'checkpoints' / '4'} is there already, and is never overwritten" in error
     arrays = tiny.arrays(recomputed / "checkpoints" / "4")
     recomputed.rename(tmp_path / "away")
-    row = json.loads(run_main("--mode=recompute_bn", "--json", f"--workdir={workdir}").out.splitlines()[-1])
+    _, said, _ = run_main("--mode=recompute_bn", "--json", f"--workdir={workdir}")
+    row = json.loads(said.splitlines()[-1])
     assert row["checkpoint"] == str(recomputed / "checkpoints" / "4")
     assert row["loss"] == pytest.approx(evaluations["recomputed_bn"], rel=1e-6)
     for name, array in tiny.arrays(recomputed / "checkpoints" / "4").items():

@@ -58,8 +58,7 @@ def test_a_poisoned_batch_changes_nothing_but_the_counts(skipping):
     assert int(sums.images) == 32
     without = jax.tree.map(lambda x: x + 1 if np.issubdtype(x.dtype, np.integer) else x, before)
     without, _ = run.train_step(put_replicated(place.mesh, without), batch(place, 2))
-    for got, want in zip(jax.tree.leaves(state), jax.tree.leaves(without), strict=True):
-        np.testing.assert_array_equal(got, want)
+    jax.tree.map(np.testing.assert_array_equal, state, without)
     assert not np.array_equal(state.params["classifier"]["kernel"], before.params["classifier"]["kernel"])
 
 
@@ -188,7 +187,7 @@ def test_nan_debugger_names_the_layer_that_overflows():
         debug(bad, batch(place, 0))
 
 
-def test_a_run_stops_after_so_many_skipped_steps_and_saves_nothing(tmp_path):
+def test_a_run_stops_after_skipped_steps_and_saves_nothing(tmp_path):
     overrides = ["--config.learning_rate=1e30", "--config.on_nonfinite=skip", "--config.max_skipped_in_a_row=3"]
     output = tiny.finish(tiny.start(tmp_path, *overrides), status=2)
     # Step 1 starts from good weights; its update ruins them. Steps 2, 3 and 4 are skipped.

@@ -7,7 +7,6 @@ import tiny
 from PIL import Image
 
 import resnext_jax
-from resnext_jax import cli
 from resnext_jax.checkpoint import Checkpoints
 from resnext_jax.sharding import Place, make_mesh
 from resnext_jax.train.classification import Classification
@@ -47,14 +46,8 @@ def config_from(workdir, *overrides):
     return fill_from_checkpoint(values.config)
 
 
-def parts(config):
-    place = Place(make_mesh(jax.devices()[:1]), "cpu")
-    return Classification(config, place, DATA)
-
-
 def first(config):
-    lines = []
-    run = parts(config)
+    lines, run = [], Classification(config, Place(make_mesh(jax.devices()[:1]), "cpu"), DATA)
     return run, run.initial_state(lines.append), lines
 
 
@@ -87,10 +80,7 @@ def test_all_but_the_classifier_is_taken(start, frozen):
         if name != "classifier":
             jax.tree.map(np.testing.assert_array_equal, value, start[1].params[name])
     jax.tree.map(np.testing.assert_array_equal, taken.batch_stats, start[1].batch_stats)
-    assert {name: array.shape for name, array in taken.params["classifier"].items()} == {
-        "kernel": (64, 3),
-        "bias": (3,),
-    }
+    assert jax.tree.map(np.shape, taken.params["classifier"]) == {"kernel": (64, 3), "bias": (3,)}
     assert (int(taken.step), len(lines)) == (0, 1)
     # 13 convolutions and 13 batch norms: the stem, and 3 blocks of three and a projection.
     assert f"{13 + 13 * 4} arrays are taken" in lines[0]
@@ -142,27 +132,20 @@ def test_another_network_is_refused_with_both_shapes(start):
     config = config_from(start[0], "--config.model.name=resnext20_8x4d_small")
     with pytest.raises(Exception, match="belongs to another model") as error:
         first(config)
-    assert "params/stage2/block1/bn1/bias: this model wants float32(32,), the checkpoint has float32(8,)" in (
-        str(error.value)
-    )
+    both = "params/stage2/block1/bn1/bias: this model wants float32(32,), the checkpoint has float32(8,)"
+    assert both in str(error.value)
     assert "give another --config.init_from" in str(error.value)
 
 
-def run_main(*arguments):
-    with tiny.command_line(*arguments) as (argv, values):
-        cli.main(values, argv)
-
-
-def test_mistakes_in_the_command(start, folder, capsys, monkeypatch, tmp_path):
-    monkeypatch.chdir(tiny.ROOT)
+def test_mistakes_in_the_command(start, folder, run_main, tmp_path):
     for arguments, phrase in (
         ((), "add --config.init_from=DIR"),
         (("--config.init_from=/nowhere",), "no checkpoint in /nowhere"),
     ):
-        with pytest.raises(SystemExit) as exit_:
-            run_main(*FINETUNE, f"--config.data.dir={folder}", f"--workdir={tmp_path / 'run'}", *arguments)
-        assert exit_.value.code == 2
-        assert phrase in capsys.readouterr().err
+        paths = (f"--config.data.dir={folder}", f"--workdir={tmp_path / 'run'}")
+        status, _, error = run_main(*FINETUNE, *paths, *arguments)
+        assert status == 2
+        assert phrase in error
     assert not (tmp_path / "run").exists()
 
 
@@ -173,9 +156,8 @@ def test_mistakes_in_the_command(start, folder, capsys, monkeypatch, tmp_path):
         ({"progress": {"recomputed_bn_images": 8}}, "with recomputed batch-norm statistics"),
     ],
 )
-def test_training_where_weights_alone_lie(start, capsys, monkeypatch, tmp_path, marks, kind):
+def test_training_where_weights_alone_lie(start, run_main, tmp_path, marks, kind):
     """Nothing can go on without momentum: the sentence says how to start from the weights, and all stays as it is."""
-    monkeypatch.chdir(tiny.ROOT)
     checkpoints = Checkpoints(str(tmp_path), keep_newest=1, keep_best=0)
     marks = dict(marks)
     description = {**tiny.description(), "dataset": {"name": "folder", "class_names": list(CLASSES)}}
@@ -183,26 +165,23 @@ def test_training_where_weights_alone_lie(start, capsys, monkeypatch, tmp_path, 
     checkpoints.save(start[1].replace(opt_state=()), description | marks, progress)
     checkpoints.close()
     before = tiny.digests(tmp_path)
-    with pytest.raises(SystemExit) as exit_:
-        run_main(*tiny.ARGUMENTS, f"--workdir={tmp_path}")
-    assert exit_.value.code == 2
-    said = " ".join(capsys.readouterr().err.split())
+    status, _, error = run_main(*tiny.ARGUMENTS, f"--workdir={tmp_path}")
+    assert status == 2
+    said = " ".join(error.split())
     assert f"{tmp_path}/checkpoints/0 holds weights alone, {kind}" in said
     assert f"--config.init_from={tmp_path} and another --workdir=DIR" in said
     assert tiny.digests(tmp_path) == before
 
 
-def test_the_command_on_a_folder_of_grey_images(start, folder, capsys, monkeypatch, tmp_path):
+def test_the_command_on_a_folder_of_grey_images(start, folder, run_main, tmp_path):
     """Trains and resumes; the run's own checkpoint is complete."""
-    monkeypatch.chdir(tiny.ROOT)
     data = f"--config.data.dir={folder}"
     arguments = (*FINETUNE, f"--config.init_from={start[0]}", data, f"--workdir={tmp_path}", "--config.num_epochs=4")
     arguments = (*arguments, "--config.evaluate.batch_size=8", "--config.freeze_backbone=true")
-    run_main(*arguments, "--config.num_steps=4")
-    said = capsys.readouterr().err
+    _, _, said = run_main(*arguments, "--config.num_steps=4")
     assert "65 arrays are taken; new: params/classifier/bias (3,)" in said
-    run_main(*arguments, "--config.num_steps=6", "--config.resume_changed=true")  # the rate follows a cosine
-    said = capsys.readouterr().err
+    # The rate follows a cosine.
+    _, _, said = run_main(*arguments, "--config.num_steps=6", "--config.resume_changed=true")
     assert "resuming" in said
     assert "arrays are taken" not in said
     net = resnext_jax.load(str(tmp_path))

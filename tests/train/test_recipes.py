@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from test_step import BATCH, config_of
 
-from configs import common
 from resnext_jax import builders as dataset
 from resnext_jax.builders import build_augment
 from resnext_jax.data.crops import Crop
@@ -22,7 +22,7 @@ from resnext_jax.sharding import Place, make_mesh, put_replicated, to_global
 from resnext_jax.train.classification import Classification
 from resnext_jax.types import Batch, TrainState
 
-BATCH, STEPS = 64, 3
+STEPS = 3
 # Of one image, on the host and on the device, and of a group; the network's depth; the loss.
 EVERYTHING = {
     "augment.policy": "trivial_augment",
@@ -38,16 +38,10 @@ EVERYTHING = {
 
 
 class Setup:
-    """The tiny network on the built-in images with every addition at once; a batch is 4 batch-norm groups of 16."""
+    """Every addition at once; a batch is 4 batch-norm groups of 16."""
 
     def __init__(self):
-        self.config = common.fashion_mnist()
-        self.config.model.name = "resnext11_4x2d_tiny"
-        self.config.data.name = "builtin"
-        self.config.batch_size, self.config.bn_group_images, self.config.num_steps = BATCH, 16, STEPS
-        self.config.learning_rate = 3e-4  # see test_step: rounding grows where a ReLU flips
-        self.config.schedule.name = "step"
-        self.config.schedule.warmup_epochs = 0.0
+        self.config = config_of(16, STEPS)
         self.config.update_from_flattened_dict(EVERYTHING)
         self.source = open_source("builtin", "train", image_size_px=28)
         place = Place(make_mesh(jax.devices()[:1]), "cpu")
@@ -180,10 +174,7 @@ def test_a_config_of_before_prepares_the_same_images():
         (["weight_decay_of=kernel"], [r"unknown weight_decay_of 'kernel'. Did you mean 'kernels'"]),
         (["augment.mixup_alpha=0.2", "bn_group_images=1"], [r"bn_group_images=1 leaves each alone"]),
         (["target_threshold=0.2"], [r"target_threshold=0\.2 .* is for loss='sigmoid' \(it is 'softmax'\)"]),
-        (
-            ["target_threshold=0.2", "loss=sigmoid", "label_smoothing=0.1"],
-            [r"would take label_smoothing=0\.1 away"],
-        ),
+        (["target_threshold=0.2", "loss=sigmoid", "label_smoothing=0.1"], [r"would take label_smoothing=0\.1 away"]),
         (["data.repeats=5"], [r"data\.repeats=5 wants .* in as many batch-norm groups, and the batch has 4"]),
         (
             ["data.repeats=0", "augment.magnitude=11"],
@@ -205,7 +196,6 @@ def test_what_cannot_work_is_refused(overrides, problems):
 
 
 def test_stochastic_depth_grows_from_block_to_block():
-
     run, _ = tiny.assembled("--config.model.stochastic_depth=0.2")
     rates = {}
 

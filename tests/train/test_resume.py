@@ -11,8 +11,6 @@ import tiny
 from resnext_jax.errors import UserError
 from resnext_jax.train.resume import check_resumable
 
-# ------------------------------------------------------------------------------------------------- Changed configs
-
 
 def changed(schedule="step", allow=False, num_images=15_000, **fields):
     """What `check_resumable` says, and the problems it raises, where these fields (`a__b` for a.b) are new."""
@@ -31,7 +29,7 @@ def changed(schedule="step", allow=False, num_images=15_000, **fields):
         check_resumable(now, before, "of step 8", allow=allow, log=said.append)
     except UserError as error:
         return said, error.problems
-    return said, []
+    return said, ()
 
 
 def test_what_changes_the_trajectory_is_refused_with_both_values_and_the_remedy():
