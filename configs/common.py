@@ -89,7 +89,7 @@ def base() -> ConfigDict:
     config.checkpoint = ConfigDict()
     config.checkpoint.every_steps = 1000
     config.checkpoint.keep_newest = 2
-    config.checkpoint.keep_best = 1  # by top-1
+    config.checkpoint.keep_best = 1  # by the task's score: top-1
     config.checkpoint.keep_every_epochs = config_dict.placeholder(int)  # save at these and keep permanently
     config.checkpoint.keep_every_steps = config_dict.placeholder(int)  # likewise
     config.resume_changed = False  # True: go on though fields changed that change the trajectory

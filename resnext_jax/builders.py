@@ -101,7 +101,7 @@ def first_difference(ours: Sequence[str], theirs: Sequence[str]) -> str | None:
     return next((f"; the first that differs: {new!r}, there {old!r}" for new, old in pairs if new != old), "")
 
 
-def require_same_data(place: Place, **sources: Source) -> None:
+def require_same_on_all_hosts(place: Place, **sources: Source) -> None:
     """Compare the number of images, the class names and the paths of some images on all hosts. Read no image.
 
     Args:

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 from absl import flags
 from etils import epath
+from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from resnext_jax import sharding
@@ -43,7 +44,6 @@ from resnext_jax.runtime.startup import keep_compiled, quiet_logging, source_dig
 from resnext_jax.train.classification import open_classification
 from resnext_jax.train.finetune import fill_from_checkpoint
 from resnext_jax.train.loop import train
-from resnext_jax.train.resume import flat
 
 TOP_CLASSES = 5
 CRASH_STATUS = 1
@@ -213,10 +213,14 @@ def workdir_of(flag_values: flags.FlagValues) -> str:
 
 def what_must_be_alike(flag_values: flags.FlagValues) -> dict[str, str]:
     """What all processes of one run have in common: code, versions, and what they are asked to do."""
-    fields = {} if flag_values.config is None else flat(json.loads(flag_values.config.to_json_best_effort()))
+    fields = {}
+    if flag_values.config is not None:
+        fields = flatten_dict(json.loads(flag_values.config.to_json_best_effort()), sep=".")
     return {
         "--mode": flag_values.mode,
         "--workdir": str(flag_values.workdir),  # as given: ~ may lie elsewhere, but is one file system
+        "--override": repr(flag_values.override),
+        "--raw": repr(flag_values.raw),
         **{name: repr(value) for name, value in fields.items()},
         **{f"version of {package}": version for package, version in versions().items()},
         "source code of resnext_jax": source_digest(),

@@ -14,7 +14,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Int
 
 from resnext_jax.errors import UserError
-from resnext_jax.types import Batch, PyTree
+from resnext_jax.types import PyTree
 
 DATA_AXIS = "data"
 
@@ -118,7 +118,7 @@ def check_batch_size(name: str, batch_size: int, num_devices: int) -> list[str]:
     ]
 
 
-def to_global(mesh: Mesh, local: Batch) -> Batch:
+def to_global(mesh: Mesh, local: PyTree) -> PyTree:
     """Puts the rows that this process holds on its devices, as its part of the global batch.
 
     With P processes the global batch is the P local ones one after the other, in the order of the processes.

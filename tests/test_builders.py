@@ -10,7 +10,7 @@ from PIL import Image
 
 from configs import common
 from resnext_jax import builders as dataset
-from resnext_jax.builders import open_data, require_same_data
+from resnext_jax.builders import open_data, require_same_on_all_hosts
 from resnext_jax.data.subset import ReplacingSource
 from resnext_jax.errors import UserError
 from resnext_jax.sharding import Place, make_mesh
@@ -73,11 +73,11 @@ def test_hosts_must_read_the_same_images(config, tmp_path, monkeypatch, there, p
     others = {split: open_data(config, split) for split in ("train", "validation")}
     said = []
     monkeypatch.setattr(dataset, "from_all", lambda place, values: said.append(values) or np.array([values]))
-    require_same_data(place, **own)
-    require_same_data(place, **others)
+    require_same_on_all_hosts(place, **own)
+    require_same_on_all_hosts(place, **others)
     monkeypatch.setattr(dataset, "from_all", lambda place, values: np.array(said))
     if problem is None:
-        require_same_data(place, **own)
+        require_same_on_all_hosts(place, **own)
         return
     with pytest.raises(UserError, match=f"the data of process 1 is not that of process 0: {problem}"):
-        require_same_data(place, **own)
+        require_same_on_all_hosts(place, **own)

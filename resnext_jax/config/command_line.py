@@ -13,7 +13,7 @@ from ml_collections import ConfigDict, config_flags
 from resnext_jax.errors import UserError, raise_all, unknown
 
 MODEL_NUMBERS = ("model.family", "model.depth", "model.cardinality", "model.bottleneck_width")
-# type of a config field -> what raises for a text that is none, and what is allowed
+# type of a config field -> what raises for a text of another type, and what is allowed
 PARSERS = {
     bool: (flags.BooleanParser().parse, "true or false"),
     int: (flags.IntegerParser().parse, "a whole number"),
@@ -52,7 +52,7 @@ def parse(argv: list[str], flag_values: flags.FlagValues) -> list[str]:
     overrides = [(match[1], match[2]) for match in matches if match]
     if path is not None:
         raise_all(_field_problems(load(path), overrides))
-    elif overrides and any(re.fullmatch("--?mode=evaluate", arg) for arg in argv):
+    elif overrides and any(re.fullmatch("--?mode=(evaluate|recompute_bn)", arg) for arg in argv):
         argv = [re.sub(r"^--?config\.", "--override=", arg) for arg in argv]
     elif overrides:
         raise UserError(f"--config.{overrides[0][0]} changes a field of a config: give --config=FILE as well.")

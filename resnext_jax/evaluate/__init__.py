@@ -1,1 +1,1 @@
-"""Evaluation: exact, and the same for a trained and a converted checkpoint. Knows nothing of training."""
+"""Evaluation: from a checkpoint to numbers, exact, and the same for trained and converted weights."""

@@ -11,7 +11,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from resnext_jax import sharding
-from resnext_jax.builders import build_model, first_difference, open_data, require_same_data
+from resnext_jax.builders import build_model, first_difference, open_data, require_same_on_all_hosts
 from resnext_jax.checkpoint import locate, read_description, read_variables, require_same_arrays
 from resnext_jax.data.sources import Source
 from resnext_jax.errors import UserError
@@ -60,7 +60,7 @@ class LoadedCheckpoint:
         return len(self.description["dataset"]["class_names"])
 
     def conditions(self) -> dict[str, Any]:
-        """What the results are of (`protocol.conditions`)."""
+        """What the results are of (`results.conditions`)."""
         return {"data": self.source.info.name, **conditions(self.config, self.classes, self.num_known)}
 
     def in_words(self) -> str:
@@ -86,12 +86,11 @@ def load_checkpoint(
     checkpoint = locate(workdir)
     description = read_description(checkpoint)
     config = config or ConfigDict(description["config"])
-    assert config is not None
     fill(config)
     prepare(config)
     source = open_data(config, "validation")
     classes = classes_of(config, source, description["dataset"], str(checkpoint))
-    require_same_data(place, validation=source)
+    require_same_on_all_hosts(place, validation=source)
     model, variables = _network(checkpoint, description, config, place, raw)
     given = config.evaluate.ensemble
     paths = [path.strip() for path in (given or "").split(",") if path.strip()]

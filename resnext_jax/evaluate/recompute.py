@@ -24,7 +24,7 @@ from resnext_jax.builders import (
     facts,
     open_data,
     require_same_classes,
-    require_same_data,
+    require_same_on_all_hosts,
     training_batches,
 )
 from resnext_jax.checkpoint import DIRECTORY, Checkpoints, absolute, finished_steps, read_variables
@@ -207,11 +207,11 @@ def recompute_checkpoint(loaded: LoadedCheckpoint) -> tuple[epath.Path, dict[str
         raise UserError(f"{path} is there already, and is never overwritten: move it away to make it anew.")
     source = open_data(config, "train")
     require_same_classes(facts(source.info), loaded.description["dataset"], str(loaded.checkpoint))
-    require_same_data(place, train=source)
+    require_same_on_all_hosts(place, train=source)
     args = config, loaded.model, loaded.variables, step, loaded.description, source, workdir, place
     row = loaded.evaluate(recompute_bn(*args))
     if place.is_primary:
-        writer = MetricsWriter(str(path.parent.parent), step)
+        writer = MetricsWriter(str(path.parent.parent))
         writer.write(step, step * config.batch_size / len(source), RECOMPUTED, row)
         writer.close()
     return path, row

@@ -55,12 +55,14 @@ def center_batches(
     )
 
 
-def show_progress(place: Place, label: str, total: int, unit: str, start: int = 0) -> Progress | Silent:
+def show_progress(place: Place, label: str, total: int, unit: str) -> Progress | Silent:
     """Return the progress line of one phase; only the primary process shows one."""
-    return Progress(label, total, unit, start) if place.is_primary else Silent()
+    return Progress(label, total, unit) if place.is_primary else Silent()
 
 
 def evaluation_line(sums: metrics.Sums) -> str:
     """Return the end of the progress line of an evaluation."""
+    if not sums.images:  # of ReaL's labels, some images have none
+        return ""
     row = metrics.means(sums)
     return f"loss {row['loss']:.4f}  top-1 {row['top1']:.2%}  top-5 {row['top5']:.2%}"

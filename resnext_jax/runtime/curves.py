@@ -52,6 +52,8 @@ def draw_curves(rows: list[dict[str, Any]], workdir: str, title: str, score: Met
     train_values: list[float] = []
     if score.is_accuracy:
         epochs, train_values, values = errors_by_epoch(rows, score.name, score.name)
+        if not any(score.name in row for row in rows if row["phase"] == "train"):
+            train_values = []
     else:
         evaluations = [row for row in rows if row["phase"] == "evaluate"]
         epochs, values = [row["epoch"] for row in evaluations], [row[score.name] for row in evaluations]
@@ -70,7 +72,8 @@ def draw_curves(rows: list[dict[str, Any]], workdir: str, title: str, score: Met
             label="training (running, augmented)",  # often above the validation error
         )
     axes.plot(epochs, values, color="#cc3311", linewidth=1.8, marker="o", markersize=3.5, label="validation")
-    best = (min if score.is_accuracy else max)(range(len(values)), key=values.__getitem__)
+    sign = -1 if score.is_accuracy else 1
+    best = max(range(len(values)), key=lambda index: (sign * values[index], index))
     axes.annotate(
         f"best {values[best]:.2f} %" if score.is_accuracy else f"best {values[best]:{score.format}}",
         (epochs[best], values[best]),
@@ -84,7 +87,7 @@ def draw_curves(rows: list[dict[str, Any]], workdir: str, title: str, score: Met
     axes.set_title(title)
     axes.set_xlim(0, epochs[-1] * 1.02)
     top = 1.15 * max([*values, *train_values])
-    axes.set_ylim(0, min(100.0, top) if score.is_accuracy else top or 1.0)
+    axes.set_ylim(0, (min(100.0, top) if score.is_accuracy else top) or 1.0)
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
     path = epath.Path(workdir) / CURVES_FILE

@@ -34,7 +34,7 @@ class Lock:
     def __enter__(self) -> "Lock":
         first = other = self._other()
         until_s = time.monotonic() + STALE_AFTER_S
-        if first and first.get("machine", "") == self._own["machine"]:
+        if first and self._own["machine"] and first.get("machine") == self._own["machine"]:
             commands = [os.fsdecode(path.read_bytes()) for path in Path("/proc").glob(f"{first['pid']}/cmdline")]
             if commands == [first["command"]]:  # not a dead one, nor another process that has its number now
                 raise self._refused(first)
@@ -71,7 +71,7 @@ class Lock:
 
     def _renew(self) -> None:
         while not self._stop.wait(RENEW_EVERY_S):
-            with contextlib.suppress(OSError, UserError):  # a file system may recover; others wait for a minute
+            with contextlib.suppress(OSError, ValueError, UserError):  # a file system may recover
                 self.check()
                 write_whole(self._path, json.dumps(self._own | {"renewed": time.time()}))
 

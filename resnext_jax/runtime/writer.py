@@ -38,11 +38,12 @@ class MetricsWriter:
     Args:
       workdir: directory or gs:// path that gets the files.
       resume_step: step of the checkpoint that training starts from. Rows of later steps are dropped, because those
-        steps are repeated and none may appear twice.
+        steps are repeated and none may appear twice. None keeps all rows.
     """
 
-    def __init__(self, workdir: str, resume_step: int):
-        rows = [row for row in read_metrics(workdir) if row["step"] <= resume_step]
+    def __init__(self, workdir: str, resume_step: int | None = None):
+        rows = [row for row in read_metrics(workdir) if resume_step is None or row["step"] <= resume_step]
+        purge_step = None if resume_step is None else resume_step + 1
         self._workdir = epath.Path(workdir)
         self._temporary = tempfile.TemporaryDirectory(prefix="resnext_jax_") if in_bucket(workdir) else None
         self._local = epath.Path(self._temporary.name) if self._temporary else self._workdir
@@ -50,14 +51,14 @@ class MetricsWriter:
         self._copied: Future | None = None
         write_whole(self._local / METRICS_FILE, "".join(json.dumps(row) + "\n" for row in rows))
         try:
-            self._tensorboard = SummaryWriter(str(self._local / TENSORBOARD), purge_step=resume_step + 1)
+            self._tensorboard = SummaryWriter(str(self._local / TENSORBOARD), purge_step=purge_step)
         except OSError as error:
             raise cannot_write(self._local / TENSORBOARD, error) from error
         if self._temporary:
             self._copy()
 
     def write(self, step: int, epoch: float, phase: str, scalars: Mapping[str, float]) -> None:
-        """Write one row: `step`, `epoch`, `phase` ("train" or "evaluate") and the scalars.
+        """Write one row: `step`, `epoch`, `phase` ("train", "evaluate" or the final phase of a task) and the scalars.
 
         Raises:
           UserError: the row could not be written.

@@ -1,1 +1,1 @@
-"""Training: the state, the step (pure), and the loop (the story)."""
+"""Training: the loop, the task that it trains, the step and the state."""

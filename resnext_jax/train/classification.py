@@ -51,6 +51,7 @@ class Classification:
     """
 
     metrics: Sequence[Metric] = (LOSS, TOP1, TOP5)
+    train_metrics: Sequence[Metric] = (LOSS, TOP1)
     score: Metric = TOP1
 
     def __init__(
@@ -67,7 +68,8 @@ class Classification:
             training_problems(config, num_devices, place.process_count) + evaluation_problems(config, num_devices)
         )
         self.config, self.place, self.info, self._training, self._validation = config, place, info, training, validation
-        self.title = recipe.title_of(config)
+        self.model_name = recipe.model_name_of(config)
+        self.title = f"{self.model_name} on {config.data.name}"
         self.dataset = builders.facts(info)
         self.batch_size = config.batch_size
         size_px = builders.training_size_px(config)
@@ -79,6 +81,7 @@ class Classification:
         self.steps_per_epoch = info.num_images / config.batch_size  # rarely whole
         self.total_steps = recipe.total_steps_of(config, info)
         self.schedule = recipe.schedule_of(config, self.steps_per_epoch, self.total_steps)
+        self.length_may_change = config.schedule.name == "step"
         self.optimizer = recipe.optimizer_of(config, self.schedule)
 
         frozen = config.freeze_backbone
@@ -95,7 +98,7 @@ class Classification:
         )
         skips = config.on_nonfinite == "skip"
         step: Step = partial(
-            self.plain_step, accumulation_steps=config.accumulation_steps, mesh=place.mesh, check_all=skips
+            self.plain_step, accumulation_steps=config.accumulation_steps, mesh=place.mesh, check_all=skips or frozen
         )
         if config.ema_decay:
             step = with_averages(step, config.ema_decay)
@@ -191,5 +194,5 @@ def open_classification(config: ConfigDict, place: Place) -> Classification:
         error = caught
     sharding.raise_if_any(place, error)
     assert task is not None
-    builders.require_same_data(place, train=training, validation=validation)
+    builders.require_same_on_all_hosts(place, train=training, validation=validation)
     return task

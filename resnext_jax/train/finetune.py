@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from resnext_jax.checkpoint import locate, read_description, read_variables, require_same_arrays
@@ -75,7 +76,9 @@ def initial_weights(
         f"starting from {checkpoint}: {len(jax.tree.leaves(ours)):,} arrays are taken; "
         f"new: {', '.join(names) or 'nothing'}"
     )
-    return state.replace(params={**theirs["params"], **new}, batch_stats=theirs.get("batch_stats", {}))
+    weights = {"params": {**theirs["params"], **new}, "batch_stats": theirs.get("batch_stats", {})}
+    averages = None if state.ema is None else jax.tree.map(jnp.copy, weights)  # the step donates both
+    return state.replace(**weights, ema=averages)
 
 
 def _without(params: PyTree, left_out: Sequence[str]) -> PyTree:

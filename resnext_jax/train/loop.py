@@ -64,7 +64,7 @@ def train(task: Task, config: ConfigDict, workdir: str, place: Place, environmen
         # ------------------------------------------------------------------------------ What surrounds the steps
         batches = stack.enter_context(contextlib.closing(task.batches(start.step)))
         if place.is_primary:
-            write_facts(config, workdir, environment, state.params, task.title, log)
+            write_facts(config, workdir, environment, state.params, task.model_name, log)
         writer = RunWriter(workdir, task, checkpoints, description, lock, start.step)
         stack.callback(writer.close)
         monitor = open_monitor(task, config, start, workdir, place, log)
@@ -100,7 +100,7 @@ def train(task: Task, config: ConfigDict, workdir: str, place: Place, environmen
         checkpoints.wait()
         if start.owes_final:
             with monitor.paused():
-                writer.evaluate_finally(state.variables, task.total_steps)
+                writer.evaluate_finally(state.variables, max(start.step, task.total_steps))
         summarize(workdir, task, log)
 
 

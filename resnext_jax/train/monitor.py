@@ -12,14 +12,14 @@ from resnext_jax.runtime.chips import PEAK_BF16_FLOPS_PER_S
 from resnext_jax.runtime.heartbeats import Heartbeats
 from resnext_jax.runtime.profiling import Profiler
 from resnext_jax.sharding import Place
-from resnext_jax.train.accumulate import DivergenceMonitor, StepAccumulator, Throughput
 from resnext_jax.train.resume import StartPoint
+from resnext_jax.train.step_sums import DivergenceMonitor, StepAccumulator, Throughput
 from resnext_jax.train.task import Task
 from resnext_jax.types import Metric, PyTree
 
 
 class Monitor:
-    """Watches the steps of a run; the loop calls `next_batch` before a step and `after_step` behind it.
+    """Watches the steps of a run; the loop calls `next_batch` before a step and `after_step` after it.
 
     Args:
       accumulator: sums and times since the last row.
@@ -47,9 +47,8 @@ class Monitor:
         batch = next(batches)
         self._waited_s = time.monotonic() - start_s
         if self._profiler.switches(step):
-            self._accumulator.wait()
-            self._profiler.switch()
-            self._accumulator.restart_clock()
+            with self.paused():
+                self._profiler.switch()
         return batch
 
     def after_step(self, step: int, sums: Any) -> None:
@@ -67,7 +66,7 @@ class Monitor:
           UserError: a step was not finite.
         """
         row = self._accumulator.row()
-        self._line = train_line(row, (self._task.metrics[0], self._task.score))
+        self._line = train_line(row, self._task.train_metrics)
         self._show(step)
         self._profiler.look(step)
         return row
@@ -79,10 +78,12 @@ class Monitor:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Interrupt the progress line, and leave the time inside out of the speed."""
+        """Wait for the device, interrupt the progress line, and leave the time inside out of the speed."""
+        self._accumulator.wait()
         self._progress.close()
+        start_s = time.monotonic()
         yield
-        self._accumulator.restart_clock()
+        self._accumulator.leave_out(time.monotonic() - start_s)
 
     def _show(self, step: int) -> None:
         self._progress.update(step, f"epoch {step / self._task.steps_per_epoch:.2f}  {self._line}")
@@ -94,8 +95,8 @@ class Monitor:
 
 def train_line(row: dict[str, float], metrics: Sequence[Metric]) -> str:
     """Return the end of the progress line of training."""
-    learned = "  ".join(metric.show(row[metric.name]) for metric in metrics if metric.name in row)
-    return f"{row['images_per_s']:,.0f} images/s  {learned or 'every step skipped'}  input wait {row['input_wait']:.0%}"
+    learned = "  ".join(metric.show(row[metric.name]) for metric in metrics) if row["images"] else "every step skipped"
+    return f"{row['images_per_s']:,.0f} images/s  {learned}  input wait {row['input_wait']:.0%}"
 
 
 def open_monitor(

@@ -108,9 +108,9 @@ def optimizer_of(config: ConfigDict, schedule: optax.Schedule) -> optax.Gradient
     return optim.only(optimizer, HEAD) if config.freeze_backbone else optimizer
 
 
-def title_of(config: ConfigDict) -> str:
-    """Return the network, by its row or its numbers, and the data: `resnext101_64x4d on imagenet2012`."""
+def model_name_of(config: ConfigDict) -> str:
+    """Return the network by its row of the zoo or its numbers, such as `resnext101_64x4d`."""
     model = config.model
     name = model.name or f"{model.family} {model.depth} ({model.cardinality}x{model.bottleneck_width}d)"
     changes = f"{'' if model.shortcut else ' without shortcuts'}{' pre-activated' if model.preactivation else ''}"
-    return f"{name}{changes} on {config.data.name}"
+    return f"{name}{changes}"

@@ -5,6 +5,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from resnext_jax.checkpoint import Checkpoints, newest_sound
@@ -18,8 +19,8 @@ from resnext_jax.types import TrainState
 
 NO_CHECKPOINT = -1
 
-# What a run may change between two starts, by whole fields or by their prefix. Everything else is part of the function
-# (config, seed) -> trajectory; a field that is not listed counts as such.
+# Fields that may change between two starts; an entry that ends with a dot stands for all fields below it. Every other
+# field is part of the function (config, seed) -> trajectory.
 FREE = (
     "log.",
     "evaluate.",
@@ -39,7 +40,7 @@ FREE = (
     "recompute_bn_images",
     "resume_changed",
 )
-# The length of a run: without effect on its steps where the learning rate does not depend on it.
+# The length of a run may change if the learning rate does not depend on it.
 LENGTH = ("num_epochs", "num_steps")
 
 
@@ -50,7 +51,8 @@ class StartPoint:
     Attributes:
       state: training state.
       step: number of steps made.
-      progress: what the checkpoint stored beside the state: the sums of an unfinished row.
+      progress: what the checkpoint stored beside the state: the sums of an unfinished row (`window`), and whether the
+        evaluation of this step was done or not due (`evaluated`).
       losses: mean losses of the rows of training so far.
       owes_evaluation: the checkpoint of this step was saved, and its evaluation did not follow.
       owes_final: the row of the task's final phase is missing.
@@ -133,7 +135,14 @@ def find_start(
         check_whole(saved, newest, workdir)
         task.require_same_data(saved["dataset"], workdir)
         state = checkpoints.restore(newest, task.state_shapes())
-        check_resumable(description, saved, f"of step {newest} in {workdir}", allow=allow_changes, log=log)
+        check_resumable(
+            description,
+            saved,
+            f"of step {newest} in {workdir}",
+            length_may_change=task.length_may_change,
+            allow=allow_changes,
+            log=log,
+        )
         progress = saved.get("progress", {})
     phases = {row["phase"] for row in rows if row["step"] == step}
     evaluation = not progress.get("evaluated", True) and "evaluate" not in phases
@@ -170,27 +179,32 @@ def check_whole(saved: dict[str, Any], step: int, workdir: str) -> None:
 
 
 def check_resumable(
-    now: dict[str, Any], before: dict[str, Any], checkpoint: str, *, allow: bool, log: Callable[[str], None]
+    now: dict[str, Any],
+    before: dict[str, Any],
+    checkpoint: str,
+    *,
+    length_may_change: bool,
+    allow: bool,
+    log: Callable[[str], None],
 ) -> None:
-    """Compares what a run is asked for with what its checkpoint was trained with.
+    """Compare what a run is asked for with what its checkpoint was trained with.
 
     Args:
       now: `config` and `dataset`, as in a checkpoint's JSON item.
       before: those of the checkpoint.
       checkpoint: name of the checkpoint in messages.
-      allow: go on all the same (`--config.resume_changed=true`).
-      log: takes a line for every field that may change, or is allowed to.
+      length_may_change: whether the number of steps may change.
+      allow: continue in any case (`--config.resume_changed=true`).
+      log: prints a line for every changed field.
 
     Raises:
       UserError: with every field that would change the trajectory, both values, and what to do.
     """
-    ours, theirs = _facts(now), _facts(before)
+    ours, theirs = _fields(now), _fields(before)
     changed = [name for name in sorted(ours.keys() | theirs.keys()) if ours.get(name) != theirs.get(name)]
-    fixed_rate = now["config"]["schedule"]["name"] == "step"
-    refused = (
-        [] if allow else [name for name in changed if name in ours and name in theirs and _matters(name, fixed_rate)]
-    )
-    if refused:
+    free = (*FREE, *(LENGTH if length_may_change else ()))
+    refused = [name for name in changed if name in ours and name in theirs and not _is_free(name, free)]
+    if refused and not allow:
         width = max(map(len, refused))
         raise UserError(
             f"the checkpoint {checkpoint} was trained with another config, and going on would make a run that no "
@@ -204,19 +218,12 @@ def check_resumable(
             log(f"note: {name} was {theirs.get(name)!r} at the last start, and is {ours.get(name)!r} from here on")
 
 
-def _matters(name: str, fixed_rate: bool) -> bool:
-    return not name.startswith(FREE) and not (fixed_rate and name in LENGTH)
+def _is_free(name: str, free: tuple[str, ...]) -> bool:
+    return name in free or name.startswith(tuple(entry for entry in free if entry.endswith(".")))
 
 
-def _facts(description: dict[str, Any]) -> dict[str, Any]:
-    """Every field of the config as `model.name`, and what the order of the images depends on."""
+def _fields(description: dict[str, Any]) -> dict[str, Any]:
+    """Return every field of the config as `model.name`, and what the order of the images depends on."""
     num_images = description["dataset"].get("num_images")
-    return flat(description["config"]) | ({} if num_images is None else {"images in the training set": num_images})
-
-
-def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested fields as `model.name: value`."""
-    fields = {}
-    for name, value in tree.items():
-        fields |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
-    return fields
+    counted = {} if num_images is None else {"images in the training set": num_images}
+    return flatten_dict(description["config"], sep=".") | counted

@@ -14,13 +14,17 @@ class Task(Protocol):
     The loop, checkpoints, resuming, metrics, curves and the summary know nothing else of it.
 
     Attributes:
+      model_name: name of the network.
       title: one line for people: network and data.
       dataset: JSON facts of the data, stored in every checkpoint. If `num_images` is there, it must not change.
       batch_size: images of one step.
       total_steps: steps of the whole run.
       steps_per_epoch: may be fractional.
       flops_per_image: floating-point operations of training on one image.
-      metrics: what rows of evaluations hold, in the order in which people see them.
+      length_may_change: whether a restart may change the number of steps, because the learning rate of a step does not
+        depend on it.
+      metrics: metrics of evaluations, in the order in which the summary shows them.
+      train_metrics: metrics of rows of training that the progress line shows.
       score: the metric that ranks checkpoints; larger is better.
       train_step: (state, batch) -> (state, sums), jitted; donates the state. Batches may have several shapes. The sums
         are a `metrics.Sums` or a dataclass like it, with `loss` and `images`.
@@ -28,13 +32,16 @@ class Task(Protocol):
       final_phase: phase of one more row after the last step; None if there is none.
     """
 
+    model_name: str
     title: str
     dataset: dict[str, Any]
     batch_size: int
     total_steps: int
     steps_per_epoch: float
     flops_per_image: float
+    length_may_change: bool
     metrics: Sequence[Metric]
+    train_metrics: Sequence[Metric]
     score: Metric
     train_step: Any
     plain_step: Step
@@ -63,7 +70,7 @@ class Task(Protocol):
         ...
 
     def evaluate(self, variables: PyTree) -> dict[str, float]:
-        """Return the metrics of an evaluation."""
+        """Return all `metrics` of an evaluation, the score among them, and the number of `images`."""
         ...
 
     def final_evaluation(

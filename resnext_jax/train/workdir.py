@@ -18,8 +18,8 @@ from resnext_jax.runtime.curves import CURVES_FILE, draw_curves
 from resnext_jax.runtime.lock import Lock
 from resnext_jax.runtime.writer import MetricsWriter, read_metrics
 from resnext_jax.sharding import Place, from_first_process, raise_if_any
-from resnext_jax.train.accumulate import not_finite
 from resnext_jax.train.step import all_finite
+from resnext_jax.train.step_sums import not_finite
 from resnext_jax.train.task import Task
 from resnext_jax.types import Metric, PyTree, TrainState
 
@@ -81,7 +81,7 @@ def write_facts(
     workdir: str,
     environment: dict[str, Any],
     params: PyTree,
-    title: str,
+    name: str,
     log: Callable[[str], None],
 ) -> None:
     """Write `config.json`, `environment.json` and `parameters.txt`."""
@@ -92,7 +92,7 @@ def write_facts(
     overview = parameter_overview.get_parameter_overview(params, include_stats=False)
     write_whole(root / "parameters.txt", overview + "\n")
     total = overview.splitlines()[-1].removeprefix("Total: ").replace(" -- ", " parameters, ")
-    log(f"{title.partition(' on ')[0]}: {total}; by layer in {root / 'parameters.txt'}")
+    log(f"{name}: {total}; by layer in {root / 'parameters.txt'}")
 
 
 class RunWriter:
@@ -166,9 +166,9 @@ def summarize(workdir: str, task: Task, log: Callable[[str], None]) -> None:
     evaluations = [row for row in rows if row["phase"] == "evaluate"]
     if not evaluations:
         return
-    best = max(evaluations, key=lambda row: row[task.score.name])
+    best = max(evaluations, key=lambda row: (row[task.score.name], row["step"]))  # as checkpoints are kept
     shown = [("last", evaluations[-1]), ("best", best)]
-    shown += [("recomputed", row) for row in rows if row["phase"] == task.final_phase]
+    shown += [(row["phase"][:10], row) for row in rows if row["phase"] == task.final_phase]
     root, line = epath.Path(workdir), "-" * (36 + 10 * len(task.metrics))
     log(f"\n{task.title}\n{line}")
     log(f"{'':10}{'step':>10}{'epoch':>9}" + "".join(f"{metric.label:>10}" for metric in task.metrics))

@@ -33,6 +33,15 @@ def test_resumed_run_drops_the_rows_that_it_makes_again(tmp_path):
     assert read_metrics(str(tmp_path))[-1] == {"step": 15, "epoch": 1.0, "phase": "train"}
 
 
+def test_rows_of_later_steps_stay_where_nothing_is_resumed(tmp_path):
+    """As where batch-norm statistics of an earlier checkpoint are recomputed."""
+    (tmp_path / "metrics.jsonl").write_text('{"step": 20, "phase": "recomputed_bn"}\n')
+    metrics = MetricsWriter(str(tmp_path))
+    metrics.write(10, 1.0, "recomputed_bn", {})
+    metrics.close()
+    assert [row["step"] for row in read_metrics(str(tmp_path))] == [20, 10]
+
+
 def test_torn_last_line_is_left_out_and_written_over(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 5}\n{"step": 10, "lo')
     assert read_metrics(str(tmp_path)) == [{"step": 5}]

@@ -10,8 +10,8 @@ import tiny
 from resnext_jax import builders, metrics
 from resnext_jax.errors import UserError
 from resnext_jax.sharding import put_replicated, to_global
-from resnext_jax.train.accumulate import DivergenceMonitor, StepAccumulator, Throughput
 from resnext_jax.train.nans import NanDebugger, first_nonfinite
+from resnext_jax.train.step_sums import DivergenceMonitor, StepAccumulator, Throughput
 from resnext_jax.types import Batch
 
 POISON = 255  # in the first pixel

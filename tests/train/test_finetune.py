@@ -87,6 +87,12 @@ def test_all_but_the_classifier_is_taken(start, frozen):
     assert "new: params/classifier/bias (3,), params/classifier/kernel (64, 3)" in lines[0]
 
 
+def test_averages_start_from_the_weights_that_are_taken(start):
+    _, state, _ = first(config_from(start[0], "--config.ema_decay=0.9"))
+    for name in ("params", "batch_stats"):
+        jax.tree.map(np.testing.assert_array_equal, state.ema[name], getattr(state, name))
+
+
 def test_the_same_classes_keep_their_classifier(start):
     workdir, state = start
     lines = []

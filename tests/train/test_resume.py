@@ -26,7 +26,7 @@ def changed(schedule="step", allow=False, num_images=15_000, **fields):
         place[leaf] = value
     said = []
     try:
-        check_resumable(now, before, "of step 8", allow=allow, log=said.append)
+        check_resumable(now, before, "of step 8", length_may_change=schedule == "step", allow=allow, log=said.append)
     except UserError as error:
         return said, error.problems
     return said, ()

@@ -14,9 +14,9 @@ from resnext_jax.errors import UserError
 from resnext_jax.models.complexity import multiply_adds
 from resnext_jax.runtime.profiling import Profiler
 from resnext_jax.sharding import Place, make_mesh
-from resnext_jax.train import accumulate
-from resnext_jax.train.accumulate import DivergenceMonitor, StepAccumulator, Throughput
+from resnext_jax.train import step_sums
 from resnext_jax.train.monitor import throughput_of
+from resnext_jax.train.step_sums import DivergenceMonitor, StepAccumulator, Throughput
 
 
 def test_fields_by_hand(monkeypatch):
@@ -27,7 +27,7 @@ def test_fields_by_hand(monkeypatch):
     # Four chips of 1e12; 10 ** 9 flops for each image; 5 steps of 8 images in 2 s.
     watched = Throughput(batch_size=8, num_devices=4, flops_per_image=1e9, peak_flops_per_s=1e12)
     devices = [Device({"peak_bytes_in_use": 7}), Device({"peak_bytes_in_use": 9}), Device({}), Device(None)]
-    monkeypatch.setattr(accumulate.jax, "local_devices", lambda: devices)
+    monkeypatch.setattr(step_sums.jax, "local_devices", lambda: devices)
     row = watched.row([0.3, 0.2, 0.2, 0.3, 1.0], [0.1, 0.0, 0.0, 0.0, 0.4])
     assert row == pytest.approx(
         {
@@ -43,7 +43,7 @@ def test_fields_by_hand(monkeypatch):
         }
     )
     assert row.keys() == metrics.TIMED_FIELDS
-    monkeypatch.setattr(accumulate.jax, "local_devices", lambda: [Device(None)])
+    monkeypatch.setattr(step_sums.jax, "local_devices", lambda: [Device(None)])
     row = Throughput(8, 4, 1e9, None).row([1.0], [0.0])
     assert metrics.TIMED_FIELDS - row.keys() == {"mfu", "device_memory_peak_bytes"}  # as on a CPU
 
@@ -61,17 +61,17 @@ def test_the_peak_and_the_flops_of_a_machine():
 def test_a_step_is_timed_when_it_is_ready_not_when_it_is_dispatched(monkeypatch):
     """A clock that the device moves: dispatch takes nothing, each step 2 s, the pause between rows 50 s."""
     now_s, log = [100.0], []
-    monkeypatch.setattr(accumulate.time, "monotonic", lambda: now_s[0])
+    monkeypatch.setattr(step_sums.time, "monotonic", lambda: now_s[0])
 
     def ready(sums):
         now_s[0] += 2.0
         log.append(int(sums.loss))
 
-    monkeypatch.setattr(accumulate.jax, "block_until_ready", ready)
+    monkeypatch.setattr(step_sums.jax, "block_until_ready", ready)
     found = DivergenceMonitor("", skips=False, max_skipped_in_a_row=1, spike_nats=1e9, losses=(), log=log.append)
     steps = StepAccumulator(Throughput(8, 1, 1.0, None), found)
     now_s[0] += 50
-    steps.restart_clock()
+    steps.leave_out(50)
     for step in range(1, 6):
         steps.add(step, metrics.Sums(np.float32(step), np.int32(0), np.int32(0), np.int32(8)), 0.5)
         assert log == list(range(1, step - 1))  # two steps behind

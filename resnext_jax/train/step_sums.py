@@ -194,9 +194,9 @@ class StepAccumulator:
         """Return the sums of the drained steps as plain numbers, which JSON keeps to the bit."""
         return self._total | {name: getattr(self._divergence, name) for name in COUNTS}
 
-    def restart_clock(self) -> None:
-        """Leave out the time since the last step: a pause, such as an evaluation."""
-        self._last_s = time.monotonic()
+    def leave_out(self, pause_s: float) -> None:
+        """Do not count a pause, such as an evaluation, as time of a step."""
+        self._last_s += pause_s
 
     def _wait_until(self, in_flight: int) -> None:
         """Note the time of each step when it is ready; its dispatch returns too early to be timed."""
@@ -213,4 +213,4 @@ class StepAccumulator:
         self._num_ready = 0
         self._steps_s: list[float] = []
         self._waits_s: list[float] = []
-        self.restart_clock()
+        self._last_s = time.monotonic()
