@@ -6,12 +6,12 @@ from pathlib import Path
 
 import jax
 import pytest
+from flax.traverse_util import flatten_dict
 
 from configs import common
 from resnext_jax.config.command_line import field_names
 from resnext_jax.models.arch import Arch
 from resnext_jax.sharding import Place, make_mesh
-from resnext_jax.train import resume
 from resnext_jax.train.cadence import cadence_of
 from resnext_jax.train.classification import Classification
 from resnext_jax.types import DatasetInfo
@@ -211,7 +211,7 @@ def test_recipes_beyond_the_paper():
 
 
 def flat(config) -> dict:
-    return resume.flat(config.to_dict())
+    return flatten_dict(config.to_dict(), sep=".")
 
 
 def test_every_config_has_the_same_fields():

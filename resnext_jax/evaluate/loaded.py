@@ -85,7 +85,7 @@ def load_checkpoint(
     """
     checkpoint = locate(workdir)
     description = read_description(checkpoint)
-    config = config or ConfigDict(description["config"])
+    config = ConfigDict(description["config"]) if config is None else config
     fill(config)
     prepare(config)
     source = open_data(config, "validation")

@@ -8,6 +8,7 @@ from jaxtyping import Array
 from ml_collections import ConfigDict
 
 from resnext_jax import metrics, optim
+from resnext_jax.errors import UserError
 from resnext_jax.models import zoo
 from resnext_jax.ops.mix import Labels
 from resnext_jax.train.finetune import HEAD

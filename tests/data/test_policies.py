@@ -2,6 +2,7 @@
 
 import dataclasses
 import random
+from typing import Any
 from unittest import mock
 
 import numpy as np

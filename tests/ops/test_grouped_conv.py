@@ -114,11 +114,11 @@ def test_sharded_batch_is_never_gathered(impl):
         out, vjp = jax.vjp(lambda x, kernel: grouped_conv(x, kernel, stride=2, impl=impl), x, kernel)
         return out, *vjp(grad)
 
-    places = {
-        "in_shardings": (over_batch, everywhere, over_batch),
-        "out_shardings": (over_batch, over_batch, everywhere),
-    }
-    sharded = jax.jit(run, **places)
+    sharded = jax.jit(
+        run,
+        in_shardings=(over_batch, everywhere, over_batch),
+        out_shardings=(over_batch, over_batch, everywhere),
+    )
     compiled = sharded.lower(x, kernel, grad).compile().as_text()
     assert compiled is not None
     assert "all-reduce" in compiled

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import tiny
+from flax.traverse_util import flatten_dict
 
 from configs import common
 from experiments.common import collect
@@ -17,7 +18,6 @@ from experiments.common.study import Run, runs_of, small_row
 from resnext_jax.config import command_line
 from resnext_jax.config.checks import evaluation_problems, protocol_problems
 from resnext_jax.errors import UserError
-from resnext_jax.train.resume import flat
 from tests.studies.made_up import STUDIES, execute_full, metrics
 
 # By hand from the paper: config, top-1 error in %, and top-5 where the table has it.
@@ -155,7 +155,7 @@ def test_full_runs_are_the_recipe_but_for_the_network(name):
     """What the recipes are is tested field by field in tests/test_configs.py."""
     for run in runs_of(STUDIES[name].scales["full"], "/out", [7]):
         configs = recipe_of(name, run.row.config), run.config()
-        recipe, found = (flat(json.loads(config.to_json_best_effort())) for config in configs)
+        recipe, found = (flatten_dict(json.loads(config.to_json_best_effort()), sep=".") for config in configs)
         network = {"model.name", *(["model.shortcut"] if "no shortcuts" in run.name else [])}
         assert {field for field in found if found[field] != recipe[field]} == {*network, "seed"}, run.name
 

@@ -12,7 +12,9 @@ from resnext_jax.errors import UserError
 from resnext_jax.train.resume import check_resumable
 
 
-def changed(schedule="step", allow=False, num_images=15_000, **fields):
+def changed(
+    schedule: str = "step", allow: bool = False, num_images: int = 15_000, **fields: Any
+) -> tuple[list[str], tuple[str, ...]]:
     """What `check_resumable` says, and the problems it raises, where these fields (`a__b` for a.b) are new."""
     before = json.loads(json.dumps(tiny.description(f"--config.schedule.name={schedule}")))
     before["dataset"]["num_images"] = 15_000
