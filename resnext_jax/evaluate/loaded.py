@@ -85,7 +85,8 @@ def load_checkpoint(
     """
     checkpoint = locate(workdir)
     description = read_description(checkpoint)
-    config = ConfigDict(description["config"]) if config is None else config
+    config = config or ConfigDict(description["config"])
+    assert config is not None
     fill(config)
     prepare(config)
     source = open_data(config, "validation")
