@@ -233,11 +233,6 @@ def test_the_command_on_synthetic_images_names_what_it_reads(mode, keeps, capsys
     assert f"python main.py --mode={mode} {kept}--config.data.name=synthetic" in capsys.readouterr().err
 
 
-def test_missing_coordinates_of_a_process(refused, monkeypatch):
-    monkeypatch.setenv("JAX_NUM_PROCESSES", "2")
-    assert "JAX_COORDINATOR_ADDRESS, JAX_PROCESS_ID is not" in refused(QUICKSTART)
-
-
 def test_evaluate_and_predict_print_json_last(run_main, untrained, tmp_path):
     status, output, error = run_main("--mode=evaluate", f"--workdir={untrained}", "--json")
     assert status == 0, error
