@@ -128,8 +128,8 @@ class Net:
         except OSError as error:
             raise UserError(f"{path} cannot be written: {error.strerror}. Give the path of a new file.") from None
 
-    def preprocess(self, image: UInt8[np.ndarray, "height width *channel"]) -> UInt8[np.ndarray, "1 size size channel"]:
-        """Return one decoded image of any size as a batch of one, prepared as in evaluation.
+    def preprocess(self, image: np.ndarray) -> UInt8[np.ndarray, "1 size size channel"]:
+        """Return one decoded uint8 image (height, width, *channel) as a batch of one, prepared as in evaluation.
 
         RGB and gray images are converted to the channels of the network.
 

@@ -1,5 +1,6 @@
 """A live progress line with the remaining time; all other messages are printed above it."""
 
+import io
 import logging
 import shutil
 import sys
@@ -23,7 +24,7 @@ class Progress:
       stream: output stream; standard output is kept for results.
     """
 
-    def __init__(self, label: str, total: int, unit: str, start: int = 0, stream: TextIO = sys.stderr):
+    def __init__(self, label: str, total: int, unit: str, start: int = 0, stream: TextIO | io.StringIO = sys.stderr):
         self._label, self.total, self._unit, self._start, self._stream = label, total, unit, start, stream
         self._is_terminal = stream.isatty()
         self._started_s = self._printed_s = time.monotonic()

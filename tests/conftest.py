@@ -36,6 +36,7 @@ from beartype import BeartypeConf, beartype
 
 # From here on a call with a wrong type, shape or dtype raises. An int is a float, as for other type checkers.
 typechecked = beartype(conf=BeartypeConf(is_pep484_tower=True))
+sys.setrecursionlimit(10_000)  # a checked call takes several frames
 jaxtyping.install_import_hook("resnext_jax", "conftest.typechecked")
 
 

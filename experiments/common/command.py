@@ -35,7 +35,8 @@ def end(do: Callable[[], int]) -> None:
     jax.config.update("jax_platforms", "cpu")  # this process computes nothing, and only one process can use a TPU
     try:
         with user_errors_reported():
-            sys.exit(do())
+            status = do()
+        sys.exit(status)
     except KeyboardInterrupt:
         again = shlex.join(["python", *sys.argv])
         print(f"\ninterrupted; what is done stays done, and this goes on with the rest: {again}", file=sys.stderr)

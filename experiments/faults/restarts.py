@@ -33,7 +33,8 @@ def end(main: Callable[[], int | None]) -> None:
     """Exit with the status of `main`; without a traceback after Ctrl-C, which its runs receive too."""
     try:
         with user_errors_reported():
-            sys.exit(main())
+            status = main()
+        sys.exit(status)
     except KeyboardInterrupt:
         print("\ninterrupted; the next start begins anew", file=sys.stderr)
         sys.exit(130)

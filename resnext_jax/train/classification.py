@@ -5,7 +5,7 @@ them, change it there or in the function that it names.
 """
 
 from collections.abc import Callable, Generator, Sequence
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import jax
@@ -76,7 +76,6 @@ class Classification:
         self.image_shape = (size_px, size_px, len(config.data.mean))
 
         self.model = builders.build_model(config, info.num_classes, place)
-        self.flops_per_image = 2.0 * 3 * multiply_adds(self.model, self.image_shape)  # the backward pass costs twice
 
         self.steps_per_epoch = info.num_images / config.batch_size  # rarely whole
         self.total_steps = recipe.total_steps_of(config, info)
@@ -134,6 +133,11 @@ class Classification:
         if self.config.init_from is None:
             return state
         return initial_weights(state, self.config.init_from, self.dataset, self.place, log)
+
+    @cached_property
+    def flops_per_image(self) -> float:
+        """Floating-point operations of training on one image; the backward pass costs twice the forward pass."""
+        return 2.0 * 3 * multiply_adds(self.model, self.image_shape)
 
     def require_same_data(self, saved: dict[str, Any], workdir: str) -> None:
         """Raise UserError if a checkpoint of `workdir` was trained on other classes."""

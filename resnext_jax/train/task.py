@@ -38,13 +38,15 @@ class Task(Protocol):
     batch_size: int
     total_steps: int
     steps_per_epoch: float
-    flops_per_image: float
     length_may_change: bool
     metrics: Sequence[Metric]
     train_metrics: Sequence[Metric]
     score: Metric
     train_step: Any
     plain_step: Step
+
+    @property
+    def flops_per_image(self) -> float: ...
 
     @property
     def final_phase(self) -> str | None: ...

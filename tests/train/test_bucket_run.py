@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tiny
 
+from resnext_jax.data.sources import open_source
 from resnext_jax.evaluate import recompute as recompute_module
 from resnext_jax.runtime.writer import read_metrics
 from resnext_jax.sharding import Place, make_mesh, put_replicated
@@ -84,9 +85,10 @@ def test_recomputed_statistics_whose_save_was_cut_short_are_made_again(bucket, m
     monkeypatch.setattr(recompute_module, "average_statistics", average_statistics)
     description = tiny.description()
 
+    model, source = tiny.assembled()[0].model, open_source("builtin", "train")
+
     def recompute():
-        # The steps and images are not used.
-        arguments: Any = (None, variables, 4, description, None, "gs://bucket/run", place)
+        arguments: Any = (model, variables, 4, description, source, "gs://bucket/run", place)
         return recompute_module.recompute_bn(tiny.config(), *arguments)["batch_stats"]
 
     checkpoint = "gs://bucket/run/recomputed_bn/checkpoints/4"

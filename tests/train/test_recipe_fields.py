@@ -121,6 +121,6 @@ def test_the_loss_is_the_recipes(name, torchvision):
     else:
         want = bce(smoothing=0.0, target_threshold=recipe.threshold)(torch.tensor(logits), shares)
     run = Classification(config_of(name), PLACE, DatasetInfo("photos", 10_000, tuple("abcde"), None))
-    loss = run.plain_step.keywords["loss"]
+    loss = run.plain_step.keywords["loss_fn"].keywords["loss"]
     got = loss(jnp.asarray(logits), Labels(jnp.asarray(own), jnp.asarray(other), jnp.asarray(weight)))
     np.testing.assert_allclose(np.mean(got), want, rtol=1e-5)

@@ -138,29 +138,6 @@ def test_lamb_trains_and_is_resumed_by_its_state():
     assert jax.tree.structure(state) == jax.tree.structure(shapes)
 
 
-NEW_FIELDS = {
-    "": ("optimizer", "weight_decay_of", "loss", "target_threshold"),
-    "model": ("stochastic_depth",),
-    "data": ("train_size_px", "repeats"),
-    "augment": ("policy", "magnitude", "erase_probability", "mixup_alpha", "cutmix_alpha"),
-}
-
-
-def test_a_config_of_before_prepares_the_same_images():
-    config, place = tiny.config(), Place(make_mesh(jax.devices()[:1]), "cpu")
-    source = open_source("builtin", "train", image_size_px=28)
-    want = next(dataset.training_batches(config, source, place, 0, 1))
-    keys = image_keys(0, jnp.int32(0), 32)
-    augmented = build_augment(config)(want.image, keys)
-    with config.unlocked():
-        for section, names in NEW_FIELDS.items():
-            for name in names:
-                del (config[section] if section else config)[name]
-    got = next(dataset.training_batches(config, source, place, 0, 1))
-    np.testing.assert_array_equal(got.image, want.image)
-    np.testing.assert_array_equal(build_augment(config)(got.image, keys), augmented)
-
-
 @pytest.mark.parametrize(
     ("overrides", "problems"),
     [

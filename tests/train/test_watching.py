@@ -139,7 +139,7 @@ def test_a_trace_that_the_workdir_does_not_take_ends_in_a_sentence(tmp_path, mon
     profiler = Profiler(str(tmp_path), (1, 1), True, pytest.fail)
     profiler.switch()
     with pytest.raises(
-        UserError, match=r"tensorboard/plugins/trace could not be written \(.*it goes on from the newest"
+        UserError, match=r"tensorboard/plugins/trace could not be written \(.*it continues from the newest"
     ):
         profiler.switch()
     profiler.close()  # does not try again
