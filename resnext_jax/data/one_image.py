@@ -21,9 +21,7 @@ USUAL: dict[int, dict[str, Any]] = {
 }
 
 
-def prepare(
-    image: UInt8[np.ndarray, "height width *channel"], data: dict[str, Any]
-) -> UInt8[np.ndarray, "1 size size channel"]:
+def prepare(image: np.ndarray, data: dict[str, Any]) -> UInt8[np.ndarray, "1 size size channel"]:
     """Return a batch of one image, resized and cropped as in evaluation.
 
     Args:
