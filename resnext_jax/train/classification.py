@@ -5,7 +5,7 @@ them, change it there or in the function that it names.
 """
 
 from collections.abc import Callable, Generator, Sequence
-from functools import cached_property, partial
+from functools import partial
 from typing import Any
 
 import jax
@@ -134,9 +134,8 @@ class Classification:
             return state
         return initial_weights(state, self.config.init_from, self.dataset, self.place, log)
 
-    @cached_property
     def flops_per_image(self) -> float:
-        """Floating-point operations of training on one image; the backward pass costs twice the forward pass."""
+        """Return the floating-point operations of training on one image; backward costs twice forward."""
         return 2.0 * 3 * multiply_adds(self.model, self.image_shape)
 
     def require_same_data(self, saved: dict[str, Any], workdir: str) -> None:

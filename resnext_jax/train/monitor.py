@@ -123,4 +123,4 @@ def open_monitor(
 def throughput_of(task: Task, place: Place) -> Throughput:
     """Return what turns times of steps into speeds on these devices."""
     peak = PEAK_BF16_FLOPS_PER_S.get(place.chip)
-    return Throughput(task.batch_size, place.mesh.size, task.flops_per_image, peak)
+    return Throughput(task.batch_size, place.mesh.size, task.flops_per_image(), peak)

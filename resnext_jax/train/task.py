@@ -20,7 +20,6 @@ class Task(Protocol):
       batch_size: images of one step.
       total_steps: steps of the whole run.
       steps_per_epoch: may be fractional.
-      flops_per_image: floating-point operations of training on one image.
       length_may_change: whether a restart may change the number of steps, because the learning rate of a step does not
         depend on it.
       metrics: metrics of evaluations, in the order in which the summary shows them.
@@ -46,10 +45,11 @@ class Task(Protocol):
     plain_step: Step
 
     @property
-    def flops_per_image(self) -> float: ...
-
-    @property
     def final_phase(self) -> str | None: ...
+
+    def flops_per_image(self) -> float:
+        """Return the floating-point operations of training on one image."""
+        ...
 
     def state_shapes(self) -> TrainState:
         """Return the state as shapes with shardings, to restore a checkpoint into."""
