@@ -105,7 +105,6 @@ def require_same_on_all_hosts(place: Place, **sources: Source) -> None:
     """Compare the number of images, the class names and the paths of some images on all hosts. Read no image.
 
     Args:
-      place: devices and process.
       sources: data sets, by the names of their splits.
 
     Raises:

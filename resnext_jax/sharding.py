@@ -45,7 +45,6 @@ def raise_if_any(place: Place, own: UserError | None) -> None:
     """Raise on every process where one has found a mistake, so that none waits for the others. A barrier for all.
 
     Args:
-      place: the devices and this process.
       own: error that this process found; None for none.
 
     Raises:

@@ -63,7 +63,6 @@ class Checkpoints:
     """Writes and restores the checkpoints in `workdir/checkpoints`, and removes those that are not to be kept.
 
     Args:
-      workdir: directory of the run.
       keep_newest: number of newest checkpoints to keep.
       keep_best: number of checkpoints with the highest scores to keep in addition.
       keep_permanently: whether the checkpoint of a step is never removed.

@@ -28,7 +28,6 @@ def predict_step(
     Args:
       variables: `params` and `batch_stats`.
       images: (batch, height, width, channel), uint8 or float, on the scale 0..255.
-      model: network.
       mean, std: normalization per channel, on the same scale.
       features: see `models.resnext.ResNeXt`.
     """
@@ -65,7 +64,6 @@ def evaluate(
       step: `evaluation_step`, or `protocols.score_step`, jitted with its keyword arguments bound.
       variables: what the step takes, replicated.
       batches: this process's rows of each, numpy (`data.pipeline.evaluation_batches`, `data.views.view_batches`).
-      place: the devices and this process.
       progress: called with the sums so far after each batch.
     """
     total, pending = None, None

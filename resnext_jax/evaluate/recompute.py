@@ -92,7 +92,6 @@ def average_statistics(
       variables: `params` and `batch_stats`, replicated.
       batches: this process's rows of each.
       first_step: the number of the first batch.
-      place: the devices and this process.
       progress: called with the number of batches done.
 
     Returns:
@@ -146,13 +145,10 @@ def recompute_bn(
     Args:
       config: resolved config. `recompute_bn_images` is the number of images, rounded up to whole batches (0: as many as
         pycls takes).
-      model: network.
       variables: `params` and `batch_stats`, replicated.
       step: number of steps that they were trained for. The batches are those of the steps after it.
       description: JSON item of their checkpoint.
-      source: training images.
       workdir: workdir of the run. The checkpoint is written to `workdir/recomputed_bn`, without optimizer state.
-      place: devices and process.
 
     Returns:
       The variables as they were read back.

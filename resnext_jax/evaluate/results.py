@@ -113,9 +113,7 @@ def evaluate_by_protocol(
       config: which protocol, on what.
       members: the networks, each with its normalisation.
       variables: variables of each network, replicated.
-      source: the images.
       classes: what their labels mean to the networks.
-      place: the devices and this process.
     """
     protocol = PROTOCOLS[config.protocol]
     if protocol.dense:

@@ -18,7 +18,6 @@ class Profiler:
     """Writes what the first process and its devices do to `workdir/tensorboard/plugins/profile/TIME`.
 
     Args:
-      workdir: directory of the run.
       steps: first and last step to trace; empty for none.
       active: False in all but the primary process.
       say: prints a line.

@@ -37,12 +37,10 @@ class Classification:
     Args:
       config: resolved config; see configs/common.py.
       place: devices and process. The devices need not exist: a compile-only topology will do.
-      info: facts of the training set.
       training: training images; None if no batch will be read, as in a compile report.
       validation: validation images; None if nothing will be evaluated.
 
     Attributes:
-      model: network.
       schedule: step -> learning rate.
       train_step: (state, batch) -> (state, sums), jitted for the devices; donates the state.
       plain_step: the same mathematics without jit, microbatches and devices, to look for a NaN in it.

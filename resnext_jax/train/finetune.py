@@ -52,8 +52,6 @@ def initial_weights(
       state: fresh state.
       init_from: location of the checkpoint.
       dataset: `name` and `class_names` of the current data set.
-      place: devices and process.
-      log: prints a line.
 
     Raises:
       UserError: arrays of the backbone are missing, extra or misshapen. The message names them with both shapes.

@@ -29,10 +29,8 @@ def train(task: Task, config: ConfigDict, workdir: str, place: Place, environmen
     """Train to the end, from the newest checkpoint of `workdir` if there is one.
 
     Args:
-      task: what is trained.
       config: resolved config; the loop reads `log`, `evaluate`, `checkpoint`, `watch` and what stops a run.
       workdir: directory of the run, created if need be. The README lists what it holds.
-      place: devices and process.
       environment: versions and devices, written beside the config.
 
     Raises:

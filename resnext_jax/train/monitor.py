@@ -26,7 +26,6 @@ class Monitor:
       progress: progress line of the run.
       profiler: traces steps that the config names, or on request.
       heartbeats: writes the newest step to the workdir; None on other processes than the primary one.
-      task: what is trained.
     """
 
     def __init__(

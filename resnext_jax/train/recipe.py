@@ -30,11 +30,9 @@ def classification_loss(
     """Augment the images, run the network and return (mean loss, (batch_stats, sums)).
 
     Args:
-      params: parameters.
       batch_stats: running statistics.
       batch: uint8 images (batch, height, width, channel) and labels.
       keys: one key per image, for augmentation and dropout.
-      model: network.
       augment: (uint8 images, keys) -> normalized float32 images; see `ops.augment.make_augment`.
       mix: (images, labels, keys) -> mixed images and labels, after the augmentation; see `ops.mix.mix`.
       loss: (logits, labels) -> loss of each image; a row of `ops.loss.LOSSES`.

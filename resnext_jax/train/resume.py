@@ -49,7 +49,6 @@ class StartPoint:
     """Where a run starts or goes on.
 
     Attributes:
-      state: training state.
       step: number of steps made.
       progress: what the checkpoint stored beside the state: the sums of an unfinished row (`window`), and whether the
         evaluation of this step was done or not due (`evaluated`).
@@ -114,14 +113,10 @@ def find_start(
     """Restore the newest checkpoint, or make the first state.
 
     Args:
-      task: what is trained.
       checkpoints: checkpoints of the run.
       newest: step of the newest intact checkpoint; None if there is none.
       description: `config` and `dataset` of this start.
-      workdir: directory of the run.
-      place: devices and process.
       allow_changes: continue even if fields changed that change the trajectory.
-      log: prints a line.
 
     Raises:
       UserError: the checkpoint cannot be continued by this task and config.

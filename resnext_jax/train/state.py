@@ -20,7 +20,6 @@ def create_state(
     Pure: `jax.jit` places the result, `jax.eval_shape` gives its shapes for nothing.
 
     Args:
-      model: the network.
       optimizer: its state is created from the parameters.
       seed: seed of the run.
       image_shape: (height, width, channel) of a training image; parameters depend on the channels alone.

@@ -23,12 +23,10 @@ class DivergenceMonitor:
     """Checks the sums of every step: counts skipped steps and loss spikes, and stops a run that has diverged.
 
     Args:
-      workdir: directory of the run, for messages.
       skips: whether steps may be skipped (`on_nonfinite`); they count no images.
       max_skipped_in_a_row: number of skipped steps in a row that stops the run.
       spike_nats: a loss that is this far above the median of the last rows is a spike.
       losses: mean losses of the rows so far.
-      log: prints a line.
 
     Attributes:
       skipped_steps, loss_spikes: counts since the last row.
@@ -98,7 +96,6 @@ class Throughput:
     """Turns the times of steps into the timed fields of a row.
 
     Attributes:
-      batch_size: images of one step.
       num_devices: devices that share them.
       flops_per_image: floating-point operations of training on one image, as the mathematics of the model has them: a
         multiply-add is two. What an algorithm multiplies besides does not count.
