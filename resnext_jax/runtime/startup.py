@@ -70,7 +70,7 @@ def quiet_logging() -> None:
         logging.basicConfig(handlers=[AboveProgress(logging.WARNING)], format="%(message)s", force=True)
     logging.getLogger("absl").setLevel(logging.WARNING)
     logging.getLogger("jax").setLevel(logging.WARNING)
-    # An error in a thread of orbax is raised to us and reported in a sentence. Of the many tasks of a save only the first
-    # error is read; asyncio would print a traceback for each of the others.
+    # An error in a thread of orbax is raised to us and reported in a sentence. Of several errors only the first is
+    # read; asyncio would print a traceback for each of the others.
     logging.getLogger("absl").addFilter(lambda record: not (record.exc_info and "orbax" in record.pathname))
     logging.getLogger("asyncio").addFilter(lambda record: "exception was never retrieved" not in record.getMessage())
