@@ -186,7 +186,6 @@ def build(name: str, *, num_classes: int | None = None, seed: int = 0, compute_d
     Args:
       name: one of `list_models`.
       num_classes: number of classes; by default 1000 or 10, as in that data set.
-      seed: seed of the weights.
       compute_dtype: "float32" or "bfloat16".
 
     Raises:

@@ -21,7 +21,6 @@ def step_schedule(
     Args:
       learning_rate: rate before the first boundary.
       boundaries_steps: increasing steps; a drop begins at the step that equals the boundary.
-      factor: factor of each drop.
       warmup_steps: number of first steps where the rate is multiplied by `step / warmup_steps`, as in Goyal et al.
         2017 for large batches; the paper has none.
 

@@ -17,7 +17,6 @@ class Progress:
     """A line that is rewritten on a terminal; elsewhere a new line every ten seconds.
 
     Args:
-      label: name of the phase.
       total: number of steps or images.
       unit: name of what is counted.
       start: number already done at the start.

@@ -30,7 +30,6 @@ def require_same_arrays(checkpoint: epath.Path, wanted: PyTree, saved: PyTree, a
     """Checks that a checkpoint has the arrays of a model.
 
     Args:
-      checkpoint: path in the message.
       wanted: arrays of the model, or their shapes.
       saved: arrays of the checkpoint, or their shapes.
       advice: what to do if they differ.

@@ -29,7 +29,6 @@ def damage(checkpoint: epath.Path, items: Iterable[str] = ()) -> str | None:
     """Return what is wrong with the files of a finished checkpoint, in a few words; None if they are as written.
 
     Args:
-      checkpoint: directory of the checkpoint.
       items: subdirectories to check; all by default.
     """
     try:

@@ -18,7 +18,6 @@ def convert_back(path: str, out: str) -> int:
 
     Args:
       path: workdir, its `checkpoints`, or one checkpoint.
-      out: new file.
 
     Returns:
       The number of arrays written.

@@ -20,7 +20,6 @@ class Layer:
 
     Attributes:
       path: path in the tree of parameters: ("stage2", "block1", "conv1").
-      kind: kind of the layer.
       shapes: shapes of the arrays: `kernel` and perhaps `bias`, or `scale`, `bias`, `mean`, `var`.
       stride: stride of a convolution; 1 for other layers.
     """

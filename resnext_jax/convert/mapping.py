@@ -67,9 +67,7 @@ def to_variables(entries: Sequence[Entry], arrays: Arrays, *, file: str, model: 
     """Return our variables, in float32.
 
     Args:
-      entries: all arrays of the model.
       arrays: all arrays of the file, without counters.
-      file, model: names in messages.
 
     Raises:
       UserError: an array is missing, extra, misshapen or of a dtype that float32 does not hold exactly.

@@ -45,8 +45,6 @@ def torch7_arrays(
 
     Args:
       network: what `read_torch7` found.
-      arch, layers: our network.
-      file, model: names in messages.
 
     Raises:
       UserError: the file holds no network, or one of another structure; the first difference is named.

@@ -38,7 +38,6 @@ def decode(data: bytes, name: str, *, num_channels: int = 3) -> UInt8[np.ndarray
     channels as stored (Adobe's programs invert them, so they look like RGB without black). EXIF orientation is ignored.
 
     Args:
-      data: content of the file.
       name: name of the image in messages.
       num_channels: 3, or 1 for a data set of gray images.
 

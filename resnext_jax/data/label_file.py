@@ -21,7 +21,6 @@ def kept_labels(beside: epath.PathLike, belongs_to: str, num_images: int, read: 
     Args:
       beside: path of the file; if it cannot be written, a file in the user's cache directory is used.
       belongs_to: split and version of the data set; a file of another one is not used.
-      num_images: number of labels.
       read: reads the labels from the images, slowly.
     """
     name = hashlib.sha256(f"{beside} {belongs_to}".encode()).hexdigest()[:32]

@@ -65,7 +65,6 @@ def train_batches(
     """Return this process's rows of the global batches of some steps.
 
     Args:
-      crop: crop of each image.
       batch_size: images in a global batch, a multiple of the number of processes.
       seed: seed of the order and of the crops, 0 or more.
       steps: steps to yield; a resumed run begins with the number of steps done.

@@ -115,7 +115,6 @@ def make_alter(name: str, *, magnitude: float, flip: bool, mean: Sequence[float]
     """Return a function (image, rng) -> image that applies a row of `POLICIES`; None for the row "none".
 
     Args:
-      name: name of the row.
       magnitude: magnitude of rand_augment, in [0, 10].
       flip: mirror with probability 1/2 before the other operations, because a shear is not symmetric.
       mean: mean of each channel, on the scale 0..255.

@@ -29,10 +29,7 @@ class LoadedCheckpoint:
       checkpoint: where it is.
       description: its JSON item.
       config: its own or the one that was given, with what the command line changes.
-      place: where it runs.
-      source: the validation images.
       classes: what their labels mean to the network.
-      model: its network.
       variables: `params` and `batch_stats`, replicated.
       others: the networks and the variables of the other members of an ensemble.
     """
@@ -76,7 +73,6 @@ def load_checkpoint(
     Args:
       workdir: see `checkpoint.locate`.
       config: None for the checkpoint's own.
-      place: devices and process.
       prepare: applies the overrides of the command line to that config and checks it.
       raw: load the last weights even if the checkpoint has averages.
 

@@ -108,9 +108,7 @@ def score_step(
     """The sums of one batch; padding is masked.
 
     Args:
-      variables: variables of each member.
       batch: its `image` one array, or a tuple of views (`types.Batch`).
-      members: the networks.
       mirrored: see `Protocol`.
       classes: see `Classes`.
     """

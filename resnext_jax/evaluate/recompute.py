@@ -57,7 +57,6 @@ def statistics_step(
 
     Args:
       variables: `params` and `batch_stats`; of these only the shapes are used.
-      batch: a training batch.
       step: with the seed it keys the augmentation, as in training.
       model, augment, seed, mesh: as for `train.step.train_step`.
     """

@@ -44,7 +44,6 @@ def multiply_adds(model: Network, image_shape: tuple[int, int, int]) -> int:
     where they reach into the padding.
 
     Args:
-      model: any network of the zoo.
       image_shape: (height, width, channel).
     """
     plain = model.clone(choose_conv=lambda shape: "native", dtype=jnp.dtype("float32"))

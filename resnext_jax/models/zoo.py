@@ -165,7 +165,6 @@ def build_model(
 
     Args:
       arch: a result of `select`.
-      num_classes: number of outputs.
       platform, chip: device that the algorithms are chosen for; see `ops.conv_choice.choose`.
       conv_impl: "auto", or one algorithm for every convolution (`ops.grouped_conv.algorithm`).
       compute_dtype: "bfloat16" or "float32"; dtype of the activations.

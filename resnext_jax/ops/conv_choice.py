@@ -48,7 +48,6 @@ def choose(platform: str, chip: str, shape: ConvShape) -> str:
     Args:
       platform: "cpu", "gpu" or "tpu".
       chip: name by `chip_of`. It matters only on a TPU: all CPUs, and all GPUs, share the rows of the one measured.
-      shape: shape of the convolution.
     """
     measured = conv_table.TABLE.get(section(platform, chip), {}).get(key_of(shape))
     return rule(platform, chip, shape) if measured is None else measured[0]

@@ -27,7 +27,6 @@ def grouped_conv(x: Images, kernel: Kernel, *, stride: int = 1, impl: str) -> Ou
     """Convolve each group of input channels with its own filters (Figure 3(c) of the paper), padding by k // 2.
 
     Args:
-      x: images or features.
       kernel: filters of the same dtype; x's channels are in `in_channels / group_in_channels` groups, in order.
       stride: step of the window, in both directions.
       impl: see `algorithm`.

@@ -42,8 +42,6 @@ def mix(
     """Return the mixed images and their labels.
 
     Args:
-      images: normalized images.
-      labels: classes of the images.
       keys: keys of the images (`ops.augment.image_keys`).
       mixup_alpha: the weight of mixup is drawn from Beta(alpha, alpha); 0 for no mixup.
       cutmix_alpha: likewise the share of the image that cutmix keeps. With both, each group takes one, 1:1.

@@ -79,7 +79,6 @@ def dense_average(x: Images, window_px: int) -> Float[Array, "batch channel"]:
     Positions near the border are in fewer windows and count less.
 
     Args:
-      x: the last activations.
       window_px: size of the last activations in training: 7 for 224 px images at stride 32. A shorter side is one
         window.
     """

@@ -42,7 +42,6 @@ def draw_curves(rows: list[dict[str, Any]], workdir: str, title: str, score: Met
 
     Args:
       rows: rows of metrics.jsonl, in order.
-      title: title of the picture.
       score: metric that is drawn, as an error in percent if it is an accuracy.
     """
     # Imported here: a run on a pod host should not need a font cache to start.

@@ -14,11 +14,7 @@ WRITE_EVERY_S = 10.0
 
 
 class Heartbeats:
-    """Writes the file of a run, in the primary process.
-
-    Args:
-      workdir: workdir of the run.
-    """
+    """Writes the file of a run, in the primary process."""
 
     def __init__(self, workdir: str):
         self._path, self._due_s = epath.Path(workdir) / "heartbeats.json", 0.0

@@ -12,9 +12,6 @@ class Preemption:
 
     JAX takes the signal where there are several processes, tells all of them, and chooses the step. A lone process
     has no coordination service, so that a Python handler takes the signal.
-
-    Args:
-      process_count: number of processes.
     """
 
     def __init__(self, process_count: int):

@@ -31,8 +31,6 @@ def join(address: str | None, num_processes: int | None, process_id: int | None,
     Args:
       address: HOST:PORT of process 0. None, as for the next two, takes it from the JAX_* variables, or lets JAX find it
         (Cloud TPU, Slurm, Open MPI, Kubernetes).
-      num_processes: number of processes.
-      process_id: which one this is.
       timeout_s: seconds to wait for all processes.
       stops: whether JAX notes a SIGTERM (see `runtime.preemption`); otherwise it ends the process.
 

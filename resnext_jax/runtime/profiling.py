@@ -20,7 +20,6 @@ class Profiler:
     Args:
       steps: first and last step to trace; empty for none.
       active: False in all but the primary process.
-      say: prints a line.
     """
 
     def __init__(self, workdir: str, steps: Sequence[float], active: bool, say: Callable[[str], None]):

@@ -49,8 +49,6 @@ def initial_weights(
     Every array is taken, except the classifier if the checkpoint knows other classes.
 
     Args:
-      state: fresh state.
-      init_from: location of the checkpoint.
       dataset: `name` and `class_names` of the current data set.
 
     Raises:

@@ -23,7 +23,6 @@ class Monitor:
 
     Args:
       accumulator: sums and times since the last row.
-      progress: progress line of the run.
       profiler: traces steps that the config names, or on request.
       heartbeats: writes the newest step to the workdir; None on other processes than the primary one.
     """

@@ -30,7 +30,6 @@ def classification_loss(
     """Augment the images, run the network and return (mean loss, (batch_stats, sums)).
 
     Args:
-      batch_stats: running statistics.
       batch: uint8 images (batch, height, width, channel) and labels.
       keys: one key per image, for augmentation and dropout.
       augment: (uint8 images, keys) -> normalized float32 images; see `ops.augment.make_augment`.

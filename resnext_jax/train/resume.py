@@ -113,7 +113,6 @@ def find_start(
     """Restore the newest checkpoint, or make the first state.
 
     Args:
-      checkpoints: checkpoints of the run.
       newest: step of the newest intact checkpoint; None if there is none.
       description: `config` and `dataset` of this start.
       allow_changes: continue even if fields changed that change the trajectory.
@@ -157,7 +156,6 @@ def check_whole(saved: dict[str, Any], step: int, workdir: str) -> None:
 
     Args:
       saved: its JSON item.
-      step: step of the checkpoint.
       workdir: where it lies.
     """
     if "source" in saved:

@@ -21,7 +21,6 @@ def create_state(
 
     Args:
       optimizer: its state is created from the parameters.
-      seed: seed of the run.
       image_shape: (height, width, channel) of a training image; parameters depend on the channels alone.
       averages: whether to keep exponential moving averages.
     """

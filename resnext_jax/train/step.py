@@ -136,7 +136,6 @@ def average(ema: PyTree, now: PyTree, step: Array, decay: float) -> PyTree:
     weights that they belong to, as in torchvision's recipes.
 
     Args:
-      ema: averages so far.
       now: the same arrays after this step.
       step: number of updates, including this one.
       decay: in (0, 1).

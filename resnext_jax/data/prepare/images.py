@@ -31,7 +31,6 @@ class Images:
       containers: tars, or folders of loose files.
       container: index into `containers` of every image.
       offset, size: position of every image in bytes; LOOSE for a file of its own.
-      label: label of every image.
       names, ends: concatenated names `<class>/<file>`, and the end of each.
     """
 

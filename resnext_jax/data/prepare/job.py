@@ -54,7 +54,6 @@ def prepare(job: Job, out: str, pool: Executor, num_processes: int, *, skip_bad:
     """Writes the shards and the manifest of a job. Returns at once if that was done before.
 
     Args:
-      job: data set to write.
       out: output directory: new, empty, or left by an earlier run of the same job.
       pool, num_processes: workers from `pool.worker_pool`, and their number.
       skip_bad: whether images that cannot be read are left out, instead of raising.

@@ -26,7 +26,6 @@ def list_tar(path: str, start: int = 0, size: int | None = None, inner: str = ""
     """Return the regular files of a tar, which may lie within another tar; only headers are read.
 
     Args:
-      path: path of the outer file.
       start, size: position of the tar in the file; by default the whole file.
       inner: name of the inner tar in messages.
 
