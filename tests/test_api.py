@@ -28,6 +28,7 @@ def images():
     return np.random.default_rng(0).integers(0, 256, (3, 28, 28, 1), np.uint8)
 
 
+@pytest.mark.slow
 def test_load_predicts_what_the_model_does(state_and_net, images):
     state, net = state_and_net
     model = tiny.cpu_model(zoo.select("resnext11_4x2d_tiny"), 10, conv_impl="native", bn_group_images=8)

@@ -187,6 +187,7 @@ def test_newer_recipes_field_by_field(name, recipe):
     assert {field: found[field] for field in BOTH | recipe} == BOTH | recipe
 
 
+@pytest.mark.slow
 def test_recipes_beyond_the_paper():
     v2, large = config_of("resnext50_32x4d_v2"), config_of("resnext50_32x4d_large_batch")
     # torchvision's train.py: alpha = (1 - 0.99998) * GPUs * batch per GPU * 32 / epochs, every 32 steps.

@@ -20,6 +20,7 @@ BENCH = str(tiny.ROOT / "experiments" / "faults" / "run.py")
 ROW = {"step": 4, "epoch": 0.1, "phase": "train", "loss": 2.5, "images": 128, "images_per_s": 1.0, "input_wait": 0.1}
 
 
+@pytest.mark.slow
 def test_four_kills_and_a_change_of_devices():
     # The seed draws few processes, which are slow to start.
     command = [sys.executable, BENCH, "--kills=4", "--terms=0", "--devices=1", "--steps=10", "--seed=8", "--json"]

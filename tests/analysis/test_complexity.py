@@ -16,6 +16,7 @@ from resnext_jax.models import zoo
 SLIPS = {("resnet50", "pycls", "22.6 M")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_figures(name):
     result = Complexity(name)

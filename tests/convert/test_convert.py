@@ -132,6 +132,7 @@ def test_round_trip_is_byte_identical_and_logits_are_theirs(tmp_path, tiny_torch
         assert_close(net(images), torch_logits(network, images))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnext50_32x4d", "resnet18"])
 def test_published_networks_of_torchvision(tmp_path, torchvision, name):
     torch.manual_seed(0)
@@ -157,6 +158,7 @@ def write_safetensors(path, arrays):
     path.write_bytes(struct.pack("<Q", len(text)) + text + data)
 
 
+@pytest.mark.slow
 def test_timm(tmp_path, torchvision):
     """By the classes and names of timm: a ResNeXt as .safetensors, a VGG (hidden layers are convolutions) as .pth."""
     timm = importlib.import_module("timm")
@@ -208,6 +210,7 @@ def test_a_checkpoint_of_ours_becomes_a_file_of_torchvision(tmp_path, tiny_torch
     same_files(tmp_path / "x.pth", tmp_path / "want.pth")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [
@@ -304,6 +307,7 @@ def test_a_directory_that_cannot_be_made(tmp_path, tiny_torchvision, capsys):
     assert "Give another --out=DIR" in text
 
 
+@pytest.mark.slow
 def test_published_weights_with_other_preprocessing_are_named(tmp_path, tiny_torchvision, monkeypatch, capsys):
     """A file that is none of those published is prepared for as usual, and the command says which others there are."""
     monkeypatch.setitem(zoo.ARCHS, "resnext50_32x4d", ARCHS["tiny_resnext"])
@@ -340,6 +344,7 @@ def test_class_names(refused, tiny_torchvision, tmp_path, capsys):
 # ---- Use
 
 
+@pytest.mark.slow
 def test_evaluate_and_predict_as_the_weights_want_it(tmp_path, tiny_torchvision, run_main):
     """Folders named by WordNet ids; what PyTorch says of Pillow's bilinear pixels, counted by hand."""
     network = tiny_torchvision("tiny_resnext")
@@ -394,6 +399,7 @@ def dense_scores(network, view, window_px=2):
         return maps.mean((2, 3)).numpy()[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "protocols"),
     [("tiny_resnext", ("center", "center_320", "ten_crop", "multi_scale")), ("tiny_densenet", ("multi_scale",))],

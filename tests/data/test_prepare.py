@@ -188,6 +188,7 @@ def test_imagenet5k_from_a_tar_or_a_folder_of_class_tars(tars, tmp_path, capsys)
 # ---- killed and run again
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_where_it_was(tmp_path):
     write_folders(tmp_path, "train", {"a": 96, "b": 64}, width=500, height=375)
     command = command_of(tmp_path, "--num_processes=2", "--images_per_shard=10")
@@ -442,6 +443,7 @@ def test_folders_that_do_not_fit(tmp_path, capsys, monkeypatch):
     assert "train/b has no image file" in failure(capsys, *flags)
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_up_leaves_what_is_finished(tmp_path):
     """The whole command; for the disk stands a limit on the size of a file, which is met in the middle of a shard."""
     write_folders(tmp_path, "train", {"a": 30, "b": 30}, width=300, height=200)

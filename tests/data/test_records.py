@@ -71,6 +71,7 @@ def read_some(source, indices):
     return [source[i].name for i in indices]
 
 
+@pytest.mark.slow
 def test_threads_and_processes(prepared):
     source = source_of(prepared)
     indices = np.random.default_rng(0).integers(0, 24, 400).tolist()

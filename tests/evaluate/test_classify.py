@@ -56,6 +56,7 @@ def step_on(devices):
     return run.evaluation_step
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("devices", "batch_size"), [(1, 7), (1, 64), (1, NUM_IMAGES), (2, 14), (2, 64), (8, 8), (8, 64), (8, 208)]
 )

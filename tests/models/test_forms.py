@@ -75,6 +75,7 @@ def grouped(request) -> tuple:
     return request.param, variables, train(model, variables)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", [Summed, Concatenated])
 def test_one_function_with_one_gradient_for_ten_steps(grouped, form):
     kernels_px, variables, (gradients, after, outputs) = grouped

@@ -101,6 +101,7 @@ CASES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("train", [False, True])
 @pytest.mark.parametrize("case", CASES)
 def test_logits_features_gradients_and_statistics(torchvision, case, train):

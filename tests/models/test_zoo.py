@@ -149,6 +149,7 @@ def test_what_a_row_cannot_have(arguments, problems):
         assert re.match(wanted, found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["vgg11", "vgg11_bn", "densenet_bc100_12", "preresnet18", "wrn16_8", "resnext50_32x4d"]
 )

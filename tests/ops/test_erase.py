@@ -53,6 +53,7 @@ def test_so_many_images_are_erased():
     assert abs(share - 0.1) < 5 * np.sqrt(0.1 * 0.9 / NUM)
 
 
+@pytest.mark.slow
 def test_erasing_changes_no_other_draw():
     recipe: dict[str, Any] = dict(
         mean=(100.0,) * 3, std=(50.0,) * 3, color_jitter_strength=0.4, lighting_std=0.1, flip_images=True

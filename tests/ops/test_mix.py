@@ -98,6 +98,7 @@ def shares_of_torchvisions_cutmix(count: int, alpha: float, size: int) -> tuple[
     return 1 - boxes.mean(axis=(1, 2)), boxes.mean(axis=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("alpha", [1.0, 3.0])
 def test_boxes_of_cutmix_lie_as_often_where_they_should(alpha):
     count, size = 4000, 8
@@ -117,6 +118,7 @@ def test_one_of_the_two_for_each_group():
     assert abs(blended.mean() - 0.5) < 5 * 0.5 / np.sqrt(2000)
 
 
+@pytest.mark.slow
 def test_a_group_is_mixed_by_itself():
     """So that any device may hold it, and any microbatch."""
     whole, labels = mixed(mixup_alpha=0.2, cutmix_alpha=1.0)

@@ -50,6 +50,7 @@ def test_the_failed_writes_of_a_save_are_not_told_one_by_one(what, told):
     assert ("Traceback" in process.stderr) == told
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("unbuffered", "command"),
     [

@@ -87,6 +87,7 @@ def test_help(name, monkeypatch, capsys):
     assert "--out" in printed
 
 
+@pytest.mark.slow
 def test_the_command_from_anywhere(tmp_path, monkeypatch, capsys):
     """In its own process, that of the experiment without training."""
     script = tiny.ROOT / "experiments" / "table2_complexity" / "run.py"

@@ -48,6 +48,7 @@ def wait_for(true, process=None, timeout_s=240.0):
         time.sleep(0.01)
 
 
+@pytest.mark.slow
 def test_killed_resumed_skipped_and_refused(tmp_path, monkeypatch, capfd):
     out = tmp_path / "out"
     workdir, log = out / "one_seed0", out / "one_seed0.log"

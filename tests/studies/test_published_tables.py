@@ -160,6 +160,7 @@ def test_full_runs_are_the_recipe_but_for_the_network(name):
         assert {field for field in found if found[field] != recipe[field]} == {*network, "seed"}, run.name
 
 
+@pytest.mark.slow
 def test_small_networks_cost_the_same():
     """By hand, at 14 px: 1x1 of 128 to C d channels, grouped 3x3, 1x1 back to 128."""
     by_hand = {

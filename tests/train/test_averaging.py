@@ -19,6 +19,7 @@ from resnext_jax.sharding import make_mesh, put_replicated, replicated, to_globa
 from resnext_jax.types import TrainState
 
 
+@pytest.mark.slow
 def test_averages_by_hand():
     run, place = tiny.assembled("--config.ema_decay=0.25", "--config.learning_rate=0.1", devices=2)
     state = put_replicated(place.mesh, run.create_state())
@@ -72,6 +73,7 @@ def test_a_checkpoint_holds_both_and_gives_the_averages(tmp_path):
     checkpoints.close()
 
 
+@pytest.mark.slow
 def test_from_the_last_step_to_recomputed_statistics(run_main, tmp_path):
     workdir = tmp_path / "run"
     overrides = ("--config.num_steps=4", "--config.ema_decay=0.5", "--config.recompute_bn_images=70")

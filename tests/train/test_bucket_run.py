@@ -43,6 +43,7 @@ def flip_a_bit(bucket, prefix):
     bucket.pipe_file(path, bytes(content))
 
 
+@pytest.mark.slow
 def test_a_run_in_a_bucket_is_the_run_in_a_directory(bucket, tmp_path, capsys):
     """Stopped after 4 steps, the checkpoint of step 4 damaged, gone on from step 2 to the end."""
     run("gs://bucket/run", 4)

@@ -52,6 +52,7 @@ class Losses:
         return [float(run.train_step(state, batch)[1].loss) for state in states]
 
 
+@pytest.mark.slow
 def test_draws_depend_on_the_step_and_not_on_devices_or_microbatches():
     losses = Losses()
     first, again, second = losses([0, 0, 1])

@@ -35,6 +35,7 @@ def test_an_earlier_checkpoint_evaluates_alike():
     assert {name: found[name] for name in STEP_10} == pytest.approx(STEP_10, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_an_earlier_run_resumes_and_evaluates_alike(tmp_path):
     workdir = tmp_path / "run"
     shutil.copytree(EARLIER, workdir)

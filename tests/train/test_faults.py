@@ -38,6 +38,7 @@ def batch(place, number, poisoned=()):
     return to_global(place.mesh, Batch(images, rng.integers(0, 10, 32).astype(np.int32), np.ones(32, np.float32)))
 
 
+@pytest.mark.slow
 def test_a_poisoned_batch_changes_nothing_but_the_counts(skipping):
     place, run = skipping
     state = put_replicated(place.mesh, run.create_state())
@@ -171,6 +172,7 @@ def test_the_backward_pass_is_told_apart():
     assert "The first infinity is the result of `mul` in the backward pass" in text
 
 
+@pytest.mark.slow
 def test_nan_debugger_names_the_layer_that_overflows():
     """Kernels near the largest float32: the sums of their products overflow, in that very layer."""
     run, place = tiny.assembled("--config.augment.flip=false", "--config.augment.pad_px=0")  # fewer operations
@@ -187,6 +189,7 @@ def test_nan_debugger_names_the_layer_that_overflows():
         debug(bad, batch(place, 0))
 
 
+@pytest.mark.slow
 def test_a_run_stops_after_skipped_steps_and_saves_nothing(tmp_path):
     overrides = ["--config.learning_rate=1e30", "--config.on_nonfinite=skip", "--config.max_skipped_in_a_row=3"]
     output = tiny.finish(tiny.start(tmp_path, *overrides), status=2)

@@ -134,6 +134,7 @@ def test_a_frozen_backbone_stays_bit_for_bit(start, frozen):
     assert float(sums.loss) == pytest.approx(-np.log(probabilities[np.arange(8), batch().label]).sum(), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_another_network_is_refused_with_both_shapes(start):
     config = config_from(start[0], "--config.model.name=resnext20_8x4d_small")
     with pytest.raises(Exception, match="belongs to another model") as error:
@@ -179,6 +180,7 @@ def test_training_where_weights_alone_lie(start, run_main, tmp_path, marks, kind
     assert tiny.digests(tmp_path) == before
 
 
+@pytest.mark.slow
 def test_the_command_on_a_folder_of_grey_images(start, folder, run_main, tmp_path):
     """Trains and resumes; the run's own checkpoint is complete."""
     data = f"--config.data.dir={folder}"

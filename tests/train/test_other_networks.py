@@ -17,6 +17,7 @@ ROWS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ROWS)
 def test_train_resume_evaluate_load(name, tmp_path, monkeypatch):
     monkeypatch.setitem(zoo.ARCHS, name, ROWS[name])

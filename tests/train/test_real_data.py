@@ -59,12 +59,14 @@ def a_small_imagenet(monkeypatch, tmp_path):
     (tmp_path / "val.tar").write_bytes(validation_tar(7))
 
 
+@pytest.mark.slow
 def test_imagenet2012_from_its_tars(a_small_imagenet, tmp_path):
     flags = [f"--train_tar={tmp_path / 'train.tar'}", f"--val_tar={tmp_path / 'val.tar'}", "--num_processes=1"]
     assert prepare(["imagenet2012", *flags, f"--out={tmp_path / 'out'}"]) == 0
     check_rows(train(tmp_path / "run", tmp_path / "out", "imagenet2012"), 7)
 
 
+@pytest.mark.slow
 def test_imagenet5k_from_class_tars(a_small_imagenet, tmp_path, monkeypatch):
     monkeypatch.setattr(imagenet, "imagenet1k_classes", lambda: ["n01", "n02"])
     (tmp_path / "full").mkdir()
@@ -78,12 +80,14 @@ def test_imagenet5k_from_class_tars(a_small_imagenet, tmp_path, monkeypatch):
     check_rows(train(tmp_path / "run", tmp_path / "out", "imagenet5k"), 4)  # of n01 and n02
 
 
+@pytest.mark.slow
 def test_a_folder_as_it_is(tmp_path):
     write_folders(tmp_path, "train", COUNTS)
     write_folders(tmp_path, "val", {"n01": 2, "n02": 3, "n03": 1})
     check_rows(train(tmp_path / "run", tmp_path, "folder"), 6)
 
 
+@pytest.mark.slow
 def test_imagenet2012_of_tfds(tmp_path):
     images = [jpeg(number) for number in range(15)]
     names = {"class_names": CLASSES, "image_shape": (None, None, 3)}
@@ -92,6 +96,7 @@ def test_imagenet2012_of_tfds(tmp_path):
     check_rows(train(tmp_path / "run", tmp_path, "imagenet2012"), 5)
 
 
+@pytest.mark.slow
 def test_input_wait_is_the_share_of_the_time_in_which_training_waits(tmp_path, monkeypatch):
     """A second of waiting beside milliseconds of steps."""
     write_folders(tmp_path, "train", COUNTS)

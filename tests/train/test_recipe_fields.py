@@ -75,6 +75,7 @@ def test_batches_are_cropped_altered_and_repeated(name):
     assert len(set(got.label.tolist())) == BATCH // recipe.repeats
 
 
+@pytest.mark.slow
 @each_recipe
 def test_images_are_erased_as_often_as_it_says(name):
     """White ones: what is erased becomes 0, their mean colour, and nothing else changes them on the device."""
@@ -88,6 +89,7 @@ def test_images_are_erased_as_often_as_it_says(name):
     np.testing.assert_allclose(kept, np.broadcast_to(white, kept.shape), rtol=1e-5)
 
 
+@pytest.mark.slow
 @each_recipe
 def test_images_are_mixed_with_its_alphas(name):
     images = np.random.default_rng(0).normal(size=(BATCH, 10, 12, 3)).astype(np.float32)

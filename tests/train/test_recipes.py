@@ -80,6 +80,7 @@ def assert_same_way(setup: Setup, got: TrainState, want: TrainState) -> None:
     assert np.linalg.norm(ours - theirs) <= 3e-2 * np.linalg.norm(theirs - before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "how",
     # With 8 devices a group, which is also mixed, lies on two.
@@ -93,6 +94,7 @@ def test_steps_do_not_depend_on_the_devices(setup, one_device, how):
     assert_same_way(setup, state, want_state)
 
 
+@pytest.mark.slow
 def test_every_addition_is_in_the_program(setup):
     def program(**changes) -> str:
         setup.config.update_from_flattened_dict(EVERYTHING | changes)

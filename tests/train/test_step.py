@@ -86,6 +86,7 @@ def assert_states_close(got: TrainState, want: TrainState, start: TrainState, re
         assert error <= relative, f"{part}: {error:.1e}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_devices", [2, 4, 8])
 def test_trajectory_does_not_depend_on_the_devices(setup, one_device, num_devices):
     want_state, want = one_device
@@ -95,6 +96,7 @@ def test_trajectory_does_not_depend_on_the_devices(setup, one_device, num_device
     assert int(state.step) == STEPS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("group_images", [16, 32, 64])
 def test_a_group_may_span_devices(setup, group_images):
     """With 8 images per device the partitioner exchanges what a group needs: 2, 4 or all devices share one."""
@@ -111,6 +113,7 @@ def test_first_state_does_not_depend_on_the_devices(setup):
     assert all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(state))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("microbatches", [2, 4])
 def test_microbatches_change_nothing(setup, microbatches):
     want, want_losses = setup.train(3, num_devices=2)
@@ -145,6 +148,7 @@ def test_draws_depend_on_the_step(setup):
     assert losses[0] == losses[1] != losses[2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("module", "factor"), [("stem_conv", np.nan), ("classifier", np.nan), ("classifier", 1e30)])
 def test_a_bad_gradient_shows_in_the_loss_and_the_parameters(setup, module, factor):
     place, run = setup.run(2)

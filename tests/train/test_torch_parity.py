@@ -174,6 +174,7 @@ def runs(request) -> tuple[dict, list[dict], list[dict], float | None]:
     return variables, ours(request.param, variables, batches), theirs(request.param, variables, batches), fifth
 
 
+@pytest.mark.slow
 def test_first_step_gradients(runs):
     variables, ours, theirs, _ = runs
     # At the first step the momentum buffer is the gradient and the decay.

@@ -84,6 +84,7 @@ def traces(workdir):
     return sorted((workdir / "tensorboard" / "plugins" / "profile").glob("*/*.trace.json.gz"))
 
 
+@pytest.mark.slow
 def test_a_run_is_traced_at_given_steps_and_on_request(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tiny.ROOT)
     (tmp_path / "profile").touch()
