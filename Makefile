@@ -22,11 +22,11 @@ demo: $(BASE) ## train the quickstart network on the built-in images, evaluate i
 	@$(BIN)/python main.py --config=configs/quickstart.py
 	@$(BIN)/python main.py --config=configs/quickstart.py --mode=evaluate
 
-check: $(DEV) ## ruff, pyright and the fast tests: about 3 minutes
+check: $(DEV) ## ruff, pyright and the fast tests
 	@$(lint)
 	@$(PYTEST) -m "not slow"
 
-test: $(DEV) ## ruff, pyright and all tests: about 15 minutes
+test: $(DEV) ## ruff, pyright and all tests
 	@$(lint)
 	@$(PYTEST)
 
