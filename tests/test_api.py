@@ -46,6 +46,7 @@ def test_load_predicts_what_the_model_does(state_and_net, images):
     assert jax.tree.all(jax.tree.map(np.array_equal, net.variables, variables))
 
 
+@pytest.mark.slow
 def test_features(state_and_net, images):
     """28 px, a stem of stride 2, two halvings; stages put out 4, 8 and 16 times the 4 channels of the stem."""
     features = state_and_net[1].features(images)
@@ -91,6 +92,7 @@ def test_preprocess_colour_for_a_grey_network(state_and_net):
         (SMALL_STEM, (1, 28, 28, 1), [72.94], 10),
     ],
 )
+@pytest.mark.slow
 def test_build_prepares_images_as_the_network_was_made_for(monkeypatch, stem, shape, mean, num_classes):
     monkeypatch.setitem(zoo.ARCHS, "row", Arch("basic", (1,), stem=stem, width=4))
     net = net_module.build("row", seed=1)
@@ -102,6 +104,7 @@ def test_build_prepares_images_as_the_network_was_made_for(monkeypatch, stem, sh
     assert len(net.config["data"]["std"]) == shape[-1]
 
 
+@pytest.mark.slow
 def test_build():
     net = net_module.build("resnext11_4x2d_tiny", num_classes=7, seed=1)
     assert net(np.zeros((1, 28, 28, 1), np.uint8)).shape == (1, 7)
@@ -137,6 +140,7 @@ def test_any_size_from_the_stride_of_the_last_stage_on(state_and_net):
         net(np.zeros((1, 7, 40, 1), np.uint8))
 
 
+@pytest.mark.slow
 def test_a_new_head_on_the_same_backbone(state_and_net, images):
     _, net = state_and_net
     other = net.with_head(3, seed=1)
@@ -167,6 +171,7 @@ np.savez(sys.argv[3], platforms=served.platforms, three=served.call(images), one
 """
 
 
+@pytest.mark.slow
 def test_an_exported_file_serves_without_this_package(state_and_net, images, tmp_path):
     """In a process of its own, away from the sources; any number of images."""
     _, net = state_and_net
@@ -186,6 +191,7 @@ def test_an_exported_file_serves_without_this_package(state_and_net, images, tmp
     np.testing.assert_allclose(served["one"], want[:1], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_export_for_others_and_mistakes(state_and_net, tmp_path):
     _, net = state_and_net
     net.export(str(tmp_path / "net.jax"), platforms=["tpu"], batch_size=5, image_size_px=32)

@@ -161,6 +161,7 @@ def test_what_is_allowed_passes(path: str, source: str):
     assert problems(pathlib.PurePath(path), source) == []
 
 
+@pytest.mark.slow
 def test_everything_imports_where_torch_and_tensorflow_are_absent():
     names = [".".join(path.with_suffix("").parts).removesuffix(".__init__") for path in sources()]
     names = [name for name in names if name.startswith("resnext_jax") and ".convert" not in name]

@@ -54,6 +54,7 @@ def test_step_traces(name):
     assert metrics.loss.shape == ()
 
 
+@pytest.mark.slow
 def test_activations_are_bfloat16_and_the_rest_float32():
     run, _ = assembled(config_of("resnext50_32x4d"))
     state = run.state_shapes()

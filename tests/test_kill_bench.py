@@ -43,6 +43,7 @@ def test_four_kills_and_a_change_of_devices():
         (["--kill=3", "kills"], "unknown arguments: kills"),
     ],
 )
+@pytest.mark.slow
 def test_a_bench_that_would_show_nothing_is_refused(flags, problem):
     process = subprocess.run([sys.executable, BENCH, *flags], capture_output=True, text=True, check=False)
     assert process.returncode == 2
@@ -50,6 +51,7 @@ def test_a_bench_that_would_show_nothing_is_refused(flags, problem):
     assert "nothing was lost" not in process.stderr
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_the_bench_and_its_runs(tmp_path):
     command = [sys.executable, "-c", tiny.WITH_CTRL_C, BENCH, f"--workdir={tmp_path / 'bench'}"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)

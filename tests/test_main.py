@@ -233,6 +233,7 @@ def test_the_command_on_synthetic_images_names_what_it_reads(mode, keeps, capsys
     assert f"python main.py --mode={mode} {kept}--config.data.name=synthetic" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_evaluate_and_predict_print_json_last(run_main, untrained, tmp_path):
     status, output, error = run_main("--mode=evaluate", f"--workdir={untrained}", "--json")
     assert status == 0, error
@@ -260,6 +261,7 @@ def test_evaluate_and_predict_print_json_last(run_main, untrained, tmp_path):
         assert {prediction["class"] for prediction in result["predictions"]} <= set(tiny.INFO.class_names)
 
 
+@pytest.mark.slow
 def test_help():
     """The doormat itself, in a process of its own."""
     process = subprocess.run(
@@ -269,6 +271,7 @@ def test_help():
     assert all(flag in process.stdout for flag in ("--config:", "--workdir:", "--mode:", "--[no]json:")), process.stderr
 
 
+@pytest.mark.slow
 def test_evaluation_does_not_mind_the_training_batch(run_main, tmp_path):
     # 8 devices: a training batch of 12 would not divide.
     tiny.save_fresh(tmp_path, "--config.batch_size=12", "--config.bn_group_images=4")
@@ -277,6 +280,7 @@ def test_evaluation_does_not_mind_the_training_batch(run_main, tmp_path):
     assert "on 3,000 images of builtin" in output
 
 
+@pytest.mark.slow
 def test_other_classes_are_refused(refused, tmp_path):
     tiny.save_fresh(tmp_path)
     more = {
@@ -289,6 +293,7 @@ def test_other_classes_are_refused(refused, tmp_path):
         assert phrase in message
 
 
+@pytest.mark.slow
 def test_images_that_do_not_fit_write_nothing(refused, tmp_path):
     # Only the images themselves show this one; nothing of the run may be written yet.
     assert "without a crop" in refused(*tiny.ARGUMENTS, f"--workdir={tmp_path}", "--config.data.image_size_px=32")
@@ -331,6 +336,7 @@ def test_a_second_run_in_a_workdir(refused, tmp_path):
         assert {path.name for path in tmp_path.iterdir()} == {"run.lock"}
 
 
+@pytest.mark.slow
 def test_a_changed_trajectory_and_a_damaged_checkpoint(refused, tmp_path):
     tiny.save_fresh(tmp_path)
     message = refused(*tiny.ARGUMENTS, f"--workdir={tmp_path}", "--config.seed=5")

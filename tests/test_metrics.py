@@ -17,6 +17,7 @@ def counted(logits, labels, mask=None) -> tuple[int, int, int]:
     return int(sums.top1), int(sums.top5), int(sums.images)
 
 
+@pytest.mark.slow
 def test_ranks():
     # Classes 0..6 in falling order of their logits: the label is the rank.
     logits = np.tile(np.arange(7.0)[::-1], (7, 1))

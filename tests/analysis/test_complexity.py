@@ -43,6 +43,7 @@ def test_a_figure_agrees_to_its_last_digit():
 
 
 @pytest.mark.parametrize(("name", "image_px"), [("resnext50_32x4d", 97), ("densenet121", 65), ("vgg11_bn", 70)])
+@pytest.mark.slow
 def test_other_sizes_as_pytorch_counts_them(torchvision, name, image_px):
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
         torchvision.models.get_model(name).eval()(torch.empty(1, 3, image_px, image_px))

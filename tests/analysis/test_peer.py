@@ -39,6 +39,7 @@ def test_float32_on_a_gpu_is_no_tf32_for_either(gpu, monkeypatch):
     assert not gpu.backends.cudnn.allow_tf32
 
 
+@pytest.mark.slow
 def test_on_a_gpu_all_is_compiled_in_bfloat16_channels_last(gpu, monkeypatch):
     """The graph is captured as for a GPU, but no code is generated."""
     torch = gpu
@@ -102,6 +103,7 @@ def test_networks_without_a_peer_are_refused(name):
 
 
 @pytest.mark.parametrize("name", ["resnext20_8x4d_small", "resnext29_8x64d", "resnext101_8x14d"])
+@pytest.mark.slow
 def test_the_peer_of_other_networks_has_as_many_parameters(name, torchvision):
     model = tiny.cpu_model(zoo.ARCHS[name], 10)
     images = jax.ShapeDtypeStruct((1, 32, 32, 3), "float32")

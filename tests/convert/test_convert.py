@@ -114,6 +114,7 @@ def tiny_torchvision(torchvision):
 
 @pytest.mark.parametrize("name", ARCHS)
 @pytest.mark.parametrize("new_format", [True, False])
+@pytest.mark.slow
 def test_round_trip_is_byte_identical_and_logits_are_theirs(tmp_path, tiny_torchvision, name, new_format):
     network = tiny_torchvision(name)
     file, out, back = (str(tmp_path / part) for part in ("net.pth", "out", "back.pth"))
@@ -457,6 +458,7 @@ def test_wrong_overrides_of_a_checkpoints_config(tmp_path, tiny_torchvision, run
     assert "data.mean='grey' must be numbers" in text
 
 
+@pytest.mark.slow
 def test_checkpoints_that_torchvision_cannot_have(tmp_path, tiny_torchvision, capsys, monkeypatch):
     save_as_ours(tmp_path, tiny_torchvision("tiny_resnext"), 1, list("abcde"))
     arguments = ["checkpoint", str(tmp_path), "--to=torchvision", f"--out={tmp_path / 'x.pth'}"]

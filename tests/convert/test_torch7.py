@@ -145,6 +145,7 @@ def test_broken_files(tmp_path, content, problem):
 @pytest.mark.parametrize(
     ("model", "library", "tensor_class"), [("tiny_resnext", "cudnn", "Cuda"), ("tiny_preresnet", "nn", "Float")]
 )
+@pytest.mark.slow
 def test_logits_are_torch7s(tmp_path, model, library, tensor_class):
     builder, arch = Builder(library=library), zoo.ARCHS[model]
     assert isinstance(arch, zoo.Arch)

@@ -118,6 +118,7 @@ def broken(folder) -> list[str]:
     return sorted([*flipped, *(path.name for path in paths if "flipped" not in path.name and "good" not in path.name)])
 
 
+@pytest.mark.slow
 def test_training_goes_on_past_all_of_them_and_names_each_once(folder, broken, caplog, monkeypatch):
     monkeypatch.setattr(stream, "GIVE_UP_AFTER_S", 30.0)  # at one image
     source = open_source("folder", "train", data_dir=str(folder), on_bad_image="replace")
@@ -143,6 +144,7 @@ def test_preparation_leaves_them_out_by_name(folder, broken, tmp_path, capsys):
     assert manifest["splits"]["train"]["num_images"] == 200 + NUM_GOOD - len(broken)
 
 
+@pytest.mark.slow
 def test_evaluation_stops_at_each(folder, broken):
     source = open_source("folder", "train", data_dir=str(folder))
     crop = Crop("random_sized", 16, 18)

@@ -64,6 +64,7 @@ def test_the_time_of_workers_counts():
     assert found >= 0.2
 
 
+@pytest.mark.slow
 def test_without_peers_the_rest_is_timed_and_they_are_named(monkeypatch, capsys):
     monkeypatch.setattr(
         contenders,

@@ -106,6 +106,7 @@ def test_the_shuffle_of_a_small_set_is_uniform():
     assert chi_square(successors[~np.eye(10, dtype=bool)]) < 145  # some 89 degrees of freedom
 
 
+@pytest.mark.slow
 def test_the_shuffle_of_a_large_set_is_uniform():
     """Where images go, what follows them, and where they go in the next epoch, in tenths of the set."""
     num_images = 70_000
@@ -186,6 +187,7 @@ def test_the_order_needs_no_memory():
 
 
 @pytest.mark.parametrize("num_images", [65_536, 65_537, 65_538])
+@pytest.mark.slow
 def test_no_image_is_left_out_at_powers_of_two(num_images):
     for epoch in range(2):
         order = train_indices(num_images, 3, epoch * num_images + np.arange(num_images))
@@ -357,6 +359,7 @@ def test_stopping_early_leaves_no_thread(photos):
     assert not input_threads()
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_the_process():
     code = (
         "import signal\n"

@@ -225,6 +225,7 @@ def of_group(group: int) -> list[str]:
 
 # With 1 in the middle of the work, with 4 while workers are still being started.
 @pytest.mark.parametrize(("num_processes", "until"), [(1, "*.array_record"), (4, "unfinished.json")])
+@pytest.mark.slow
 def test_ctrl_c_ends_it_at_once_and_leaves_nothing_behind(tmp_path, num_processes, until):
     write_folders(tmp_path, "train", {"a": 60, "b": 60}, width=500, height=375)
     out = tmp_path / "out"
@@ -277,6 +278,7 @@ def test_a_finished_directory_is_mended_not_written_anew(tmp_path, capsys):
 # ---- two at once
 
 
+@pytest.mark.slow
 def test_a_second_command_on_the_same_directory_waits_its_turn(tmp_path, capsys):
     write_folders(tmp_path, "train", {"a": 2})
     flags = folder_flags(tmp_path)

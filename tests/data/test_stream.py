@@ -56,6 +56,7 @@ def batches_of(source, start_step=0, num_steps=1000, **changes):
     return pipeline.train_batches(source, Crop("random_sized", 8), **arguments)
 
 
+@pytest.mark.slow
 def test_1000_batches_are_equal_for_any_threads_and_hosts():
     source = Files()
 
@@ -126,6 +127,7 @@ def test_a_slow_thread_is_waited_for(monkeypatch):
     assert len(list(batches_of(source, num_steps=60))) == 60
 
 
+@pytest.mark.slow
 def test_an_exit_in_the_middle_is_an_ordinary_one():
     code = (
         "import sys\n"
@@ -139,6 +141,7 @@ def test_an_exit_in_the_middle_is_an_ordinary_one():
 
 
 @pytest.mark.parametrize("num_threads", [1, 3, 16])
+@pytest.mark.slow
 def test_few_batches_are_begun_whatever_the_number_of_threads(num_threads):
     source = Files()
     batches = batches_of(source, num_threads=num_threads, batch_size=16, num_steps=200)

@@ -136,6 +136,7 @@ def softmax(logits):
     return exponentials / exponentials.sum(axis=-1, keepdims=True)
 
 
+@pytest.mark.slow
 def test_1k_way_is_a_softmax_over_the_subset():
     """The data's classes 0 to 3 are the network's 17, 4, 9 and 2; answers are among these."""
     label_of, labels = np.array([17, 4, 9, 2]), np.array([0, 1, 2, 3, 0, 1])
@@ -166,6 +167,7 @@ def test_an_ensemble_averages_probabilities():
     assert got.top5 == (np.argsort(-mean, axis=1)[:, :5] == labels[:, None]).any(axis=1).sum()
 
 
+@pytest.mark.slow
 def test_several_right_answers():
     """By hand: the best is class 3, then 2, 0, 1; of four images one has no right answer, one is padding."""
     logits = np.array([[1.0, 0.0, 2.0, 3.0]] * 5, np.float32)
@@ -177,6 +179,7 @@ def test_several_right_answers():
     assert got.loss == pytest.approx(-np.log(right).sum(), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_the_fifth_guess_among_several_right_answers():
     """Class 5 is the sixth: wrong. Class 6 behind it as well is no more right; with class 4 the fifth guess is."""
     logits = -np.arange(8, dtype=np.float32)[None]

@@ -119,6 +119,7 @@ def test_among_all_classes_and_among_those_of_the_images(root):
     same(row(root / "run", "evaluate.classes=present"), present)
 
 
+@pytest.mark.slow
 def test_a_map_where_the_names_differ(root, tmp_path):
     logits, labels = expected_logits(root / "run")
     save(tmp_path / "run", [f"class {label}" for label in range(8)], f"--config.data.dir={root / 'data'}")
@@ -353,6 +354,7 @@ def test_real_labels_of_files(tmp_path):
     assert found["top1"] == hits / 4
 
 
+@pytest.mark.slow
 def test_real_labels_want_the_order_of_imagenet(tmp_path):
     """Its English names, sorted, are the same 1000 in another order: tench is 890 there, and 0 in the labels."""
     (tmp_path / "real.json").write_text(json.dumps([[1]] * 50_000))

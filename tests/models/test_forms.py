@@ -91,6 +91,7 @@ def test_one_function_with_one_gradient_for_ten_steps(grouped, form):
     assert_close(their_outputs, outputs)
 
 
+@pytest.mark.slow
 def test_the_grouped_form_is_the_block_of_the_networks(grouped):
     kernels_px, variables, _ = grouped
     if kernels_px == (3, 3):

@@ -130,6 +130,7 @@ class Pair(nn.Module):
 
 @pytest.mark.parametrize(("impl", "dims"), [("native", (256,)), ("moments", (256,)), ("blocked128", (2, 128))])
 @pytest.mark.parametrize("train", [True, False])
+@pytest.mark.slow
 def test_conv_bn_equals_conv_and_then_batch_norm(impl, dims, train):
     rng = np.random.default_rng(1)
     x = jnp.asarray(rng.normal(size=(2, 4, 4, 8)), jnp.float32)

@@ -16,6 +16,7 @@ PUBLISHED = {"resnet50": 4.089, "resnext50_32x4d": 4.230, "resnext101_64x4d": 15
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.slow
 def test_published(name):
     # As a TPU computes them, with merged groups and blocks: that changes nothing.
     tpu: dict[str, Any] = {"platform": "tpu", "chip": "v5e", "conv_impl": "auto"}

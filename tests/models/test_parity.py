@@ -126,6 +126,7 @@ def test_logits_features_gradients_and_statistics(torchvision, case, train):
         ("densenet_bc100_12", lambda: densenet_bc(100, 12)),
     ],
 )
+@pytest.mark.slow
 def test_whole_rows_have_the_arrays_of_the_independent_networks(name, make):
     """Name for name and shape for shape, none left over on either side: what `variables` asserts."""
     model = zoo.NETWORKS[type(zoo.ARCHS[name])](zoo.ARCHS[name], 10, resolver("native", "cpu"), 0)
@@ -143,6 +144,7 @@ def test_whole_rows_have_the_arrays_of_the_independent_networks(name, make):
         (DenseNetArch((2, 1), 32, 64), {"moments", "space_to_depth"}),
     ],
 )
+@pytest.mark.slow
 def test_the_algorithms_of_a_tpu_compute_the_same(arch, algorithms):
     seen, choose = set(), resolver("auto", "tpu", "v5e")
     images = jnp.asarray(np.random.default_rng(1).normal(size=(4, 32, 32, 3)), jnp.float32)
@@ -163,6 +165,7 @@ def test_the_algorithms_of_a_tpu_compute_the_same(arch, algorithms):
         assert parity.relative(got, np.asarray(want)) < 1e-4
 
 
+@pytest.mark.slow
 def test_dropout_lies_between_the_two_convolutions(torchvision):
     """Torch's network with our masks, block for block."""
     arch = Arch("basic", (1, 2, 1), stem=CIFAR_STEM, width=4, preactivation=True, widen=3, dropout=0.4)

@@ -33,6 +33,7 @@ def native(arch: zoo.Row, num_classes: int = 10, **options) -> ResNeXt:
 
 
 @pytest.mark.parametrize(("name", "conv_impl"), [("resnext50_32x4d", "native"), ("resnet18", "auto")])
+@pytest.mark.slow
 def test_logits_and_features_equal_torchvision(torchvision, name, conv_impl):
     torch.manual_seed(0)
     theirs = torchvision.models.get_model(name, weights=None).eval()
@@ -89,6 +90,7 @@ def test_projection_only_where_the_shape_changes(arch, projections):
         assert paths_with("shortcut", variables[part]) == projections
 
 
+@pytest.mark.slow
 def test_no_shortcuts_at_all():
     arch = zoo.select("resnext50_32x4d", shortcut=False)
     assert paths_with("shortcut", init_shapes(native(arch))["params"]) == set()
@@ -102,6 +104,7 @@ def test_no_shortcuts_at_all():
     np.testing.assert_array_equal(features["stage2"], 0)
 
 
+@pytest.mark.slow
 def test_every_batch_norm_of_a_network_starts_at_one():
     """The last of a block too, which newer recipes start at 0. Of the stem, of two blocks and of their shortcuts."""
     model = native(Arch("bottleneck", (1, 1), 2, 2, SMALL_STEM, width=4))
@@ -150,6 +153,7 @@ def test_every_convolution_of_a_small_network():
         (zoo.ARCHS["resnext20_8x4d_small"], (2, 2, 4, 8), (16, 64, 128, 256)),
     ],
 )
+@pytest.mark.slow
 def test_strides_and_channels_of_the_features(arch, strides, channels):
     logits, features = output_shapes(native(arch, num_classes=7))
     assert logits.shape == (2, 7)
@@ -161,6 +165,7 @@ def test_strides_and_channels_of_the_features(arch, strides, channels):
 
 
 @pytest.mark.parametrize("image_px", [28, 33])
+@pytest.mark.slow
 def test_odd_sizes_round_up(image_px):
     _, features = output_shapes(native(zoo.ARCHS["resnext20_8x4d_small"]), image_px)
     half = (image_px + 1) // 2

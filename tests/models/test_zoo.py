@@ -174,6 +174,7 @@ def test_bfloat16_is_for_activations_only(name):
         *(("vgg11", 32), ("densenet121", 29), ("densenet_bc100_12", 4)),
     ],
 )
+@pytest.mark.slow
 def test_images_that_are_too_small(name, smallest_px):
     model = zoo.NETWORKS[type(zoo.ARCHS[name])](zoo.ARCHS[name], 10, lambda shape: "native")
     init = partial(jax.eval_shape, partial(model.init, train=False), jax.random.key(0))

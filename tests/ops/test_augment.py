@@ -179,6 +179,7 @@ def full_recipe():
     return jax.jit(lib.make_augment(**IMAGENET, **recipe))
 
 
+@pytest.mark.slow
 def test_an_image_gets_its_draws_in_any_split_of_the_batch(full_recipe):
     keys = lib.image_keys(7, jnp.int32(11), 6)
     images = jnp.asarray(RNG.integers(0, 256, (6, 4, 6, 3)), jnp.uint8)

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from resnext_jax.ops.augment import image_keys
 from resnext_jax.ops.dropout import dropout, layer_keys, stochastic_depth
@@ -48,6 +49,7 @@ def test_no_key_is_one_of_those_that_augmentation_splits_off():
     assert not taken & ours
 
 
+@pytest.mark.slow
 def test_stochastic_depth_drops_whole_images():
     keys = layer_keys(image_keys(0, jnp.int32(1), 2000), 3)
     x = jnp.asarray(np.random.default_rng(0).normal(size=(2000, 2, 3)), jnp.float32)

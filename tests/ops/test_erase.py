@@ -48,6 +48,7 @@ def test_boxes_are_distributed_as_torchvisions(torchvision):
     assert 0.31 < area.max() < 0.35
 
 
+@pytest.mark.slow
 def test_so_many_images_are_erased():
     share = (erased_boxes(0.1)[:, 2] > 0).mean()
     assert abs(share - 0.1) < 5 * np.sqrt(0.1 * 0.9 / NUM)

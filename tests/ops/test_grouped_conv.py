@@ -77,6 +77,7 @@ def _assert_close(got, want, relative):
 
 @pytest.mark.parametrize("impl", [*lib.IMPLS, "merge1", "merge2", "native+im2col", "slabs32+per_tap"])
 @pytest.mark.parametrize("case", CASES)
+@pytest.mark.slow
 def test_output_and_gradients_equal_numpy(case, impl):
     (x, kernel, grad), groups, stride = _inputs(case)
     if impl == "merge2" and groups == 1:

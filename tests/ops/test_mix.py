@@ -25,6 +25,7 @@ def mixed(group_images=GROUP, keys=KEYS, images=IMAGES, labels=LABELS, **alphas)
     return np.asarray(images), SimpleNamespace(**{name: np.asarray(label) for name, label in labels._asdict().items()})
 
 
+@pytest.mark.slow
 def test_mixup():
     images, labels = mixed(mixup_alpha=0.7)
     np.testing.assert_array_equal(labels.own, LABELS)
@@ -82,6 +83,7 @@ def draws(count: int, **alphas) -> tuple[np.ndarray, np.ndarray]:
 
 
 @pytest.mark.parametrize("alpha", [0.1, 0.2, 1.0])
+@pytest.mark.slow
 def test_weights_of_mixup_are_of_the_beta_distribution(alpha):
     weight, _ = draws(2000, mixup_alpha=alpha)
     # 0.1 of the weights lie within float32's last digit of 0 or 1, where a continuous distribution has no steps.
@@ -113,6 +115,7 @@ def test_boxes_of_cutmix_lie_as_often_where_they_should(alpha):
     assert covered.min() < 0.6 * covered.max()  # the corners are cut less often than the middle
 
 
+@pytest.mark.slow
 def test_one_of_the_two_for_each_group():
     _, blended = draws(2000, mixup_alpha=1.0, cutmix_alpha=1.0)
     assert abs(blended.mean() - 0.5) < 5 * 0.5 / np.sqrt(2000)
@@ -130,6 +133,7 @@ def test_a_group_is_mixed_by_itself():
             np.testing.assert_array_equal(getattr(own, name), want[part])
 
 
+@pytest.mark.slow
 def test_without_groups_the_batch_is_one():
     images, labels = mixed(0, mixup_alpha=0.7)
     np.testing.assert_array_equal(labels.other, np.roll(LABELS, 1))

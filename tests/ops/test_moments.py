@@ -83,6 +83,7 @@ def test_bfloat16_rounds_and_no_more(shape):
         assert error < 2**-7, f"{name}: {error:.1e}"
 
 
+@pytest.mark.slow
 def test_a_constant_output_has_no_negative_variance():
     x = jnp.full((4, 7, 7, 3), 1000.1)
     _, _, variance = conv_norm(x, jnp.ones((1, 1, 3, 2)), jnp.ones(2), jnp.zeros(2), EPSILON)

@@ -47,6 +47,7 @@ def test_the_list_has_the_convolutions_of_the_paper():
 
 
 @pytest.mark.parametrize(("groups", "channels", "stride"), CONVOLUTIONS, ids=str)
+@pytest.mark.slow
 def test_as_chosen_it_equals_torch(groups, channels, stride):
     rng = np.random.default_rng(0)
     height, width = 3, 4  # odd and even; what is chosen was chosen for the true size

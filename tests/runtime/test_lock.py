@@ -38,6 +38,7 @@ def foreign(workdir, renewed=0):
     write_whole(Lock(str(workdir), print)._path, json.dumps(holder))
 
 
+@pytest.mark.slow
 def test_killed_run_on_this_machine_is_replaced_at_once(tmp_path):
     process = subprocess.Popen(
         [sys.executable, "-c", HOLDER, str(tmp_path)],

@@ -17,6 +17,7 @@ import tiny
         ([130, 0], 2, 0),
     ],
 )
+@pytest.mark.slow
 def test_loop_runs_again_except_after_success_and_a_mistake(tmp_path, statuses, starts, status):
     (script,) = re.findall(
         r"<!-- run\.sh -->\n```bash\n(.*?)```", (tiny.ROOT / "docs" / "pod.md").read_text(), re.DOTALL

@@ -143,6 +143,7 @@ print(jax.process_count(), jax.distributed.is_initialized())
 """
 
 
+@pytest.mark.slow
 def test_single_task_that_jax_finds_is_alone_without_a_port():
     """As a batch script of Slurm may leave it: JAX reads a job of one process, and opens a port for it."""
     one = {"SLURM_NTASKS": "1", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_STEP_NODELIST": "localhost"}

@@ -36,6 +36,7 @@ gc.collect()
         ("asyncio.get_running_loop().call_soon(call)", True),
     ],
 )
+@pytest.mark.slow
 def test_the_failed_writes_of_a_save_are_not_told_one_by_one(what, told):
     """Orbax raises the first; of the others, for which nobody asks, asyncio would log each with a traceback."""
     process = subprocess.run(

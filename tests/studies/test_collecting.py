@@ -30,6 +30,7 @@ def test_mean_and_standard_error_by_hand():
     assert [collect.percent([20.0]), collect.percent([])] == ["20.00", ""]
 
 
+@pytest.mark.slow
 def test_table_of_made_up_runs(tmp_path):
     rows = [
         Row("1x32d, a", "quickstart", {"num_epochs": 2.0}, {"top-1": 23.9}, like="50 layers"),
@@ -106,6 +107,7 @@ def test_collecting_seeds_that_are_not_there_keeps_the_table(tmp_path):
 
 
 @pytest.mark.parametrize("name", STUDIES)
+@pytest.mark.slow
 def test_every_figure_has_something_on_it(name, tmp_path, no_tracing):
     scale = STUDIES[name].scales["tiny"]
     for index, run in enumerate(runs_of(scale, str(tmp_path), scale.seeds)):

@@ -170,6 +170,7 @@ def test_a_damaged_evaluation_is_made_again(tmp_path, monkeypatch, damage):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.slow
 def test_ctrl_c_ends_at_once_and_says_how_to_go_on(tmp_path, number):
     process = start(tmp_path)
     wait_for(lambda: (tmp_path / "out" / "one_seed0.log").exists(), process)

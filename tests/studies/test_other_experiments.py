@@ -65,6 +65,7 @@ def test_step_times_of_two_machines_are_not_compared(tmp_path, monkeypatch):
     assert not (out / "table.md").exists()
 
 
+@pytest.mark.slow
 def test_fine_tuning_from_start_to_end(tmp_path, monkeypatch, capsys):
     """Accuracies by hand; one that fails ends it, with what to read. The training itself: train/test_finetune.py."""
     finetune = importlib.import_module("experiments.finetune.run")

@@ -192,6 +192,7 @@ def test_complexity_of_the_papers_blocks():
     assert [figures.width for figures in table2.PAPER.values()] == [64, 80, 96, 112, 128]
 
 
+@pytest.mark.slow
 def test_the_readme_of_table_2_has_what_the_command_prints(tmp_path, capsys):
     table2 = importlib.import_module("experiments.table2_complexity.run")
     assert table2.execute(argparse.Namespace(scale="full", out=str(tmp_path / "out"))) == 0

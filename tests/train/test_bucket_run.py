@@ -71,6 +71,7 @@ def test_a_run_in_a_bucket_is_the_run_in_a_directory(bucket, tmp_path, capsys):
         assert (ours[name] == array).all(), name
 
 
+@pytest.mark.slow
 def test_recomputed_statistics_whose_save_was_cut_short_are_made_again(bucket, monkeypatch):
     """In a bucket a save lies where it stays from its first object on; only the last one says that it is whole."""
     place = Place(make_mesh(jax.devices()[:1]), "cpu")

@@ -28,6 +28,7 @@ def test_an_earlier_checkpoint_loads():
     assert net(np.zeros((2, 28, 28, 1), np.uint8)).shape == (2, 10)
 
 
+@pytest.mark.slow
 def test_an_earlier_checkpoint_evaluates_alike():
     place = Place(make_mesh(jax.devices()[:2]), "cpu")
     loaded = load_checkpoint(str(EARLIER), None, place, prepare=lambda config: None, raw=False)

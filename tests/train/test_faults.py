@@ -64,6 +64,7 @@ def test_a_poisoned_batch_changes_nothing_but_the_counts(skipping):
 
 
 @pytest.mark.parametrize("where", ["batch_stats", "classifier"])
+@pytest.mark.slow
 def test_not_only_the_loss_decides(skipping, where):
     place, run = skipping
     state = jax.tree.map(np.array, run.create_state())

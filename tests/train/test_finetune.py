@@ -87,6 +87,7 @@ def test_all_but_the_classifier_is_taken(start, frozen):
     assert "new: params/classifier/bias (3,), params/classifier/kernel (64, 3)" in lines[0]
 
 
+@pytest.mark.slow
 def test_averages_start_from_the_weights_that_are_taken(start):
     _, state, _ = first(config_from(start[0], "--config.ema_decay=0.9"))
     for name in ("params", "batch_stats"):
@@ -110,6 +111,7 @@ def batch():
     return Batch(images, rng.integers(0, 3, 8).astype(np.int32), np.ones(8, np.float32))
 
 
+@pytest.mark.slow
 def test_a_frozen_backbone_stays_bit_for_bit(start, frozen):
     """The classifier makes a step of plain SGD from the inference network's features, weight decay included."""
     run, state, _, before = frozen

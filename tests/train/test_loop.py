@@ -15,6 +15,8 @@ import tiny
 
 from resnext_jax.api import load
 
+pytestmark = pytest.mark.slow
+
 EQUAL_FIELDS = ("step", "epoch", "phase", "loss", "top1", "top5", "images", "learning_rate")  # whatever the speed
 FIRST_PART_STEPS = 10
 
@@ -68,7 +70,6 @@ def assert_equal_checkpoints(left, right):
         np.testing.assert_array_equal(array, actual[name], err_msg=name)
 
 
-@pytest.mark.slow
 def test_killed_and_run_again_is_the_uninterrupted_run_bit_for_bit(uninterrupted, tmp_path):
     for moment, reached in MOMENTS.items():
         process = tiny.start(tmp_path)
@@ -103,7 +104,6 @@ def test_workdir_is_complete(uninterrupted):
     assert names == expected | {"checkpoints", "tensorboard"}
 
 
-@pytest.mark.slow
 def test_asynchronous_save_holds_the_state_of_its_step(uninterrupted, first_part):
     """The long run went on, into the same donated buffers, while it saved; the short one ended there."""
     name = str(FIRST_PART_STEPS)
@@ -118,7 +118,6 @@ def test_run_again_when_done_changes_nothing(first_part):
     assert tiny.digests(first_part) == before
 
 
-@pytest.mark.slow
 def test_not_finite_stops_with_the_step_and_keeps_the_last_good_checkpoint(first_part, tmp_path):
     workdir = shutil.copytree(first_part, tmp_path / "run")
     before = tiny.digests(workdir / "checkpoints")
@@ -149,7 +148,6 @@ def two_processes(workdir, *overrides, environments=({}, {})):
     ]
 
 
-@pytest.mark.slow
 def test_two_processes_do_as_one(uninterrupted, tmp_path):
     spoken, silent = map(tiny.finish, two_processes(tmp_path, "--config.num_steps=20"))
     assert "compiling the step for 2 cpu device(s)" in spoken
@@ -168,7 +166,6 @@ def test_two_processes_do_as_one(uninterrupted, tmp_path):
         np.testing.assert_allclose(ours[name], array, rtol=1e-3, atol=1e-5, err_msg=name)
 
 
-@pytest.mark.slow
 def test_a_mistake_of_one_process_ends_both_with_a_sentence(tmp_path):
     """The same command, but what it names is not there on one host."""
     homes = [{"HOME": str(tmp_path)}, {"HOME": os.devnull}]
@@ -179,7 +176,6 @@ def test_a_mistake_of_one_process_ends_both_with_a_sentence(tmp_path):
     assert "Traceback" not in first + second
 
 
-@pytest.mark.slow
 def test_processes_must_share_the_workdir(tmp_path):
     for home in ("a", "b"):
         (tmp_path / home).mkdir()
@@ -192,7 +188,6 @@ def test_processes_must_share_the_workdir(tmp_path):
     assert [path.name for path in (tmp_path / "a" / "run").iterdir()] == []
 
 
-@pytest.mark.slow
 def test_a_hanging_read_does_not_outlive_ctrl_c(tmp_path):
     hangs = (
         "import runpy, signal, sys, time; signal.signal(signal.SIGINT, signal.default_int_handler); "

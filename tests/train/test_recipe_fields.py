@@ -107,6 +107,7 @@ def test_images_are_mixed_with_its_alphas(name):
 
 
 @each_recipe
+@pytest.mark.slow
 def test_the_loss_is_the_recipes(name, torchvision):
     """PyTorch's for V2, timm's for the others, of images that are mixed."""
     bce = importlib.import_module("timm.loss").BinaryCrossEntropy

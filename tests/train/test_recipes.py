@@ -109,6 +109,7 @@ def test_every_addition_is_in_the_program(setup):
     assert len(set(programs)) == len(offs) + 2
 
 
+@pytest.mark.slow
 def test_a_policy_flips_on_the_host():
     config = tiny.config("--config.augment.pad_px=0")
     images = np.random.default_rng(0).integers(0, 256, (32, 28, 28, 1)).astype(np.uint8)
@@ -133,6 +134,7 @@ def test_training_images_of_another_size():
     np.testing.assert_array_equal(batch.image, want.image)
 
 
+@pytest.mark.slow
 def test_lamb_trains_and_is_resumed_by_its_state():
     run, _ = tiny.assembled("--config.optimizer=lamb", "--config.weight_decay_of=kernels")
     shapes = run.state_shapes()

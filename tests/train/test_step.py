@@ -131,6 +131,7 @@ def test_split_rows_takes_whole_groups_in_turn():
     np.testing.assert_array_equal(split_rows(rows[:, 0], 2, 2), [[0, 1, 4, 5, 8, 9], [2, 3, 6, 7, 10, 11]])
 
 
+@pytest.mark.slow
 def test_state_is_donated_and_counted(setup):
     place, run = setup.run(2)
     state, batch = put_replicated(place.mesh, setup.start), to_global(place.mesh, setup.batches[0])

@@ -22,6 +22,8 @@ from resnext_jax.train.recipe import classification_loss
 from resnext_jax.train.step import train_step
 from resnext_jax.types import Batch, TrainState
 
+pytestmark = pytest.mark.slow
+
 BATCH, CLASSES, STEPS = 8, 7, 5
 MEAN, STD = (120.0, 110.0, 100.0), (60.0, 50.0, 70.0)
 RECIPE = dict(momentum=0.9, weight_decay=0.02, learning_rate=0.1)
@@ -174,7 +176,6 @@ def runs(request) -> tuple[dict, list[dict], list[dict], float | None]:
     return variables, ours(request.param, variables, batches), theirs(request.param, variables, batches), fifth
 
 
-@pytest.mark.slow
 def test_first_step_gradients(runs):
     variables, ours, theirs, _ = runs
     # At the first step the momentum buffer is the gradient and the decay.
