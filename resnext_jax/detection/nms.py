@@ -97,4 +97,3 @@ def _greedy(
         return kept, alive & ~(drops & kept[:, None]).any(axis=0)
 
     return lax.while_loop(is_new, next_round, (jnp.zeros_like(alive), next_round((alive, alive))[1]))[1]
-

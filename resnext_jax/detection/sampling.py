@@ -126,7 +126,6 @@ def sample_regions(
     return RegionSample(regions[index], jnp.where(foreground[index], label[match], 0), target, used)
 
 
-
 def draw(
     key: Key[Array, ""],
     positive: Bool[Array, " rows"],
