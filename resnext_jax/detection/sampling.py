@@ -46,8 +46,8 @@ def label_anchors(
 ) -> tuple[Int[Array, " anchors"], Int[Array, " anchors"]]:
     """Return label and box of every anchor: 1 for an object, 0 for none, -1 for neither, and the index of a box.
 
-    An anchor is positive if its IoU with a box is 0.7 or more, or if no other anchor has a larger IoU with some box (all
-    of those with the largest are). It is negative if its IoU with every box is below 0.3 and it is not positive.
+    An anchor is positive if its IoU with a box is 0.7 or more, or if no other anchor has a larger IoU with some box.
+    Anchors that tie are all positive. All others are negative if their IoU with every box is below 0.3.
     A box without any overlap has no best anchor. In py-faster-rcnn all anchors are the best of such a box.
 
     Args:

@@ -22,7 +22,7 @@ NUM_CLASSES = 3
 
 
 def theirs(boxes: np.ndarray) -> torch.Tensor:
-    """torchvision's boxes end one pixel later: their widths are differences."""
+    """Boxes of torchvision end one pixel later: their widths are differences."""
     return torch.from_numpy(boxes + np.float32([0, 0, 1, 1]))
 
 

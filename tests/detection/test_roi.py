@@ -1,7 +1,6 @@
 """RoI pooling against loops by its definition, RoIAlign against torchvision's Python code and by hand.
 
-The compiled operators of torchvision may be missing. Its `roi_pool` has no other code, so there is no comparison with it
-here; its `roi_align` has.
+The compiled operators of torchvision may be missing. Its `roi_pool` has no other code, so nothing compares with it.
 """
 
 import importlib
@@ -30,12 +29,11 @@ def random_boxes(count: int, height_px: int, width_px: int) -> np.ndarray:
 
 
 def numpy_pool(features: np.ndarray, box: np.ndarray, stride_px: int, bins: int) -> tuple[np.ndarray, np.ndarray]:
-    """The definition, bin by bin in float32: the pooled values, and the flat index of each (-1: a bin without cells)."""
+    """The definition, bin by bin in float32: values, and the flat place of each (-1: a bin without cells)."""
     height, width, channels = features.shape
     x1, y1, x2, y2 = (math.floor(corner / stride_px + 0.5) for corner in box.tolist())
-    bin_height, bin_width = (
-        np.float32(max(end - start + 1, 1)) / np.float32(bins) for start, end in ((y1, y2), (x1, x2))
-    )
+    lengths = max(y2 - y1 + 1, 1), max(x2 - x1 + 1, 1)
+    bin_height, bin_width = (np.float32(length) / np.float32(bins) for length in lengths)
     pooled, winner = np.zeros((bins, bins, channels), np.float32), np.full((bins, bins, channels), -1)
     for row in range(bins):
         top, bottom = int(np.floor(np.float32(row) * bin_height)), int(np.ceil(np.float32(row + 1) * bin_height))
@@ -128,7 +126,7 @@ def test_pooling_keeps_bfloat16():
 
 @pytest.fixture
 def their_roi_align(torchvision):
-    """torchvision's Python code of the operator, which needs none of its compiled ones."""
+    """The Python code of torchvision for the operator, which needs no compiled one."""
     function = importlib.import_module("torchvision.ops.roi_align")._roi_align
     return getattr(function, "__wrapped__", function)
 
@@ -139,7 +137,7 @@ def test_align_and_its_gradient_equal_torchvision(their_roi_align, padding):
     features = RNG.normal(size=(9, 13, 3)).astype(np.float32)
     weight = RNG.normal(size=(12, 14, 14, 3)).astype(np.float32)
     theirs = torch.from_numpy(features).permute(2, 0, 1)[None].requires_grad_()
-    rois = np.concatenate([np.zeros((12, 1)), boxes + [0, 0, 1, 1]], axis=1).astype(np.float32)
+    rois = np.concatenate([np.zeros((12, 1)), boxes + np.float32([0, 0, 1, 1])], axis=1).astype(np.float32)
     want = their_roi_align(theirs, torch.from_numpy(rois), 1 / 16, 14, 14, 2, True).permute(0, 2, 3, 1)
     (want * torch.from_numpy(weight)).sum().backward()
 

@@ -137,9 +137,12 @@ def test_regions_get_class_and_box_of_the_nearest_object():
     proposals = [[10, 10, 49, 29], [10, 10, 49, 28], [62, 60, 99, 99], [200, 10, 230, 50], [0, 0, 3, 3]]
     found = by_box(sample_regions(0, proposals, [True] * 4 + [False], foreground_share=1.0))
     labels = {box: label for box, (label, _) in found.items()}
-    assert labels == {
-        **{(10, 10, 49, 29): 5, (10, 10, 49, 28): 0, (62, 60, 99, 99): 2, (200, 10, 230, 50): 0},
-        **{(10, 10, 49, 49): 5, (60, 60, 99, 99): 2},  # the true boxes are regions too; the crowd is none
+    objects = {(10, 10, 49, 49): 5, (60, 60, 99, 99): 2}  # the true boxes are regions too; the crowd is none
+    assert labels == objects | {
+        (10, 10, 49, 29): 5,
+        (10, 10, 49, 28): 0,
+        (62, 60, 99, 99): 2,
+        (200, 10, 230, 50): 0,
     }
     # The center goes down by 10 of 20 px, the height doubles; in units of 0.1 and 0.2.
     np.testing.assert_allclose(found[10, 10, 49, 29][1], [0, 5, 0, np.log(2) / 0.2], rtol=1e-5)
