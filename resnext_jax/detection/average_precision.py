@@ -62,7 +62,7 @@ def evaluate(data: DetectionData, found: Detections) -> Scores:
             recall[label - 1, present, place] = last[present] / own[present, None]
             if most == MOST_DETECTIONS[-1]:
                 for area in np.flatnonzero(present):
-                    precision[label - 1, area] = _precision(hits[area], misses[area], own[area])
+                    precision[label - 1, area] = _precision(hits[area], misses[area], int(own[area]))
     unfound = num_objects > 0
     empty = (precision[:, :, 0, 0] == ABSENT) & unfound  # of a class without a single detection
     precision[empty], recall[empty] = 0, 0
@@ -80,7 +80,7 @@ def proposal_recall(data: DetectionData, proposals: Detections) -> dict[str, flo
     hits = np.zeros((len(PROPOSALS), len(IOU_THRESHOLDS)))
     for match in _match_all(own, of_one, len(data), PROPOSALS[-1]):
         for place, most in enumerate(PROPOSALS):
-            hits[place] += match.true[0, :, match.rank < most].sum(0)
+            hits[place] += match.true[0][:, match.rank < most].sum(1)
     recall = hits / num_objects if num_objects else np.full_like(hits, ABSENT)
     result = {f"ar{most}": float(own.mean()) for most, own in zip(PROPOSALS, recall, strict=True)}
     return result | {f"recall50_{most}": float(own[0]) for most, own in zip(PROPOSALS, recall, strict=True)}

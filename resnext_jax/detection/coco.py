@@ -4,6 +4,7 @@ A file is a JSON object with `images` (id, file_name, height, width), `annotatio
 x, y, width, height; area and iscrowd where they are known) and `categories` (id, name).
 """
 
+import dataclasses
 import json
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -11,7 +12,7 @@ from typing import Any
 
 import numpy as np
 from etils import epath
-from jaxtyping import Bool, Float64, Int64
+from jaxtyping import Bool, Float64, Int, Int64
 
 from resnext_jax.detection.types import Annotations, DetectionData
 from resnext_jax.errors import UserError, raise_all
@@ -111,6 +112,22 @@ def read_annotations(parts: Sequence[tuple[str, str]]) -> DetectionData:
     return DetectionData(tuple(names), class_ids, image_ids, size_px, files, annotations, notes)
 
 
+def subset(data: DetectionData, images: Int[np.ndarray, " images"]) -> DetectionData:
+    """Return some images, given by ascending index, with their boxes."""
+    own, left_out = data.annotations, len(data) - len(images)
+    kept = np.isin(own.image, images)
+    columns = {name: column[kept] for name, column in vars(own).items()}
+    columns["image"] = np.searchsorted(images, columns["image"]).astype(np.int32)
+    return dataclasses.replace(
+        data,
+        image_ids=data.image_ids[images],
+        size_px=data.size_px[images],
+        files=tuple(data.files[index] for index in images.tolist()),
+        annotations=Annotations(**columns),
+        notes=(*data.notes, f"{left_out:,} of {len(data):,} images are left out, with their boxes."),
+    )
+
+
 def to_coco(data: DetectionData) -> dict[str, Any]:
     """Return a data set as the content of a file of annotations."""
     own = data.annotations
@@ -118,7 +135,9 @@ def to_coco(data: DetectionData) -> dict[str, Any]:
     return {
         "images": [
             {"id": id_, "file_name": file, "height": height, "width": width}
-            for id_, file, (height, width) in zip(data.image_ids.tolist(), data.files, data.size_px.tolist(), strict=True)
+            for id_, file, (height, width) in zip(
+                data.image_ids.tolist(), data.files, data.size_px.tolist(), strict=True
+            )
         ],
         "annotations": [
             {"id": id_, "image_id": image, "category_id": label, "bbox": box, "area": area, "iscrowd": int(crowd)}

@@ -21,7 +21,7 @@ from resnext_jax.data.folder import SPLITS, list_names
 from resnext_jax.data.readers import Record
 from resnext_jax.data.records import MANIFEST, UNFINISHED, RecordSource, read_manifest
 from resnext_jax.data.sources import open_source as open_images
-from resnext_jax.detection.coco import read_annotations
+from resnext_jax.detection.coco import read_annotations, subset
 from resnext_jax.detection.types import DetectionData
 from resnext_jax.errors import UserError, raise_all, unknown
 from resnext_jax.types import DatasetInfo
@@ -39,10 +39,8 @@ LAYOUTS: dict[str, dict[str, tuple[tuple[str, str], ...]]] = {
         ),
         "validation": (("annotations/instances_minival2014.json", "val2014"),),
     },
-    "own": {
-        "train": (("annotations/train.json", "train"),),
-        "validation": (("annotations/validation.json", "validation"),),
-    },
+    # file_name is relative to the directory itself
+    "own": {"train": (("annotations/train.json", ""),), "validation": (("annotations/validation.json", ""),)},
 }
 # Of COCO's train2017 and val2017; other numbers are said, since they make other results than the paper's.
 COCO_NUM_IMAGES = {"train": 118_287, "validation": 5_000}
@@ -115,14 +113,16 @@ class PreparedImages:
     """Images of a directory that `detection.prepare` wrote, in the order of the annotations."""
 
     def __init__(self, data: DetectionData, records: RecordSource):
-        self.data, self.records, self.info = data, records, records.info
-        self._order = np.argsort(records.all_labels(), kind="stable")  # a record's label is the index of its image
+        labels = records.all_labels()  # a record's label is the index of its image
+        self.data = data if len(labels) == len(data) else subset(data, np.sort(labels))
+        self.records, self.info = records, records.info
+        self._order = np.argsort(labels, kind="stable")
 
     def __len__(self) -> int:
         return len(self.data)
 
     def __getitem__(self, index: int) -> Record:
-        return self.records[int(self._order[index])]
+        return self.records[int(self._order[index])]._replace(label=index)
 
     def locate(self, index: int) -> str:
         return self.records.locate(int(self._order[index]))
