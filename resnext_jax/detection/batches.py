@@ -54,7 +54,7 @@ def _boxes(source: DetectionSource, max_boxes: int) -> _Boxes:
     return _Boxes(corners, own.label[kept], own.crowd[kept], starts)
 
 
-def prepare_image(image: Pixels, sizes: Sizes, *, flip: bool = False) -> Pixels:
+def prepare_image(image: Pixels, sizes: Sizes, *, flip: bool = False) -> UInt8[np.ndarray, "new_height new_width 3"]:
     """Return the image, mirrored where `flip` says so, and resized."""
     [(height, width)] = sizes.resized(np.array([image.shape[:2]])).tolist()
     return resize.scale(np.ascontiguousarray(image[:, ::-1]) if flip else image, height, width, "bilinear")

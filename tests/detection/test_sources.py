@@ -116,8 +116,9 @@ def test_a_missing_folder_of_images_is_told(own):
 
 
 def test_a_turned_image_is_told_with_both_sizes(own):
-    path = own / "train/0001.png"
-    Image.open(path).transpose(Image.Transpose.ROTATE_90).save(path)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # orientation: shown as 48 x 64
+    Image.new("RGB", (64, 48)).save(own / "train/0001.png", "JPEG", exif=exif)
     with pytest.raises(UserError) as caught:
         sources.open_source(str(own), "train")
     message = str(caught.value)
