@@ -64,9 +64,9 @@ def write_records(
       UserError: the data are not as they should be, or `out` holds something else.
     """
     require_ours(out)
-    found = {split: open_source(directory, split) for split in SPLITS if _has(directory, split)}
-    if not found:
-        open_source(directory, "train")  # raises with the places
+    # Where there is none, opening raises with all places.
+    splits = [split for split in SPLITS if _has(directory, split)] or SPLITS[:1]
+    found = {split: open_source(directory, split) for split in splits}
     if not all(isinstance(source, FileImages) for source in found.values()):
         raise UserError(f"{directory} is prepared already. Copy it, or prepare the original files.")
     data = {split: source.data for split, source in found.items()}
@@ -130,23 +130,10 @@ def _run(arguments: argparse.Namespace) -> None:
         lines, used = write_voc(directory, {split: getattr(arguments, split) for split in SPLITS}), directory
     else:
         out = os.path.expanduser(arguments.out)
-        numbers = ("images_per_shard", "num_processes")
-        wrong = [
-            f"--{name}={getattr(arguments, name)} must be 1 or more."
-            for name in numbers
-            if getattr(arguments, name) < 1
-        ]
+        numbers = {name: getattr(arguments, name) for name in ("images_per_shard", "num_processes")}
+        wrong = [f"--{name}={value} must be 1 or more." for name, value in numbers.items() if value < 1]
         raise_all(wrong + bucket_problems(directory, out))
-        lines, used = (
-            write_records(
-                directory,
-                out,
-                images_per_shard=arguments.images_per_shard,
-                num_processes=arguments.num_processes,
-                skip_bad=arguments.on_bad_image == "skip",
-            ),
-            out,
-        )
+        lines, used = write_records(directory, out, **numbers, skip_bad=arguments.on_bad_image == "skip"), out
     print(*lines, f"\nTrain with --config.data.dir={used}", sep="\n")
 
 
