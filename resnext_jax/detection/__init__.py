@@ -1,1 +1,1 @@
-"""Faster R-CNN as in appendix B of the paper (Table 8): another task for the training loop."""
+"""Faster R-CNN on the networks of the paper, as in appendix B: from images and boxes in COCO's format to Table 8."""
