@@ -27,7 +27,6 @@ def base() -> ConfigDict:
     config.rpn.learning_rate = 0.02
     config.rpn.num_steps = 180_000
     config.rpn.boundaries_steps = (120_000,)  # the rate drops to a tenth here
-    config.rpn.features = 1024  # channels of the 3x3 convolution
     config.rpn.sampled_anchors = 256  # per image, at most half of them positive
     config.rpn.border_px = 0.0  # anchors that cross the border by more are not trained; negative for no limit
 
@@ -37,10 +36,13 @@ def base() -> ConfigDict:
     config.fast_rcnn.num_steps = 180_000
     config.fast_rcnn.boundaries_steps = (120_000,)
     config.fast_rcnn.sampled_regions = 64  # per image, at most a quarter of them objects
-    config.fast_rcnn.pooling = "max"  # max | align: RoI max pooling, or RoIAlign
     config.fast_rcnn.train_proposals = 2000  # per image, after NMS
     config.warmup_steps = 0  # linear from 0, in both stages
 
+    config.heads = ConfigDict()
+    config.heads.rpn_features = 1024  # channels of the RPN's 3x3 convolution
+    config.heads.min_proposal_px = 16.0  # shortest side of a proposal, in pixels of the original image
+    config.heads.pooling = "max"  # max | align: RoI max pooling, or RoIAlign
     config.anchors = ConfigDict()
     config.anchors.scales = (4.0, 8.0, 16.0, 32.0)  # times 16 px: 64 to 512 px
     config.anchors.ratios = (0.5, 1.0, 2.0)  # height / width
@@ -53,7 +55,6 @@ def base() -> ConfigDict:
     config.data.canvases_px = (608, 816, 608, 1008, 816, 608, 1008, 608)  # height, width of each static size of batches
     config.data.mean = config_dict.placeholder(tuple)  # this and std: by default those of init_from
     config.data.std = config_dict.placeholder(tuple)
-    config.data.flip = True
     config.data.num_threads = 16
 
     config.evaluate = ConfigDict()

@@ -6,10 +6,10 @@ from ml_collections import ConfigDict
 
 from resnext_jax import sharding
 from resnext_jax.config.checks import NONFINITE_POLICIES
+from resnext_jax.detection import network
 from resnext_jax.detection.recipe import STAGES
 from resnext_jax.errors import unknown
 
-POOLINGS = ("max", "align")
 AP_BY = ("own", "pycocotools")
 
 
@@ -19,7 +19,7 @@ def problems_of(config: ConfigDict, num_devices: int, num_processes: int = 1) ->
     lines += sharding.check_batch_size("evaluate.batch_size", config.evaluate.batch_size, num_devices)
     tables = {
         "on_nonfinite": (config.on_nonfinite, NONFINITE_POLICIES),
-        "fast_rcnn.pooling": (config.fast_rcnn.pooling, POOLINGS),
+        "heads.pooling": (config.heads.pooling, network.POOLS),
         "evaluate.coco": (config.evaluate.coco, AP_BY),
         "data.name": (config.data.name, ("coco",)),
     }
@@ -49,7 +49,8 @@ def problems_of(config: ConfigDict, num_devices: int, num_processes: int = 1) ->
             "frozen_stages": (config.frozen_stages, 0 <= config.frozen_stages <= 4, "in [0, 4]"),
             "max_skipped_in_a_row": (config.max_skipped_in_a_row, config.max_skipped_in_a_row > 0, "positive"),
             "watch.spike_nats": (config.watch.spike_nats, config.watch.spike_nats > 0, "positive"),
-            "rpn.features": (config.rpn.features, config.rpn.features > 0, "positive"),
+            "heads.rpn_features": (config.heads.rpn_features, config.heads.rpn_features > 0, "positive"),
+            "heads.min_proposal_px": (config.heads.min_proposal_px, config.heads.min_proposal_px >= 0, "0 or more"),
             "rpn.sampled_anchors": (config.rpn.sampled_anchors, config.rpn.sampled_anchors > 1, "2 or more"),
             "fast_rcnn.sampled_regions": (
                 config.fast_rcnn.sampled_regions,

@@ -27,18 +27,18 @@ def schedule_of(config: ConfigDict) -> optax.Schedule:
     return optim.step_schedule(config.learning_rate, config.boundaries_steps, warmup_steps=config.warmup_steps)
 
 
-def optimizer_of(config: ConfigDict, schedule: optax.Schedule, trained: Callable[[PyTree], PyTree]) -> Any:
+def optimizer_of(config: ConfigDict, schedule: optax.Schedule, frozen: Callable[[PyTree], PyTree]) -> Any:
     """Return SGD with momentum for what is trained: biases at twice the rate and without decay (py-faster-rcnn).
 
     Args:
       config: config of a stage.
       schedule: step -> learning rate of kernels.
-      trained: parameters -> True for each one that is trained. The others get neither updates nor momentum.
+      frozen: parameters -> True for each one that is not trained. It gets neither updates nor momentum.
     """
 
     def kind(params: PyTree) -> PyTree:
         return jax.tree.map(
-            lambda leaf, moves: ("kernel" if leaf.ndim > 1 else "bias") if moves else "frozen", params, trained(params)
+            lambda leaf, stays: "frozen" if stays else "kernel" if leaf.ndim > 1 else "bias", params, frozen(params)
         )
 
     sgd = {

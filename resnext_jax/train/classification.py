@@ -144,7 +144,7 @@ class Classification:
         """Return the learning rate of the update that follows `step` updates."""
         return float(self.schedule(step))
 
-    def evaluate(self, variables: PyTree) -> dict[str, float]:
+    def evaluate(self, variables: PyTree, step: int, workdir: str) -> dict[str, float]:
         """Return loss, top-1, top-5 and the number of images of the validation set."""
         assert self._validation is not None
         return validation.evaluate_all(self.config, self.evaluation_step, variables, self._validation, self.place)
@@ -158,7 +158,7 @@ class Classification:
         """Recompute the batch-norm statistics, save them in `workdir/recomputed_bn`, and return their evaluation."""
         assert self._training is not None
         args = self.config, self.model, variables, step, description, self._training, workdir, self.place
-        return self.evaluate(recompute.recompute_bn(*args))
+        return self.evaluate(recompute.recompute_bn(*args), step, workdir)
 
     # ---------------------------------------------------------------------------------- For the compile report too
 

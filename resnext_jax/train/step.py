@@ -6,6 +6,7 @@ A task gives the loss; this file does the rest: microbatches, devices, the updat
 """
 
 from collections.abc import Callable
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -14,13 +15,27 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool
 
 from resnext_jax import metrics, sharding
-from resnext_jax.models.zoo import Network
 from resnext_jax.ops.augment import image_keys
 from resnext_jax.types import PyTree, TrainState
 
 # (params, batch_stats, batch, keys) -> (mean loss, (updated batch_stats, sums))
-LossFn = Callable[[PyTree, PyTree, PyTree, Array], tuple[Array, tuple[PyTree, metrics.Sums]]]
-Step = Callable[[TrainState, PyTree], tuple[TrainState, metrics.Sums]]
+LossFn = Callable[[PyTree, PyTree, PyTree, Array], tuple[Array, tuple[PyTree, PyTree]]]
+Step = Callable[[TrainState, PyTree], tuple[TrainState, PyTree]]
+
+
+@runtime_checkable  # so that tests can check annotations
+class Trained(Protocol):
+    """What the step knows of a network.
+
+    Attributes:
+      bn_group_images: images whose batch-norm statistics are taken together; 0 for the whole batch.
+      dtype: dtype in which gradients of kernels are exchanged between devices.
+      first_layer: module whose gradients show whether any number was not finite.
+    """
+
+    bn_group_images: int
+    dtype: Any
+    first_layer: Any
 
 
 def train_step(
@@ -29,12 +44,12 @@ def train_step(
     *,
     loss_fn: LossFn,
     optimizer: optax.GradientTransformation,
-    model: Network,
+    model: Trained,
     seed: int,
     accumulation_steps: int = 1,
     mesh: Mesh | None = None,
     check_all: bool = False,
-) -> tuple[TrainState, metrics.Sums]:
+) -> tuple[TrainState, PyTree]:
     """Compute the gradient of the mean loss of a batch and update the state.
 
     Args:
@@ -71,15 +86,15 @@ def train_step(
         # Every result is a share of a sum, so the mean over microbatches and devices needs no pass of its own.
         return loss * share, (jax.tree.map(lambda stat: stat * share, batch_stats), sums)
 
-    def gradients(variables: PyTree, rows: PyTree) -> tuple[PyTree, PyTree, metrics.Sums]:
+    def gradients(variables: PyTree, rows: PyTree) -> tuple[PyTree, PyTree, PyTree]:
         grads, (stats, sums) = jax.grad(scaled_loss, has_aux=True)(variables["params"], variables["batch_stats"], *rows)
         # Gradients of kernels were computed in the compute dtype, and are exchanged between devices in it.
         return jax.tree.map(lambda g: g.astype(model.dtype) if g.ndim == 4 else g, grads), stats, sums
 
-    def accumulated(variables: PyTree, rows: PyTree) -> tuple[PyTree, PyTree, metrics.Sums]:
+    def accumulated(variables: PyTree, rows: PyTree) -> tuple[PyTree, PyTree, PyTree]:
         micros = jax.tree.map(lambda x: split_rows(x, accumulation_steps, model.bn_group_images), rows)
 
-        def one(micro: PyTree) -> tuple[PyTree, PyTree, metrics.Sums]:
+        def one(micro: PyTree) -> tuple[PyTree, PyTree, PyTree]:
             return _float32(gradients(variables, micro))  # bfloat16 is too coarse for sums of microbatches
 
         first = jax.tree.map(lambda x: x[0], micros)
@@ -106,7 +121,7 @@ def train_step(
 def with_averages(step: Step, decay: float) -> Step:
     """Return a step that also updates the moving averages `state.ema`; see `average`."""
 
-    def averaging(state: TrainState, batch: PyTree) -> tuple[TrainState, metrics.Sums]:
+    def averaging(state: TrainState, batch: PyTree) -> tuple[TrainState, PyTree]:
         new, sums = step(state, batch)
         with jax.named_scope("update"):
             ema = average(state.ema, {"params": new.params, "batch_stats": new.batch_stats}, new.step, decay)
@@ -121,7 +136,7 @@ def skipping_nonfinite(step: Step) -> Step:
     All sums of a skipped step are 0. The loss must say whether the gradients are finite (`check_all`).
     """
 
-    def skipping(state: TrainState, batch: PyTree) -> tuple[TrainState, metrics.Sums]:
+    def skipping(state: TrainState, batch: PyTree) -> tuple[TrainState, PyTree]:
         new, sums = step(state, batch)
         finite = jnp.isfinite(sums.loss + optax.tree.norm(new.batch_stats))
         return keep_if(finite, new, state), jax.tree.map(lambda x: jnp.where(finite, x, 0).astype(x.dtype), sums)

@@ -71,8 +71,14 @@ class Task(Protocol):
         """Return the learning rate of the update that follows `step` updates."""
         ...
 
-    def evaluate(self, variables: PyTree) -> dict[str, float]:
-        """Return all `metrics` of an evaluation, the score among them, and the number of `images`."""
+    def evaluate(self, variables: PyTree, step: int, workdir: str) -> dict[str, float]:
+        """Return all `metrics` of an evaluation, the score among them, and the number of `images`.
+
+        Args:
+          variables: `params` and `batch_stats`.
+          step: step that they belong to.
+          workdir: directory of the run, for what a task writes besides the row.
+        """
         ...
 
     def final_evaluation(

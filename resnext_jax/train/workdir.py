@@ -136,7 +136,7 @@ class RunWriter:
 
     def evaluate(self, variables: PyTree, step: int) -> None:
         """Evaluate, and remember the score of the checkpoint of this step."""
-        row = self._task.evaluate(variables)
+        row = self._task.evaluate(variables, step, self._workdir)
         self._checkpoints.scores[step] = row[self._task.score.name]
         self._finish_evaluation(step, "evaluate", row)
 
