@@ -11,7 +11,16 @@ from flax import serialization
 from resnext_jax.checkpoint.arrays import require_same_arrays
 from resnext_jax.checkpoint.checksums import damage, files_below, write_checksums
 from resnext_jax.checkpoint.read import read_description
-from resnext_jax.checkpoint.store import DIRECTORY, absolute, finished_steps, handlers, reading, reason, tree_of
+from resnext_jax.checkpoint.store import (
+    DIRECTORY,
+    absolute,
+    finished_steps,
+    handlers,
+    reading,
+    reason,
+    require_steps_as_names,
+    tree_of,
+)
 from resnext_jax.errors import UserError, may_miss_a_process
 from resnext_jax.types import PyTree, TrainState
 
@@ -33,9 +42,10 @@ def newest_sound(workdir: str, warn: Callable[[str], None]) -> int | None:
     first process calls this, before `Checkpoints` is opened.
 
     Raises:
-      UserError: all checkpoints are damaged; nothing is moved.
+      UserError: all checkpoints are damaged, or something else has a number as its name; nothing is moved.
     """
     directory = absolute(workdir) / DIRECTORY
+    require_steps_as_names(directory)
     found = {}
     for step in finished_steps(directory):
         what = damage(directory / str(step))

@@ -3,6 +3,7 @@
 import functools
 import re
 import resource
+import shutil
 from typing import Any
 
 import jax
@@ -117,6 +118,42 @@ def test_the_newest_is_set_aside_and_the_one_before_is_used(workdir, damage):
     damage(workdir / "checkpoints" / "8")
     assert newest_sound(str(workdir), said.append) == 4  # and set aside again
     assert f"moved to {workdir / 'damaged_checkpoints' / '8-2'}" in said[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said", "reads"),
+    [
+        ("20240501", "copy", "20240501: holds the checkpoint of step 8", False),
+        ("0012", "copy", "0012: a step is written 12", False),
+        ("2024", "empty", "2024: no checkpoint", False),
+        ("9", "file", "9: no checkpoint", False),
+        ("5", "copy", "5: holds the checkpoint of step 8", True),  # what is older is not read
+        ("best", "copy", None, True),
+        ("8 copy", "empty", None, True),
+    ],
+)
+def test_a_number_must_be_the_step_of_its_checkpoint(workdir, name, content, said, reads):
+    """Orbax would take it for a step: a run would go on there, and remove what is older."""
+    checkpoints = workdir / "checkpoints"
+    if content == "copy":
+        shutil.copytree(checkpoints / "8", checkpoints / name)
+    else:
+        (checkpoints / name).mkdir() if content == "empty" else (checkpoints / name).write_text("notes")
+    before = tiny.digests(workdir)
+    if said is None:
+        assert newest_sound(str(workdir), pytest.fail) == 8
+    else:
+        with pytest.raises(UserError, match=said):
+            newest_sound(str(workdir), pytest.fail)
+    if reads:
+        assert locate(str(workdir)) == checkpoints / "8"
+    else:
+        with pytest.raises(UserError, match=said):
+            locate(str(workdir))
+        if name == "20240501":
+            with pytest.raises(UserError, match="holds the checkpoint of step 8"):
+                locate(str(checkpoints / name))
+    assert tiny.digests(workdir) == before
 
 
 def test_where_none_is_sound_nothing_is_moved(workdir):
