@@ -4,6 +4,7 @@ import functools
 import re
 import resource
 import shutil
+import threading
 from typing import Any
 
 import jax
@@ -219,6 +220,22 @@ def test_a_disk_that_is_full_from_the_start(tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert list((tmp_path / "run").iterdir()) == []
+
+
+def test_a_directory_that_cannot_be_made_is_said_at_once(tmp_path):
+    """Threads of orbax would wait ten minutes for it, and Python at its end for them."""
+    before = set(threading.enumerate())
+    (tmp_path / "checkpoints").write_text("in the way")
+    with pytest.raises(UserError, match="checkpoints could not be written to"):
+        Checkpoints(str(tmp_path), keep_newest=9, keep_best=0)
+    (tmp_path / "checkpoints").unlink()
+    checkpoints = Checkpoints(str(tmp_path), keep_newest=9, keep_best=0)
+    (tmp_path / "checkpoints").rmdir()
+    (tmp_path / "checkpoints").write_text("in the way")
+    with pytest.raises(UserError, match="the checkpoint of step 12 could not be written"):
+        checkpoints.save(state_of(12, 1), DESCRIPTION, PROGRESS)
+    checkpoints.close()
+    assert [thread for thread in threading.enumerate() if thread not in before and not thread.daemon] == []
 
 
 GLOO = "UNKNOWN: Gloo AllGather failed: Connection reset by peer"
