@@ -235,7 +235,9 @@ def test_a_directory_that_cannot_be_made_is_said_at_once(tmp_path):
     with pytest.raises(UserError, match="the checkpoint of step 12 could not be written"):
         checkpoints.save(state_of(12, 1), DESCRIPTION, PROGRESS)
     checkpoints.close()
-    assert [thread for thread in threading.enumerate() if thread not in before and not thread.daemon] == []
+    for thread in set(threading.enumerate()) - before:
+        thread.join(timeout=10)
+        assert thread.daemon or not thread.is_alive()
 
 
 GLOO = "UNKNOWN: Gloo AllGather failed: Connection reset by peer"
