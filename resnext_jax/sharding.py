@@ -109,8 +109,9 @@ def check_batch_size(name: str, batch_size: int, num_devices: int) -> list[str]:
     """The problems of a global batch on this many devices: an empty list, or one complete sentence."""
     if batch_size >= 1 and batch_size % num_devices == 0:
         return []
-    below = batch_size // num_devices * num_devices
-    allowed = " or ".join(str(size) for size in (below, below + num_devices) if size > 0) or str(num_devices)
+    below = abs(batch_size) // num_devices * num_devices  # -8 is a slip for 8
+    sizes = [below, below + num_devices] if batch_size > 0 else [max(below, num_devices)]
+    allowed = " or ".join(str(size) for size in sizes if size > 0)
     return [
         f"{name}={batch_size} does not divide over {num_devices} devices: it must be a positive multiple of "
         f"{num_devices}; try --config.{name}={allowed}."
