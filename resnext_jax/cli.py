@@ -97,6 +97,7 @@ def run(flag_values: flags.FlagValues, argv: Sequence[str]) -> None:
         timeout_s=flag_values.join_timeout_s,
         stops=mode == "train",
     )
+    sharding.all_devices()
     processes.require_alike(what_must_be_alike(flag_values))
     MODES[mode](flag_values, arguments)
 
@@ -110,8 +111,9 @@ def run_training(flag_values: flags.FlagValues, arguments: Sequence[str]) -> Non
     config = flag_values.config
     if config is None:
         raise UserError("training wants a config: python main.py --config=configs/quickstart.py")
-    place, config = here(), fill_from_checkpoint(config)
-    train(open_classification(config, place), config, workdir_of(flag_values), place, environment())
+    workdir = workdir_of(flag_values)
+    place, config = here(), fill_from_checkpoint(config, workdir)
+    train(open_classification(config, place), config, workdir, place, environment())
 
 
 def run_evaluation(flag_values: flags.FlagValues, arguments: Sequence[str]) -> None:
@@ -244,7 +246,7 @@ def what_must_be_alike(flag_values: flags.FlagValues) -> dict[str, str]:
 def here() -> sharding.Place:
     """All devices of all processes, and which process this is: asked once, handed down."""
     # Each process's devices next to each other: the batch is split over them in this order.
-    devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+    devices = sorted(sharding.all_devices(), key=lambda device: (device.process_index, device.id))
     return sharding.Place(
         mesh=sharding.make_mesh(devices),
         platform=jax.default_backend(),

@@ -30,7 +30,7 @@ def step_schedule(
       >>> [round(float(schedule(step)), 6) for step in (0, 9, 10, 19, 20)]
       [0.1, 0.1, 0.01, 0.01, 0.001]
     """
-    boundaries = jnp.asarray(boundaries_steps, jnp.int32)
+    boundaries = jnp.asarray([min(step, 2**31 - 1) for step in boundaries_steps], jnp.int32)
 
     def schedule(step):
         passed = jnp.sum(step >= boundaries).astype(jnp.float32)

@@ -4,6 +4,7 @@ The only file that spells an axis name.
 """
 
 import dataclasses
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -70,6 +71,23 @@ def from_all(place: Place, values: Sequence[int]) -> Int[np.ndarray, "process va
     """The values of every process, below 2 ** 31, on every process."""
     own = np.asarray(values, np.int32)
     return np.asarray(multihost_utils.process_allgather(own)) if place.process_count > 1 else own[None]
+
+
+def all_devices() -> list[Any]:
+    """Return the devices of all processes.
+
+    Raises:
+      UserError: JAX finds none, because it was told to look for others, for example.
+    """
+    try:
+        return jax.devices()
+    except RuntimeError as error:
+        reason = next(iter(str(error).splitlines()), "")
+        raise UserError(
+            f"JAX cannot use a device here ({reason}): JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')!r}. Set it "
+            "to a platform of this machine (JAX_PLATFORMS=cpu always is), or install JAX for the device "
+            "(pip install 'jax[cuda13]' or 'jax[tpu]')."
+        ) from error
 
 
 def make_mesh(devices: Sequence[Any]) -> Mesh:

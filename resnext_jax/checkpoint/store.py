@@ -19,8 +19,21 @@ PARTS = ("variables", "training", "config", "checksums.json")  # of a checkpoint
 
 
 def absolute(path: str) -> epath.Path:
-    """Return an absolute path, which orbax requires; gs:// paths are absolute already."""
-    return epath.Path(path if "://" in path else os.path.abspath(os.path.expanduser(path)))
+    """Return an absolute path, which orbax requires; gs:// paths are absolute already.
+
+    Raises:
+      UserError: orbax and tensorstore cannot store arrays under such a name.
+    """
+    whole = path if "://" in path else os.path.abspath(os.path.expanduser(path))
+    # Tensorstore takes a backslash for a slash, and text alone; orbax looks for its own files with patterns.
+    found = [character for character in "\\[" if character in whole]
+    if found or re.search("[\ud800-\udfff]", whole):
+        what = " and ".join(map(repr, found)) or "bytes that are not UTF-8"
+        raise UserError(
+            f"checkpoints cannot be stored under {whole!r}: its name has {what}. Take another name for the directory, "
+            "--workdir=DIR for a run, or rename it."
+        )
+    return epath.Path(whole)
 
 
 def finished_steps(directory: epath.Path) -> list[int]:

@@ -46,6 +46,7 @@ def evaluation_problems(config: ConfigDict, num_devices: int) -> list[str]:
         )
     ranges = {
         "data.image_size_px": (data.image_size_px, data.image_size_px > 0, "positive"),
+        "data.resize_px": (data.resize_px, data.resize_px > 0, "positive"),
         "data.num_threads": (data.num_threads, data.num_threads >= 0, "0 or more"),
     }
     return lines + _not_finite(config) + _out_of_range(ranges)
@@ -136,7 +137,11 @@ def training_problems(config: ConfigDict, num_devices: int, num_processes: int =
             "the first step and the last, whole numbers from 1: 100,110",
         ),
         "watch.spike_nats": (config.watch.spike_nats, config.watch.spike_nats > 0, "positive"),
-        "schedule boundaries": (boundaries, boundaries == sorted(set(boundaries)), "increasing"),
+        "schedule boundaries": (
+            boundaries,
+            boundaries == sorted(set(boundaries)) and min(boundaries, default=0) >= 0,
+            "increasing, from 0",
+        ),
         "augment.color_jitter": (augment.color_jitter, 0 <= augment.color_jitter <= 1, "in [0, 1]"),
         "augment.lighting_std": (augment.lighting_std, augment.lighting_std >= 0, "0 or more"),
         "augment.pad_px": (augment.pad_px, augment.pad_px >= 0, "0 or more"),
@@ -207,13 +212,20 @@ def recipe_problems(config: ConfigDict) -> list[str]:
 
 
 def _not_finite(config: ConfigDict) -> list[str]:
-    """Return a sentence for every number of a config that is infinite or not a number."""
+    """Return a sentence for every number of a config that is not finite, or a whole number that int32 cannot hold."""
     fields = flatten_dict(config.to_dict(), sep=".")
     numbers = {name: value if isinstance(value, tuple | list) else (value,) for name, value in fields.items()}
     return [
-        f"{name}={fields[name]!r} must be finite."
+        f"{name}={fields[name]!r} must be finite, and a whole number below 2**31."
+        if any(isinstance(value, int) for value in values)
+        else f"{name}={fields[name]!r} must be finite."
         for name, values in numbers.items()
-        if not all(math.isfinite(value) for value in values if isinstance(value, float)) and name != "num_epochs"
+        if name not in ("num_epochs", "seed")  # which have other bounds
+        and not all(
+            math.isfinite(value) if isinstance(value, float) else abs(value) < 2**31
+            for value in values
+            if isinstance(value, int | float)
+        )
     ]
 
 

@@ -18,6 +18,7 @@ MODEL_NUMBERS = ("model.family", "model.depth", "model.cardinality", "model.bott
 FLAG = re.compile(r"--?([^=]*)(?:=(.*))?", re.DOTALL)  # name and value
 OVERRIDE = re.compile(r"(?:no)?config\.")
 SPECIAL = ("help", "helpfull", "helpshort", "helpxml", "?", "flagfile", "undefok")  # which absl knows by itself
+NEVER_EMPTY = ("init_from", "data.dir", "data.class_list", "evaluate.class_map", "evaluate.real_labels")
 # Types of fields that are None where they are not set: the config of a checkpoint has lost them. All others are texts.
 OPTIONAL: dict[str, type] = {
     "num_steps": int,
@@ -243,6 +244,8 @@ def _type_problems(config: ConfigDict, overrides: Sequence[tuple[str, str | None
         kind = _kind(config, name)
         if value is None and kind is not bool:
             problems.append(f"{name} wants a value: --config.{name}=VALUE.")
+        if value == "" and name in NEVER_EMPTY:
+            problems.append(f"{name} is empty: give a path, or leave it out. Is a variable of the shell unset?")
         if value is None or kind not in PARSERS:
             continue
         parse, words = PARSERS[kind]
