@@ -85,8 +85,8 @@ def all_devices() -> list[Any]:
         reason = next(iter(str(error).splitlines()), "")
         raise UserError(
             f"JAX cannot use a device here ({reason}): JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')!r}. Set it "
-            "to a platform of this machine (JAX_PLATFORMS=cpu always is), or install JAX for the device "
-            "(pip install 'jax[cuda13]' or 'jax[tpu]')."
+            "to a platform of this machine (JAX_PLATFORMS=cpu always is), or install JAX for the "
+            "device."
         ) from error
 
 

@@ -42,8 +42,6 @@ def fill_from_checkpoint(config: ConfigDict, workdir: str) -> ConfigDict:
                 "workdir of a run or what python -m resnext_jax.convert wrote."
             )
         return config
-    if config.model.name is not None and not open_fields:
-        return config
     theirs = _own_config(workdir) or read_description(locate(config.init_from))["config"]
     filled = config.copy_and_resolve_references()
     with filled.unlocked(), filled.ignore_type():

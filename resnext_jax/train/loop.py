@@ -62,7 +62,7 @@ def train(task: Task, config: ConfigDict, workdir: str, place: Place, environmen
         warn_of_lost_rows(workdir, start.lost_rows, log)
         if start.step >= task.total_steps and not (start.owes_evaluation or start.owes_final):
             log(f"{workdir} is done: {start.step:,} of {task.total_steps:,} steps.")
-            summarize(workdir, task, log)
+            summarize(workdir, task, log, start.lost_rows)
             return
         if start.step:
             log(f"resuming {workdir} at step {start.step:,} of {task.total_steps:,}")
