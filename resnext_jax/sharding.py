@@ -81,8 +81,8 @@ def all_devices() -> list[Any]:
     """
     try:
         return jax.devices()
-    except RuntimeError as error:
-        reason = next(iter(str(error).splitlines()), "")
+    except (RuntimeError, AssertionError) as error:  # JAX asserts that it has found one
+        reason = next(iter(str(error).splitlines()), "there is none")
         raise UserError(
             f"JAX cannot use a device here ({reason}): JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')!r}. Set it "
             "to a platform of this machine (JAX_PLATFORMS=cpu always is), or install JAX for the "

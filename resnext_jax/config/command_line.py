@@ -76,7 +76,7 @@ def parse(argv: list[str], flag_values: flags.FlagValues) -> list[str]:
         )
     config = load(paths[0]) if paths else None
     argv = _with_values(argv, flag_values, config)
-    given = [match.groups() for arg in _flags_in(argv) if (match := FLAG.fullmatch(arg))]
+    given = [(match[1], match[2]) for arg in _flags_in(argv) if (match := FLAG.fullmatch(arg))]
     raise_all(_unknown_flags(given, flag_values, config))
     overrides = [(name.partition("config.")[2], value) for name, value in given if OVERRIDE.match(name)]
     mode = next((value for name, value in given[::-1] if name == "mode"), "train")
