@@ -5,7 +5,7 @@ import sys
 
 from absl import app, flags
 
-from resnext_jax import cli
+from resnext_jax import cli, streams
 from resnext_jax.config import command_line
 
 
@@ -44,6 +44,5 @@ if __name__ == "__main__":
     except SystemExit as end:
         if not end.code:
             raise
-        sys.stdout.flush()
-        sys.stderr.flush()
+        streams.flush()
         os._exit(int(end.code))  # Python would first wait for an input thread, which may hang in a read

@@ -1,5 +1,7 @@
 """A network with its weights, for notebooks and for prediction: no training code, no config to write."""
 
+import functools
+import os
 import pathlib
 from collections.abc import Sequence
 from functools import partial
@@ -19,8 +21,10 @@ from resnext_jax.evaluate.classify import predict_step
 from resnext_jax.models import zoo
 from resnext_jax.models.layers import Classifier
 from resnext_jax.ops.conv_choice import chip_of, resolver
+from resnext_jax.sharding import all_devices
 from resnext_jax.types import PyTree
 
+KEPT_SHAPES = 16  # of images, whose compiled programs stay in memory: megabytes each
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")  # what jax.export calls them
 
 
@@ -28,7 +32,7 @@ class Net:
     """Predicts: `net(images)` gives logits, `net.features(images)` the activations of every stage.
 
     Images are of any size that leaves the last stage a pixel, 32 px or more for the ImageNet networks; each new size
-    (and each new number of images) is compiled when it is first seen.
+    (and each new number of images) is compiled when it is first seen. The programs of the last KEPT_SHAPES are kept.
 
     Attributes:
       model: the Flax module.
@@ -41,7 +45,8 @@ class Net:
     def __init__(self, model: zoo.Network, variables: PyTree, config: dict[str, Any], class_names: tuple[str, ...]):
         self.model, self.variables, self.config, self.class_names = model, variables, config, class_names
         step = partial(predict_step, model=model, mean=config["data"]["mean"], std=config["data"]["std"])
-        self._logits, self._features = jax.jit(step), jax.jit(partial(step, features=True))
+        # A function of its own for each shape: with it go all programs that JAX keeps for it.
+        self._step = functools.lru_cache(KEPT_SHAPES)(lambda shape, dtype, **more: jax.jit(partial(step, **more)))
 
     def __call__(self, images: Array | np.ndarray) -> Float[Array, "batch classes"]:
         """Return float32 logits.
@@ -52,15 +57,19 @@ class Net:
         Raises:
           UserError: another number of dimensions or channels, no image, or no numbers.
         """
-        return self._logits(self.variables, self._checked(images))
+        images = self._checked(images)
+        return self._step(images.shape, images.dtype)(self.variables, images)
 
     def features(self, images: Array | np.ndarray) -> dict[str, Array]:
         """Return activations by name: `stage1` (the stem) to the last stage, `pooled` (batch, channel) and `logits`.
 
         ImageNet networks have five stages, with strides 2 (the stem), 4, 8, 16 and 32.
         """
-        logits, activations = self._features(self.variables, self._checked(images))
-        return activations | {"logits": logits}
+        images = self._checked(images)
+        logits, activations = self._step(images.shape, images.dtype, features=True)(self.variables, images)
+        stages = sorted((name for name in activations if name.startswith("stage")), key=lambda name: int(name[5:]))
+        others = [name for name in activations if name not in stages]  # JAX sorts by name
+        return {name: activations[name] for name in (*stages, *others)} | {"logits": logits}
 
     def with_head(self, classes: int | Sequence[str], *, seed: int = 0) -> "Net":
         """Return the same backbone with a classifier of fresh weights.
@@ -124,7 +133,7 @@ class Net:
         images = jax.ShapeDtypeStruct((batch, size_px, size_px, len(data["mean"])), "uint8")
         exported = export.export(jax.jit(step), platforms=platforms)(images)
         try:
-            pathlib.Path(path).expanduser().write_bytes(exported.serialize())
+            pathlib.Path(os.path.expanduser(path)).write_bytes(exported.serialize())
         except OSError as error:
             raise UserError(f"{path} cannot be written: {error.strerror}. Give the path of a new file.") from None
 
@@ -161,6 +170,7 @@ def load(path: str, *, raw: bool = False) -> Net:
     Raises:
       UserError: there is no complete checkpoint, or it is damaged.
     """
+    all_devices()  # or say what is wrong with them
     checkpoint = locate(path)
     description = read_description(checkpoint)
     config, class_names = description["config"], tuple(description["dataset"]["class_names"])
@@ -191,6 +201,7 @@ def build(name: str, *, num_classes: int | None = None, seed: int = 0, compute_d
     Raises:
       UserError: there is no such row (the close matches are named), or less than one class.
     """
+    all_devices()
     arch = zoo.select(name)
     size_px, num_channels, usual_classes = zoo.usual_input(arch)
     num_classes = usual_classes if num_classes is None else num_classes

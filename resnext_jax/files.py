@@ -51,3 +51,11 @@ def cannot_write(path: epath.Path, error: OSError) -> UserError:
         f"{path} could not be written ({error.strerror or error}). What was saved before is untouched. Free disk space "
         "or fix the directory, and run the same command again: it continues from the newest checkpoint."
     )
+
+
+def cannot_read(path: str | epath.Path, error: Exception) -> UserError:
+    """Return the error for a file or directory that this user may not read; it is not called damaged."""
+    return UserError(
+        f"{path} could not be read ({getattr(error, 'strerror', None) or 'Permission denied'}). Nothing was changed. "
+        "Let this user read it and all files in it, or give another path."
+    )

@@ -46,6 +46,15 @@ def test_load_predicts_what_the_model_does(state_and_net, images):
     assert jax.tree.all(jax.tree.map(np.array_equal, net.variables, variables))
 
 
+def test_programs_of_few_shapes_are_kept(state_and_net, monkeypatch):
+    _, net = state_and_net
+    monkeypatch.setattr(net_module, "KEPT_SHAPES", 2)
+    net = net_module.Net(net.model, net.variables, net.config, net.class_names)
+    for number in (1, 2, 3):
+        assert net(np.zeros((number, 28, 28, 1), np.uint8)).shape == (number, 10)
+    assert net._step.cache_info().currsize == 2
+
+
 @pytest.mark.slow
 def test_features(state_and_net, images):
     """28 px, a stem of stride 2, two halvings; stages put out 4, 8 and 16 times the 4 channels of the stem."""
@@ -58,6 +67,7 @@ def test_features(state_and_net, images):
         "pooled": (3, 64),
         "logits": (3, 10),
     }
+    assert list(features) == ["stage1", "stage2", "stage3", "stage4", "pooled", "logits"]
     np.testing.assert_allclose(features["pooled"], features["stage4"].mean(axis=(1, 2)), rtol=1e-5)
     np.testing.assert_allclose(features["logits"], state_and_net[1](images), rtol=1e-4, atol=1e-5)
 

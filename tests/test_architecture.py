@@ -12,6 +12,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 # A package imports packages of the lines above its own; packages of one line do not import each other.
 IMPORT_ORDER = (
+    {"streams"},
     {"types", "errors", "progress"},
     {"files"},
     {"ops"},

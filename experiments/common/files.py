@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import io
 import json
+import os
 import re
 from argparse import Namespace
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -28,7 +29,7 @@ def folder_of(arguments: Namespace, experiment: str, scales: Collection[str]) ->
 
 def absolute(path: str) -> str:
     """Return a path as it is meant where the command was typed; the runs are started in the repository."""
-    return path if in_bucket(path) else str(Path(path).expanduser().absolute())
+    return path if in_bucket(path) else str(Path(os.path.expanduser(path)).absolute())
 
 
 def claim_folder(out: str, experiment: str, scale: str, runs: Collection[str] = ()) -> Path:

@@ -11,7 +11,6 @@ import shlex
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -141,4 +140,4 @@ def draw(figure: Any, rows: Sequence[dict[str, Any]], ours: str) -> None:
 if __name__ == "__main__":
     parser = parser_of(EXPERIMENT, {name: scale.takes for name, scale in SCALES.items()}, __doc__)
     parser.add_argument("--run", action="store_true", help="full scale: time the networks here, print no commands")
-    end(partial(execute, parser.parse_args()))
+    end(lambda: execute(parser.parse_args()))

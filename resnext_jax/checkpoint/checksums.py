@@ -10,6 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 from etils import epath
 
+from resnext_jax.files import cannot_read
+
 CHECKSUMS_FILE = "checksums.json"
 # Orbax writes these after the checksums: the time of the commit, and in a bucket the mark of a finished save.
 WRITTEN_LAST = {"_CHECKPOINT_METADATA", "commit_success.txt"}
@@ -30,12 +32,17 @@ def damage(checkpoint: epath.Path, items: Iterable[str] = ()) -> str | None:
 
     Args:
       items: subdirectories to check; all by default.
+
+    Raises:
+      UserError: this user may not read it.
     """
     try:
         sums = json.loads((checkpoint / CHECKSUMS_FILE).read_text())
         sums = {str(name): (int(size), int(crc32)) for name, (size, crc32) in sums.items()}
     except FileNotFoundError:
         return f"{CHECKSUMS_FILE} is missing"
+    except PermissionError as error:
+        raise cannot_read(checkpoint, error) from error
     except (OSError, ValueError, TypeError, AttributeError) as error:
         return f"{CHECKSUMS_FILE} cannot be read: {error}"
     prefixes = tuple(f"{item}/" for item in items) or ("",)
@@ -59,6 +66,8 @@ def _difference(path: epath.Path, name: str, written: tuple[int, int]) -> str | 
         size, crc32 = _size_and_crc32(path)
     except FileNotFoundError:
         return f"{name} is missing"
+    except PermissionError as error:
+        raise cannot_read(path, error) from error
     except OSError as error:
         return f"{name} cannot be read: {error.strerror or error}"
     if size != written[0]:

@@ -10,8 +10,19 @@ from jax.sharding import Sharding
 
 from resnext_jax.checkpoint.arrays import by_path
 from resnext_jax.checkpoint.checksums import damage
-from resnext_jax.checkpoint.store import DIRECTORY, absolute, checkpointer, damaged, finished_steps, reading, tree_of
+from resnext_jax.checkpoint.store import (
+    DIRECTORY,
+    absolute,
+    checkpointer,
+    damaged,
+    finished_steps,
+    reading,
+    require_steps_as_names,
+    saved_step,
+    tree_of,
+)
 from resnext_jax.errors import UserError
+from resnext_jax.files import cannot_read
 from resnext_jax.types import PyTree
 
 
@@ -19,18 +30,26 @@ def locate(path: str) -> epath.Path:
     """Return the directory of a checkpoint; of the newest one if `path` is a workdir or a `checkpoints` directory.
 
     Raises:
-      UserError: there is no complete checkpoint.
+      UserError: there is no complete checkpoint, or its name is not the step that is saved in it.
     """
     root = absolute(path)
     try:
-        root.exists()
+        is_checkpoint = (root / "variables").exists() and ocp.path.step.is_checkpoint_finalized(root)
     except ImportError as error:
         raise UserError(f"{path} cannot be read here: {error}. Copy the checkpoint to a local directory.") from error
-    if (root / "variables").exists() and ocp.path.step.is_checkpoint_finalized(root):
+    except PermissionError as error:
+        raise cannot_read(root, error) from error
+    if is_checkpoint:
+        if root.name.isdecimal() and (step := saved_step(root)) not in (None, int(root.name)):
+            raise UserError(
+                f"{root} holds the checkpoint of step {step}: a name that is a number must be its step. Rename it."
+            )
         return root
     for directory in (root, root / DIRECTORY):
         if steps := finished_steps(directory):
+            require_steps_as_names(directory, newest_only=True)
             return directory / str(steps[0])
+    require_steps_as_names(root / DIRECTORY)
     raise UserError(
         f"no checkpoint in {path}: looked for {root / 'variables'}, {root}/STEP and {root / DIRECTORY}/STEP. "
         "Give the workdir of a run, its checkpoints directory, or one checkpoint in it; or train first: "

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from resnext_jax.convert.back import convert_back
 from resnext_jax.convert.take import FORMATS, convert
 from resnext_jax.convert.weights import others_note
-from resnext_jax.errors import UserError, report_error
+from resnext_jax.errors import UserError, report_error, user_errors_reported
 
 BACK = "checkpoint"
 
@@ -80,4 +80,6 @@ def _lines(path: str) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    with user_errors_reported():
+        status = main(sys.argv[1:])
+    sys.exit(status)

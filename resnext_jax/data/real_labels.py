@@ -5,6 +5,7 @@ labels, in the order of the images' numbers; some are empty.
 """
 
 import json
+import os
 import re
 
 import numpy as np
@@ -21,7 +22,7 @@ NUMBER = re.compile(r"ILSVRC2012_val_(\d{8})\.JPEG")
 def read_real_labels(path: str, *, num_images: int = NUM_IMAGES) -> Int[np.ndarray, "images most"]:
     """Return the labels of each image, int32, padded with -1; raises UserError for a file of other content."""
     try:
-        lists = json.loads(epath.Path(path).expanduser().read_text())
+        lists = json.loads(epath.Path(os.path.expanduser(path)).read_text())
         lengths = [len(labels) for labels in lists]
         flat = [label for labels in lists for label in labels]
         if len(lists) != num_images:

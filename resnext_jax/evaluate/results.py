@@ -1,6 +1,7 @@
 """Evaluation of a checkpoint or an ensemble by a protocol: from the fields of a config to one row of results."""
 
 import json
+import os
 from collections.abc import Generator, Sequence
 from functools import partial
 from typing import Any
@@ -80,7 +81,7 @@ def read_class_map(path: str, num_data_classes: int, num_classes: int) -> np.nda
     """
     advice = "One label per line, in the order of the data's classes, or the manifest.json of a prepared imagenet5k."
     try:
-        text = epath.Path(path).expanduser().read_text()
+        text = epath.Path(os.path.expanduser(path)).read_text()
         labels = json.loads(text)["notes"]["imagenet1k_labels"] if text.startswith("{") else text.split()
         labels = [int(str(label)) for label in labels]
     except (OSError, ValueError, KeyError, TypeError) as error:

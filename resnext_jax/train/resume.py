@@ -55,6 +55,7 @@ class StartPoint:
       losses: mean losses of the rows of training so far.
       owes_evaluation: the checkpoint of this step was saved, and its evaluation did not follow.
       owes_final: the row of the task's final phase is missing.
+      lost_rows: number of rows that were written before the checkpoint, and are gone.
     """
 
     state: TrainState
@@ -63,6 +64,7 @@ class StartPoint:
     losses: list[float]
     owes_evaluation: bool
     owes_final: bool
+    lost_rows: int = 0
 
 
 def claim(
@@ -141,6 +143,8 @@ def find_start(
     phases = {row["phase"] for row in rows if row["step"] == step}
     evaluation = not progress.get("evaluated", True) and "evaluate" not in phases
     final = task.final_phase is not None and not (step >= task.total_steps and task.final_phase in phases)
+    # Rows that a save follows; the evaluation of its step comes after it.
+    kept = sum(row["step"] < step or (row["step"] == step and row["phase"] == "train") for row in rows)
     return StartPoint(
         state=state,
         step=step,
@@ -148,6 +152,7 @@ def find_start(
         losses=[row["loss"] for row in rows if row["phase"] == "train" and row["step"] <= step and "loss" in row],
         owes_evaluation=bool(from_first_process(place, evaluation)),
         owes_final=bool(from_first_process(place, final)),
+        lost_rows=max(0, progress.get("rows", 0) - kept),
     )
 
 

@@ -3,6 +3,7 @@
 import copy
 import json
 import re
+import shutil
 from typing import Any
 
 import pytest
@@ -98,3 +99,23 @@ def test_on_purpose_all_is_reported_and_nothing_refused():
     said, problems = changed(allow=True, batch_size=64, resume_changed=True)
     assert said == ["note: batch_size was 32 at the last start, and is 64 from here on"]
     assert problems == ()
+
+
+@pytest.mark.slow
+def test_rows_that_were_removed_are_counted_and_said(tmp_path, capsys):
+    every = ("--config.log.every_steps=1", "--config.evaluate.every_steps=4")
+    tiny.train(tiny.config(*every, "--config.num_steps=4"), tmp_path)
+    metrics = tmp_path / "metrics.jsonl"
+    metrics.write_text(metrics.read_text().splitlines(keepends=True)[0])
+    capsys.readouterr()
+    for steps, times in ((6, 2), (6, 2)):  # at its start and at its end; a run that is done says it too
+        tiny.train(tiny.config(*every, f"--config.num_steps={steps}"), tmp_path)
+        said = capsys.readouterr().err
+        # Of the rows of steps 1 to 4 one is left. The evaluation of step 4 is made again.
+        assert said.count(f"warning: 3 rows of {metrics} are missing") == times, said
+    rows = [json.loads(line) for line in metrics.read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 4, 5, 6, 6]
+    shutil.rmtree(tmp_path / "tensorboard")
+    metrics.unlink()
+    tiny.train(tiny.config(*every, "--config.num_steps=6"), tmp_path)
+    assert "warning: 7 rows of" in capsys.readouterr().err

@@ -18,7 +18,7 @@ from resnext_jax.data.prepare.images import Images, folder_images
 from resnext_jax.data.prepare.job import Job, prepare
 from resnext_jax.data.prepare.pool import worker_pool
 from resnext_jax.data.records import MANIFEST, Manifest, check_files, read_manifest
-from resnext_jax.errors import UserError, raise_all, report_error
+from resnext_jax.errors import UserError, raise_all, report_error, user_errors_reported
 from resnext_jax.progress import Progress, duration, end_line
 
 MAX_PROCESSES = 32  # by default: each takes 0.2 GB, and so many outrun any disk
@@ -198,4 +198,6 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    with user_errors_reported():
+        status = main(sys.argv[1:])
+    sys.exit(status)
