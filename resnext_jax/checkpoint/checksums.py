@@ -5,10 +5,12 @@ Orbax and TensorStore check the index that leads to the arrays, but not the arra
 
 import json
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from etils import epath
+
+from resnext_jax.files import WHOLE, parse_json, shown
 
 CHECKSUMS_FILE = "checksums.json"
 # Orbax writes these after the checksums: the time of the commit, and in a bucket the mark of a finished save.
@@ -32,11 +34,13 @@ def damage(checkpoint: epath.Path, items: Iterable[str] = ()) -> str | None:
       items: subdirectories to check; all by default.
     """
     try:
-        sums = json.loads((checkpoint / CHECKSUMS_FILE).read_text())
-        sums = {str(name): (int(size), int(crc32)) for name, (size, crc32) in sums.items()}
+        sums = parse_json((checkpoint / CHECKSUMS_FILE).read_bytes(), {str: [WHOLE]})
+        strange = [name for name, pair in sums.items() if len(pair) != 2 or {"", ".", ".."} & set(name.split("/"))]
+        if strange:
+            raise ValueError(f"the entry {shown(strange[0])}")
     except FileNotFoundError:
         return f"{CHECKSUMS_FILE} is missing"
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+    except (OSError, ValueError) as error:
         return f"{CHECKSUMS_FILE} cannot be read: {error}"
     prefixes = tuple(f"{item}/" for item in items) or ("",)
     names = [name for name in sums if name.startswith(prefixes)]
@@ -54,7 +58,7 @@ def files_below(directory: epath.Path, prefix: str = "") -> Iterable[str]:
             yield f"{prefix}{path.name}"
 
 
-def _difference(path: epath.Path, name: str, written: tuple[int, int]) -> str | None:
+def _difference(path: epath.Path, name: str, written: Sequence[int]) -> str | None:
     try:
         size, crc32 = _size_and_crc32(path)
     except FileNotFoundError:

@@ -8,10 +8,11 @@ from typing import Any
 import orbax.checkpoint as ocp
 from etils import epath
 
-from resnext_jax.errors import UserError
+from resnext_jax.errors import UserError, may_miss_a_process
 from resnext_jax.types import PyTree
 
 DIRECTORY = "checkpoints"
+CONFIG_FILE = "metadata"  # of the JSON item
 
 
 def absolute(path: str) -> epath.Path:
@@ -33,7 +34,7 @@ def handlers() -> dict[str, Any]:
     return {
         "variables": ocp.StandardCheckpointHandler(),
         "training": ocp.StandardCheckpointHandler(),
-        "config": ocp.JsonCheckpointHandler(),
+        "config": ocp.JsonCheckpointHandler(filename=CONFIG_FILE),
     }
 
 
@@ -68,5 +69,7 @@ def reading(checkpoint: epath.Path) -> Iterator[None]:
     """Turns errors of orbax and tensorstore about missing or broken files into a `UserError`."""
     try:
         yield
-    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+    except Exception as error:  # a broken file can raise almost anything in the reader
+        if isinstance(error, UserError) or may_miss_a_process(error):
+            raise
         raise damaged(checkpoint, reason(error)) from error

@@ -21,7 +21,7 @@ from etils import epath
 
 from resnext_jax.data.readers import Labels, Record
 from resnext_jax.errors import UserError, raise_all
-from resnext_jax.files import sha256_of
+from resnext_jax.files import WHOLE, read_json, sha256_of, shown
 from resnext_jax.types import DatasetInfo
 
 MANIFEST = "manifest.json"
@@ -29,6 +29,11 @@ UNFINISHED = "unfinished.json"  # `prepare` has this file instead until the last
 FORMAT = "resnext_jax records 1"
 HEADER = struct.Struct("<IH")
 WRITER_OPTIONS = "group_size:1,uncompressed"  # a record is read alone, and JPEGs do not shrink
+FILE = {"file": str, "num_images": WHOLE, "num_bytes": WHOLE, "sha256": str}  # forms of JSON values
+CONTENT = {
+    **{"format": str, "name": str, "class_names": [str], "settings": dict, "notes": dict},
+    "splits": {str: {"num_images": WHOLE, "shards": [FILE], "labels": FILE}},
+}
 _READER_OPTIONS = {"max_parallelism": "0"}
 
 
@@ -39,6 +44,10 @@ class File(NamedTuple):
     num_images: int
     num_bytes: int
     sha256: str
+
+    def is_named(self) -> bool:
+        """Return whether the name is one of a file in the directory itself."""
+        return self.file not in ("", ".", "..") and not set(self.file) & set("/\\\0")
 
 
 class Split(NamedTuple):
@@ -105,28 +114,46 @@ def read_manifest(directory: epath.PathLike) -> Manifest | None:
     path = epath.Path(directory) / MANIFEST
     if not path.exists():
         return None
-    try:
-        content = json.loads(path.read_text())
-        if content["format"] != FORMAT:
-            raise UserError(
-                f"{path} is of the format {content['format']!r}; this version reads {FORMAT!r}. Prepare the data "
-                "again, or use the version that wrote it."
-            )
-        splits, problems = {}, []
-        for key, split in content["splits"].items():
-            splits[key] = Split(tuple(File(**shard) for shard in split["shards"]), File(**split["labels"]))
-            said, found = split["num_images"], splits[key].num_images
-            if said != found:
-                problems.append(
-                    f"{path} says {said:,} images for {key}, but its shards have {found:,}. "
-                    "Copy it or prepare the data again."
-                )
-        name, class_names = content["name"], tuple(content["class_names"])
-        manifest = Manifest(name, class_names, splits, content["settings"], content["notes"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is damaged ({error!r}). Copy it again, or prepare the data again.") from None
+    advice = "Copy it again, or prepare the data again."
+    found = read_json(path, {"format": str}, advice)["format"]
+    if found != FORMAT:
+        raise UserError(
+            f"{path} is of the format {shown(found)}; this version reads {FORMAT!r}. Prepare the data again, or use "
+            "the version that wrote it."
+        )
+    content = read_json(path, CONTENT, advice)
+    splits, problems = {}, []
+    for key, split in content["splits"].items():
+        splits[key] = Split(tuple(map(file_of, split["shards"])), file_of(split["labels"]))
+        said, found = split["num_images"], splits[key].num_images
+        if said != found:
+            problems.append(f"{path} says {said:,} images for {key}, but its shards have {found:,}. {advice}")
+        problems += [f"{path} is damaged ({problem}). {advice}" for problem in _size_problems(splits[key])]
     raise_all(problems)
-    return manifest
+    return Manifest(content["name"], tuple(content["class_names"]), splits, content["settings"], content["notes"])
+
+
+def file_of(fields: dict[str, Any]) -> File:
+    """Return the entry of a file from JSON of the form FILE."""
+    return File(*(fields[name] for name in File._fields))
+
+
+def _size_problems(split: Split) -> list[str]:
+    """Return what contradicts itself in the names and sizes of a split; sizes on disk are left to `check_files`."""
+    problems = [
+        f"{shown(file.file)} is no name of a file" for file in (*split.shards, split.labels) if not file.is_named()
+    ]
+    problems += [
+        f"{shard.file} cannot hold {shard.num_images:,} images in {shard.num_bytes:,} bytes"
+        for shard in split.shards
+        if shard.num_images * HEADER.size > shard.num_bytes
+    ]
+    if not split.labels.num_bytes == 4 * split.labels.num_images == 4 * split.num_images:
+        problems.append(
+            f"{split.labels.file} has {split.labels.num_images:,} labels in {split.labels.num_bytes:,} bytes for "
+            f"{split.num_images:,} images"
+        )
+    return problems
 
 
 def check_files(directory: epath.PathLike, files: tuple[File, ...], *, checksums: bool = False) -> list[str]:

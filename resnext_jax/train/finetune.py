@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from resnext_jax.checkpoint import locate, read_description, read_variables, require_same_arrays
+from resnext_jax.checkpoint import NETWORK, locate, read_description, read_variables, require_same_arrays
 from resnext_jax.errors import UserError
 from resnext_jax.sharding import Place, replicated
 from resnext_jax.types import PyTree, TrainState
@@ -30,7 +30,7 @@ def fill_from_checkpoint(config: ConfigDict) -> ConfigDict:
                 "workdir of a run or what python -m resnext_jax.convert wrote."
             )
         return config
-    theirs = read_description(locate(config.init_from))["config"]
+    theirs = read_description(locate(config.init_from), NETWORK)["config"]
     filled = config.copy_and_resolve_references()
     with filled.unlocked(), filled.ignore_type():
         if config.model.name is None:
@@ -55,7 +55,7 @@ def initial_weights(
       UserError: arrays of the backbone are missing, extra or misshapen. The message names them with both shapes.
     """
     checkpoint = locate(init_from)
-    same_classes = read_description(checkpoint)["dataset"]["class_names"] == dataset["class_names"]
+    same_classes = read_description(checkpoint, NETWORK)["dataset"]["class_names"] == dataset["class_names"]
     left_out = () if same_classes else (HEAD,)
     theirs = read_variables(checkpoint, replicated(place.mesh))
     ours = {"params": _without(state.params, left_out), "batch_stats": state.batch_stats}
