@@ -26,20 +26,36 @@ from resnext_jax.types import PyTree
 
 # Forms of JSON items (`files.check_form`): of any checkpoint, and of one whose network is built from its config.
 DESCRIPTION = {
-    **{"config": dict, "dataset": {"name?": str, "class_names?": [str]}},
-    **{"progress?": {"window?": dict, "evaluated?": bool}, "source?": dict},
+    "config": dict,
+    "dataset": {"name?": str, "class_names?": [str]},
+    "progress?": {"window?": dict, "evaluated?": bool},
+    "source?": dict,
 }
 SIZE_PX = range(1, 1 << 16)
 MODEL = {
-    **{"name?": (str, None), "family?": str, "depth?": range(2000), "cardinality?": WHOLE, "bottleneck_width?": WHOLE},
-    **{"shortcut?": bool, "preactivation?": bool, "dropout?": (float, None), "stochastic_depth?": float},
+    "name?": (str, None),
+    "family?": str,
+    "depth?": range(2000),
+    "cardinality?": WHOLE,
+    "bottleneck_width?": WHOLE,
+    "shortcut?": bool,
+    "preactivation?": bool,
+    "dropout?": (float, None),
+    "stochastic_depth?": float,
 }
 NETWORK = {
     "config": {
-        **{"model": MODEL, "conv_impl": str, "compute_dtype": str, "bn_group_images": WHOLE},
+        "model": MODEL,
+        "conv_impl": str,
+        "compute_dtype": str,
+        "bn_group_images": WHOLE,
         "data": {
-            **{"image_size_px": SIZE_PX, "resize_px": SIZE_PX, "interpolation?": str, "crop": str},
-            **{"mean": [float], "std": [float]},
+            "image_size_px": SIZE_PX,
+            "resize_px": SIZE_PX,
+            "interpolation?": str,
+            "crop": str,
+            "mean": [float],
+            "std": [float],
         },
     },
     "dataset": {"name": str, "class_names": [str]},

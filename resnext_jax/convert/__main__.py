@@ -29,7 +29,9 @@ def flags() -> argparse.ArgumentParser:
         command = commands.add_parser(their, help=f"{kinds[their]} -> a checkpoint")
         command.add_argument("file", metavar="FILE", help=kinds[their])
         command.add_argument("--model", required=True, help="the network: resnext_jax.list_models()")
-        command.add_argument("--out", required=True, metavar="DIR", help="a new directory, a workdir for main.py")
+        command.add_argument(
+            "--out", required=True, metavar="DIR", help="a new directory, a workdir for main.py; again, it resumes"
+        )
         command.add_argument(
             "--class_names", metavar="FILE", help="one per line, in label order; by default ImageNet's for 1000 classes"
         )
@@ -55,13 +57,15 @@ def main(argv: Sequence[str]) -> int:
             print(f"{out}: {convert_back(file, out):,} arrays, for torchvision's load_state_dict")
             return 0
         class_names = arguments.class_names and _lines(os.path.expanduser(arguments.class_names))
-        count, row = convert(
+        count, row, done = convert(
             arguments.format, file, arguments.model, out, weights=arguments.weights, class_names=class_names
         )
     except UserError as error:
         return report_error(error)
     for line in others_note(arguments.format, arguments.model, row):
         print(line, file=sys.stderr)
+    if done:
+        print(f"{out} has been converted from the same file before, and is left as it is")
     print(
         f"{out}: {arguments.model}, all {count:,} arrays of {file}; images of {row.image_size_px} px cut out of "
         f"{row.resize_px}, {row.interpolation}{f', as for {row.name}' if row.name else ''}\n"

@@ -31,7 +31,11 @@ HEADER = struct.Struct("<IH")
 WRITER_OPTIONS = "group_size:1,uncompressed"  # a record is read alone, and JPEGs do not shrink
 FILE = {"file": str, "num_images": WHOLE, "num_bytes": WHOLE, "sha256": str}  # forms of JSON values
 CONTENT = {
-    **{"format": str, "name": str, "class_names": [str], "settings": dict, "notes": dict},
+    "format": str,
+    "name": str,
+    "class_names": [str],
+    "settings": dict,
+    "notes": dict,
     "splits": {str: {"num_images": WHOLE, "shards": [FILE], "labels": FILE}},
 }
 _READER_OPTIONS = {"max_parallelism": "0"}

@@ -29,9 +29,7 @@ EVALUATED = NAMED | {
         "protocol?": str,
         "data": NETWORK["config"]["data"]
         | {"name": str, "dir": PATH, "class_list?": PATH, "on_bad_image?": str, "num_threads": WHOLE},
-        "evaluate": {
-            **{"batch_size": WHOLE, "ensemble?": PATH, "classes?": str, "class_map?": PATH, "real_labels?": PATH}
-        },
+        "evaluate": {"batch_size": WHOLE, "ensemble?": PATH, "classes?": str, "class_map?": PATH, "real_labels?": PATH},
     }
 }
 

@@ -80,9 +80,7 @@ def read_unfinished(out: str, name: str, settings: dict[str, Any]) -> dict[str, 
         positions = {pair[0] for pair in skipped if len(pair) == 2 and isinstance(pair[1], str)}
         wrong = len(positions) < len(skipped) or not positions <= set(range(file.num_images + len(skipped)))
         if wrong or any(len(pair) != 2 for pair in fidelity):
-            raise UserError(
-                f"{path} is damaged (images of {shown(file.file)} that were left out or compared). {advice}"
-            )
+            raise UserError(f"{path} is damaged (the images of {shown(file.file)} that were left out). {advice}")
         pairs = (tuple(map(tuple, part)) for part in (skipped, fidelity))
         found[file.file] = ShardDone(file, next(pairs), shard["source_bytes"], next(pairs))
     return found
