@@ -16,7 +16,7 @@ from resnext_jax.data.imagenet_classes import readable
 from resnext_jax.data.one_image import USUAL, prepare
 from resnext_jax.errors import UserError, raise_all, unknown
 from resnext_jax.evaluate.classify import predict_step
-from resnext_jax.files import shown
+from resnext_jax.json_files import shown
 from resnext_jax.models import zoo
 from resnext_jax.models.layers import Classifier
 from resnext_jax.ops.conv_choice import chip_of, resolver

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from etils import epath
 
-from resnext_jax.files import WHOLE, parse_json, shown
+from resnext_jax.json_files import WHOLE, parse_json, shown
 
 CHECKSUMS_FILE = "checksums.json"
 # Orbax writes these after the checksums: the time of the commit, and in a bucket the mark of a finished save.

@@ -21,10 +21,10 @@ from resnext_jax.checkpoint.store import (
     tree_of,
 )
 from resnext_jax.errors import UserError
-from resnext_jax.files import WHOLE, read_json
+from resnext_jax.json_files import WHOLE, read_json
 from resnext_jax.types import PyTree
 
-# Forms of JSON items (`files.check_form`): of any checkpoint, and of one whose network is built from its config.
+# Forms of JSON items (`json_files.check_form`): of any checkpoint, and of one whose network is built from its config.
 DESCRIPTION = {
     "config": dict,
     "dataset": {"name?": str, "class_names?": [str]},
@@ -89,7 +89,7 @@ def read_description(checkpoint: epath.Path, form: Any = DESCRIPTION) -> dict[st
     """Return the JSON item of a checkpoint (see `locate`): the resolved `config`, the `dataset` and the `progress`.
 
     Args:
-      form: what it must look like; see `files.check_form`.
+      form: what it must look like; see `json_files.check_form`.
 
     Raises:
       UserError: it is damaged.

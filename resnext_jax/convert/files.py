@@ -17,7 +17,7 @@ import ml_dtypes
 import numpy as np
 
 from resnext_jax.errors import UserError
-from resnext_jax.files import MAX_SHOWN, WHOLE, check_form, parse_json, shown
+from resnext_jax.json_files import MAX_SHOWN, WHOLE, check_form, parse_json, shown
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 SAFETENSORS_DTYPES = dict(

@@ -16,7 +16,7 @@ import numpy as np
 
 from resnext_jax.convert.files import MAX_DIMENSIONS, array_at, open_bytes
 from resnext_jax.errors import UserError
-from resnext_jax.files import MAX_SHOWN
+from resnext_jax.json_files import MAX_SHOWN
 
 NIL, NUMBER, STRING, TABLE, OBJECT, BOOLEAN, FUNCTION = range(7)
 FUNCTIONS_WITH_INDEX = (7, 8)

@@ -14,7 +14,7 @@ import numpy as np
 from resnext_jax.convert.layers import Layer
 from resnext_jax.convert.torch7 import Module
 from resnext_jax.errors import UserError
-from resnext_jax.files import MAX_SHOWN
+from resnext_jax.json_files import MAX_SHOWN
 from resnext_jax.models.arch import Arch
 
 EPSILON = 1e-5

@@ -12,7 +12,7 @@ from jaxtyping import Int
 
 from resnext_jax.data.readers import Record, WrappedSource
 from resnext_jax.errors import UserError
-from resnext_jax.files import parse_json
+from resnext_jax.json_files import parse_json
 
 NUM_IMAGES, NUM_CLASSES = 50_000, 1000
 MAX_LABELS = 100  # of one image; the table has as many columns as the longest list

@@ -21,7 +21,8 @@ from etils import epath
 
 from resnext_jax.data.readers import Labels, Record
 from resnext_jax.errors import UserError, raise_all
-from resnext_jax.files import WHOLE, read_json, sha256_of, shown
+from resnext_jax.files import sha256_of
+from resnext_jax.json_files import WHOLE, read_json, shown
 from resnext_jax.types import DatasetInfo
 
 MANIFEST = "manifest.json"

@@ -17,11 +17,11 @@ from resnext_jax.data.sources import Source
 from resnext_jax.errors import UserError
 from resnext_jax.evaluate.protocols import Classes, Member
 from resnext_jax.evaluate.results import classes_of, conditions, evaluate_by_protocol, fill, in_words
-from resnext_jax.files import WHOLE
+from resnext_jax.json_files import WHOLE
 from resnext_jax.models.zoo import Network
 from resnext_jax.types import PyTree
 
-NAMED = {"config": dict, "dataset": NETWORK["dataset"]}  # forms of JSON items (`files.check_form`)
+NAMED = {"config": dict, "dataset": NETWORK["dataset"]}  # forms of JSON items (`json_files.check_form`)
 PATH = (str, None)
 EVALUATED = NAMED | {
     "config": NETWORK["config"]

@@ -18,7 +18,7 @@ from resnext_jax.data.views import view_batches
 from resnext_jax.errors import UserError
 from resnext_jax.evaluate.protocols import PROTOCOLS, Classes, Member, Protocol, score_step
 from resnext_jax.evaluate.validation import add_up, center_batches
-from resnext_jax.files import WHOLE, parse_json
+from resnext_jax.json_files import WHOLE, parse_json
 from resnext_jax.types import Batch, PyTree
 
 # The fields of an evaluation that the config of converted weights leaves out.

@@ -12,7 +12,8 @@ from threading import Event, Thread
 from etils import epath
 
 from resnext_jax.errors import UserError
-from resnext_jax.files import WHOLE, in_bucket, parse_json, write_whole
+from resnext_jax.files import in_bucket, write_whole
+from resnext_jax.json_files import WHOLE, parse_json
 
 RENEW_EVERY_S, STALE_AFTER_S, LOOK_AGAIN_S = 10.0, 60.0, 1.0
 HOLDER = {"token": str, "host": str, "pid": WHOLE, "since?": str, "machine?": (str, None), "command?": str}

@@ -11,7 +11,8 @@ from typing import Any
 from etils import epath
 
 from resnext_jax.errors import UserError
-from resnext_jax.files import WHOLE, cannot_write, check_form, in_bucket, parse_json, write_whole
+from resnext_jax.files import cannot_write, in_bucket, write_whole
+from resnext_jax.json_files import WHOLE, check_form, parse_json
 
 # tensorboardX imports PyTorch if it is installed, only to accept its tensors. That takes longer than everything else
 # at start-up, so the import fails here.

@@ -199,8 +199,12 @@ def save_as_ours(workdir, network, step, class_names):
     checkpoints = Checkpoints(str(workdir), keep_newest=1, keep_best=0)
     sizes = {"image_size_px": 32, "resize_px": 32, "crop": "none", "mean": [1.0, 2.0, 3.0], "std": [1.0, 1.0, 1.0]}
     config = {
-        **{"model": {"name": "tiny_resnext"}, "conv_impl": "auto", "compute_dtype": "float32", "bn_group_images": 32},
-        **{"data": {"name": "builtin", "dir": None, "num_threads": 0, **sizes}, "evaluate": {"batch_size": 256}},
+        "model": {"name": "tiny_resnext"},
+        "conv_impl": "auto",
+        "compute_dtype": "float32",
+        "bn_group_images": 32,
+        "data": {"name": "builtin", "dir": None, "num_threads": 0, **sizes},
+        "evaluate": {"batch_size": 256},
     }
     dataset = {"name": "folder", "class_names": class_names}
     checkpoints.save(state, {"config": config, "dataset": dataset})

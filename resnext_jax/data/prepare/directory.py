@@ -13,7 +13,8 @@ from etils import epath
 from resnext_jax.data.prepare.shards import ShardDone, writing
 from resnext_jax.data.records import FILE, MANIFEST, UNFINISHED, file_of
 from resnext_jax.errors import UserError
-from resnext_jax.files import WHOLE, in_bucket, read_json, replace_file, shown
+from resnext_jax.files import in_bucket, replace_file
+from resnext_jax.json_files import WHOLE, read_json, shown
 
 PAIRS = {"skipped": [[(WHOLE, str)]], "fidelity": [[float]]}  # forms of JSON values
 CONTENT = {"name": str, "settings": dict, "shards": [{"file": FILE, "source_bytes": WHOLE, **PAIRS}]}

@@ -7,7 +7,7 @@ import pytest
 from etils import epath
 
 from resnext_jax.errors import UserError
-from resnext_jax.files import MAX_JSON_DEPTH, WHOLE, parse_json, read_json
+from resnext_jax.json_files import MAX_JSON_DEPTH, WHOLE, parse_json, read_json
 
 FORM = {"name": str, "sizes": [WHOLE], "flag?": bool, "rate?": (float, None), "by_name?": {str: [float]}}
 
