@@ -74,8 +74,10 @@ def check_form(value: Any, form: Any, place: str = "") -> None:
             elif key == name:
                 raise ValueError(f"{f'{place}.{key}'.lstrip('.')} is missing")
     elif isinstance(form, list) and isinstance(value, list):
+        simple = not isinstance(form[0], dict | list | tuple)
         for index, part in enumerate(value):
-            check_form(part, form[0], f"{place}[{index}]")
+            if not (simple and _has_form(part, form[0])):
+                check_form(part, form[0], f"{place}[{index}]")
     elif isinstance(form, tuple):
         if not any(_has_form(value, one) for one in form):
             raise ValueError(f"{place} is {shown(value)}, not {' or '.join(map(_words, form))}")

@@ -3,7 +3,6 @@
 import argparse
 import logging
 import os
-import pathlib
 import sys
 from collections.abc import Sequence
 
@@ -11,6 +10,7 @@ from resnext_jax.convert.back import convert_back
 from resnext_jax.convert.take import FORMATS, convert
 from resnext_jax.convert.weights import others_note
 from resnext_jax.errors import UserError, report_error
+from resnext_jax.files import read_names
 
 BACK = "checkpoint"
 
@@ -56,7 +56,7 @@ def main(argv: Sequence[str]) -> int:
         if arguments.format == BACK:
             print(f"{out}: {convert_back(file, out):,} arrays, for torchvision's load_state_dict")
             return 0
-        class_names = arguments.class_names and _lines(os.path.expanduser(arguments.class_names))
+        class_names = arguments.class_names and read_names(arguments.class_names)
         count, row, done = convert(
             arguments.format, file, arguments.model, out, weights=arguments.weights, class_names=class_names
         )
@@ -74,13 +74,6 @@ def main(argv: Sequence[str]) -> int:
         f"  python main.py --config=configs/finetune.py --config.init_from={out} --config.data.dir=FOLDER"
     )
     return 0
-
-
-def _lines(path: str) -> list[str]:
-    try:
-        return pathlib.Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--class_names={path} cannot be read: {error}. Give a text file, one name per line.") from None
 
 
 if __name__ == "__main__":

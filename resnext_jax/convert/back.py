@@ -14,7 +14,7 @@ from resnext_jax.convert.names import current_name, their_names
 from resnext_jax.errors import UserError
 from resnext_jax.models import zoo
 
-# Form of a JSON item (`files.check_form`).
+# Form of a JSON item (`json_files.check_form`).
 CONVERTED = {
     "config": {"model": MODEL},
     "dataset": {"class_names": [str]},

@@ -94,7 +94,6 @@ def to_variables(entries: Sequence[Entry], arrays: Arrays, *, file: str, model: 
             *first_lines(problems),
             "Give the network that the file belongs to with --model=NAME, or the file of that network.",
         )
-    require_sound_values({entry.name: arrays[entry.name] for entry in entries}, file)
     variables = traverse_util.unflatten_dict({entry.path: entry.ours(arrays[entry.name]) for entry in entries})
     return {"batch_stats": {}, **variables}
 

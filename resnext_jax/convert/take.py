@@ -61,6 +61,7 @@ def convert(
     }
     rest = {name: array for name, array in arrays.items() if name not in counters}
     variables = mapping.to_variables(entries, rest, file=file, model=model)
+    mapping.require_sound_values(rest, file)
 
     num_classes = layers[-1].shapes["bias"][0]
     if class_names is None:
