@@ -56,32 +56,30 @@ def check_form(value: Any, form: Any, place: str = "") -> None:
     """Checks the types in a JSON value.
 
     Args:
-      form: `str`, `bool`, `dict`, `list`; `float` for any number; `None`; a `range` of whole numbers; `[form]` for a
-        list of one form; `{str: form}` for an object of any names; `{"a": form, "b?": form}` for one with at least the
-        name "a"; a tuple of forms, one of which it must have.
+      form: `str`, `bool`, `dict`, `list`; `float` for any number; `None`; a `range` of whole numbers; a tuple of these,
+        one of which it must have; `[form]` for a list of one form; `{"a": form, "b?": form}` for an object with the
+        name "a" and perhaps "b", and with `str: form` for one whose other names have that form.
       place: where the value is in its file.
 
     Raises:
       ValueError: it is of another form; the first wrong place is named.
     """
+    if _has_form(value, form):
+        return
     if isinstance(form, dict) and isinstance(value, dict):
-        inner = form.get(str)
-        wanted = dict.fromkeys(value, inner) if inner is not None else form
-        for name, part in wanted.items():
-            key = name.removesuffix("?")
-            if key in value:
-                check_form(value[key], part, f"{place}.{key[:MAX_SHOWN]}".lstrip("."))
+        for name, part in form.items():
+            if name is str:
+                for key in value.keys() - form.keys():
+                    check_form(value[key], part, f"{place}.{key[:MAX_SHOWN]}".lstrip("."))
+            elif (key := name.removesuffix("?")) in value:
+                check_form(value[key], part, f"{place}.{key}".lstrip("."))
             elif key == name:
                 raise ValueError(f"{f'{place}.{key}'.lstrip('.')} is missing")
     elif isinstance(form, list) and isinstance(value, list):
-        simple = not isinstance(form[0], dict | list | tuple)
         for index, part in enumerate(value):
-            if not (simple and _has_form(part, form[0])):
+            if not _has_form(part, form[0]):
                 check_form(part, form[0], f"{place}[{index}]")
-    elif isinstance(form, tuple):
-        if not any(_has_form(value, one) for one in form):
-            raise ValueError(f"{place} is {shown(value)}, not {' or '.join(map(_words, form))}")
-    elif not _has_form(value, form):
+    else:
         raise ValueError(f"{place or 'it'} is {shown(value)}, not {_words(form)}")
 
 
@@ -92,16 +90,19 @@ def shown(value: Any) -> str:
 
 
 def _has_form(value: Any, form: Any) -> bool:
+    """Return whether a value has a form without others inside; false for a form with others."""
     if isinstance(form, range):
         return type(value) is int and value in form
-    if form is float:
-        return type(value) in (int, float)
-    return type(value) is (form if isinstance(form, type) else type(form))
+    if isinstance(form, tuple):
+        return any(_has_form(value, one) for one in form)
+    return type(value) in (int, float) if form is float else value is None if form is None else type(value) is form
 
 
 def _words(form: Any) -> str:
     if isinstance(form, range):
         return f"a whole number in [{form.start:,}, {form.stop:,})"
+    if isinstance(form, tuple):
+        return " or ".join(map(_words, form))
     words = {str: "text", bool: "true or false", dict: "an object", list: "a list", float: "a number"}
     return "null" if form is None else words[form if isinstance(form, type) else type(form)]
 
