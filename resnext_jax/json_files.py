@@ -2,6 +2,7 @@
 
 import collections
 import json
+import os
 from typing import Any
 
 from etils import epath
@@ -81,6 +82,15 @@ def check_form(value: Any, form: Any, place: str = "") -> None:
                 check_form(part, form[0], f"{place}[{index}]")
     else:
         raise ValueError(f"{place or 'it'} is {shown(value)}, not {_words(form)}")
+
+
+def is_file_name(name: str) -> bool:
+    """Return whether a name is that of a file in a directory itself, and not a path that leads elsewhere."""
+    try:
+        os.fsencode(name)
+    except UnicodeEncodeError:
+        return False
+    return name not in ("", ".", "..") and not set(name) & set("/\\\0")
 
 
 def shown(value: Any) -> str:

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from etils import epath
 
-from resnext_jax.json_files import WHOLE, parse_json, shown
+from resnext_jax.json_files import WHOLE, is_file_name, parse_json, shown
 
 CHECKSUMS_FILE = "checksums.json"
 # Orbax writes these after the checksums: the time of the commit, and in a bucket the mark of a finished save.
@@ -35,9 +35,9 @@ def damage(checkpoint: epath.Path, items: Iterable[str] = ()) -> str | None:
     """
     try:
         sums = parse_json((checkpoint / CHECKSUMS_FILE).read_bytes(), {str: [WHOLE]})
-        strange = [name for name, pair in sums.items() if len(pair) != 2 or {"", ".", ".."} & set(name.split("/"))]
-        if strange:
-            raise ValueError(f"the entry {shown(strange[0])}")
+        for name, pair in sums.items():
+            if len(pair) != 2 or not all(map(is_file_name, name.split("/"))):
+                raise ValueError(f"the entry {shown(name)}")
     except FileNotFoundError:
         return f"{CHECKSUMS_FILE} is missing"
     except (OSError, ValueError) as error:

@@ -22,13 +22,14 @@ from etils import epath
 from resnext_jax.data.readers import Labels, Record
 from resnext_jax.errors import UserError, raise_all
 from resnext_jax.files import sha256_of
-from resnext_jax.json_files import WHOLE, read_json, shown
+from resnext_jax.json_files import WHOLE, is_file_name, read_json, shown
 from resnext_jax.types import DatasetInfo
 
 MANIFEST = "manifest.json"
 UNFINISHED = "unfinished.json"  # `prepare` has this file instead until the last shard is written
 FORMAT = "resnext_jax records 1"
 HEADER = struct.Struct("<IH")
+LABEL_BYTES = 4  # of a file of labels; a record takes more
 WRITER_OPTIONS = "group_size:1,uncompressed"  # a record is read alone, and JPEGs do not shrink
 FILE = {"file": str, "num_images": WHOLE, "num_bytes": WHOLE, "sha256": str}  # forms of JSON values
 CONTENT = {
@@ -49,10 +50,6 @@ class File(NamedTuple):
     num_images: int
     num_bytes: int
     sha256: str
-
-    def is_named(self) -> bool:
-        """Return whether the name is one of a file in the directory itself."""
-        return self.file not in ("", ".", "..") and not set(self.file) & set("/\\\0")
 
 
 class Split(NamedTuple):
@@ -143,6 +140,15 @@ def file_of(fields: dict[str, Any]) -> File:
     return File(*(fields[name] for name in File._fields))
 
 
+def size_problem(file: File) -> str | None:
+    """Return what is wrong with the name or the sizes of a file in themselves."""
+    if not is_file_name(file.file):
+        return f"{shown(file.file)} is no name of a file"
+    if file.num_images * LABEL_BYTES > file.num_bytes:
+        return f"{file.file} cannot hold {file.num_images:,} images in {file.num_bytes:,} bytes"
+    return None
+
+
 def _size_problems(split: Split) -> list[str]:
     """Return what contradicts itself in the names and sizes of a split; sizes on disk are left to `check_files`."""
     problems = [
@@ -153,7 +159,7 @@ def _size_problems(split: Split) -> list[str]:
         for shard in split.shards
         if shard.num_images * HEADER.size > shard.num_bytes
     ]
-    if not split.labels.num_bytes == 4 * split.labels.num_images == 4 * split.num_images:
+    if not split.labels.num_bytes == LABEL_BYTES * split.labels.num_images == LABEL_BYTES * split.num_images:
         problems.append(
             f"{split.labels.file} has {split.labels.num_images:,} labels in {split.labels.num_bytes:,} bytes for "
             f"{split.num_images:,} images"

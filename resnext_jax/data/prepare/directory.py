@@ -11,7 +11,7 @@ from typing import Any
 from etils import epath
 
 from resnext_jax.data.prepare.shards import ShardDone, writing
-from resnext_jax.data.records import FILE, MANIFEST, UNFINISHED, file_of
+from resnext_jax.data.records import FILE, MANIFEST, UNFINISHED, file_of, size_problem
 from resnext_jax.errors import UserError
 from resnext_jax.files import in_bucket, replace_file
 from resnext_jax.json_files import WHOLE, read_json, shown
@@ -78,10 +78,13 @@ def read_unfinished(out: str, name: str, settings: dict[str, Any]) -> dict[str, 
     require_same(out, (content["name"], content["settings"]), (name, settings))
     for shard in content["shards"]:
         file, skipped, fidelity = file_of(shard["file"]), shard["skipped"], shard["fidelity"]
-        positions = {pair[0] for pair in skipped if len(pair) == 2 and isinstance(pair[1], str)}
-        wrong = len(positions) < len(skipped) or not positions <= set(range(file.num_images + len(skipped)))
-        if wrong or any(len(pair) != 2 for pair in fidelity):
-            raise UserError(f"{path} is damaged (the images of {shown(file.file)} that were left out). {advice}")
+        positions, pairs = range(file.num_images + len(skipped)), (*skipped, *fidelity)
+        wrong = any(len(pair) != 2 for pair in pairs) or any(
+            type(position) is str or position not in positions or type(reason) is not str
+            for position, reason in skipped
+        )
+        if problem := size_problem(file) or (wrong and f"what {shown(file.file)} leaves out"):
+            raise UserError(f"{path} is damaged ({problem}). {advice}")
         pairs = (tuple(map(tuple, part)) for part in (skipped, fidelity))
         found[file.file] = ShardDone(file, next(pairs), shard["source_bytes"], next(pairs))
     return found
