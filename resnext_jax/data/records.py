@@ -151,14 +151,7 @@ def size_problem(file: File) -> str | None:
 
 def _size_problems(split: Split) -> list[str]:
     """Return what contradicts itself in the names and sizes of a split; sizes on disk are left to `check_files`."""
-    problems = [
-        f"{shown(file.file)} is no name of a file" for file in (*split.shards, split.labels) if not file.is_named()
-    ]
-    problems += [
-        f"{shard.file} cannot hold {shard.num_images:,} images in {shard.num_bytes:,} bytes"
-        for shard in split.shards
-        if shard.num_images * HEADER.size > shard.num_bytes
-    ]
+    problems = [problem for file in (*split.shards, split.labels) if (problem := size_problem(file))]
     if not split.labels.num_bytes == LABEL_BYTES * split.labels.num_images == LABEL_BYTES * split.num_images:
         problems.append(
             f"{split.labels.file} has {split.labels.num_images:,} labels in {split.labels.num_bytes:,} bytes for "
@@ -237,4 +230,10 @@ class RecordSource:
         content = path.read_bytes()
         if hashlib.sha256(content).hexdigest() != self.split.labels.sha256:
             raise UserError(f"{path} has other content than was written. Copy it again, or prepare the data again.")
-        return np.frombuffer(content, "<i4").astype(np.int32)
+        labels = np.frombuffer(content, "<i4").astype(np.int32)
+        if (wrong := labels[(labels < 0) | (labels >= self.info.num_classes)]).size:
+            raise UserError(
+                f"{path} has the label {wrong[0]}, and {MANIFEST} {self.info.num_classes:,} classes. Prepare the data "
+                "again."
+            )
+        return labels

@@ -78,15 +78,14 @@ def read_unfinished(out: str, name: str, settings: dict[str, Any]) -> dict[str, 
     require_same(out, (content["name"], content["settings"]), (name, settings))
     for shard in content["shards"]:
         file, skipped, fidelity = file_of(shard["file"]), shard["skipped"], shard["fidelity"]
-        positions, pairs = range(file.num_images + len(skipped)), (*skipped, *fidelity)
-        wrong = any(len(pair) != 2 for pair in pairs) or any(
-            type(position) is str or position not in positions or type(reason) is not str
-            for position, reason in skipped
-        )
+        pairs, positions = (*skipped, *fidelity), range(file.num_images + len(skipped))
+        wrong = any(len(pair) != 2 for pair in pairs) or len({pair[0] for pair in skipped}) < len(skipped)
+        wrong = wrong or any(type(pair[0]) is str or pair[0] not in positions for pair in skipped)
+        wrong = wrong or any(type(reason) is not str for _, reason in skipped)
         if problem := size_problem(file) or (wrong and f"what {shown(file.file)} leaves out"):
             raise UserError(f"{path} is damaged ({problem}). {advice}")
-        pairs = (tuple(map(tuple, part)) for part in (skipped, fidelity))
-        found[file.file] = ShardDone(file, next(pairs), shard["source_bytes"], next(pairs))
+        skipped, fidelity = (tuple(map(tuple, part)) for part in (skipped, fidelity))
+        found[file.file] = ShardDone(file, skipped, shard["source_bytes"], fidelity)
     return found
 
 
