@@ -13,11 +13,12 @@ import numpy as np
 from jax import export
 from jaxtyping import Array, Float, UInt8
 
-from resnext_jax.checkpoint import locate, read_description, read_variables
+from resnext_jax.checkpoint import NETWORK, locate, read_description, read_variables
 from resnext_jax.data.imagenet_classes import readable
 from resnext_jax.data.one_image import USUAL, prepare
 from resnext_jax.errors import UserError, raise_all, unknown
 from resnext_jax.evaluate.classify import predict_step
+from resnext_jax.json_files import shown
 from resnext_jax.models import zoo
 from resnext_jax.models.layers import Classifier
 from resnext_jax.ops.conv_choice import chip_of, resolver
@@ -83,7 +84,9 @@ class Net:
         """
         names = _numbered(classes) if isinstance(classes, int) else classes
         if isinstance(names, str) or not names or len(set(names)) != len(names):
-            raise UserError(f"with_head({classes!r}): give the number of classes, 1 or more, or a list of their names.")
+            raise UserError(
+                f"with_head({shown(classes)}): give the number of classes, 1 or more, or a list of their names."
+            )
         old = self.variables["params"]["classifier"]["kernel"]
         head = Classifier(len(names)).init(jax.random.key(seed), jnp.zeros((1, old.shape[0])))["params"]
         variables = {**self.variables, "params": {**self.variables["params"], "classifier": head}}
@@ -172,8 +175,14 @@ def load(path: str, *, raw: bool = False) -> Net:
     """
     all_devices()  # or say what is wrong with them
     checkpoint = locate(path)
-    description = read_description(checkpoint)
+    description = read_description(checkpoint, NETWORK)
     config, class_names = description["config"], tuple(description["dataset"]["class_names"])
+    data = config["data"]
+    if not data["mean"] or len(data["mean"]) != len(data["std"]) or min(data["std"]) <= 0:
+        raise UserError(
+            f"the checkpoint {checkpoint} has data.mean={data['mean']} and data.std={data['std']}: both need one entry "
+            "per channel, and those of data.std must be positive. Give another checkpoint."
+        )
     model = zoo.build_model(
         zoo.select(**config["model"]),
         len(class_names),
@@ -184,7 +193,10 @@ def load(path: str, *, raw: bool = False) -> Net:
         bn_group_images=config["bn_group_images"],
     )
     sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    return Net(model, read_variables(checkpoint, sharding, raw=raw), config, readable(class_names))
+    images = jax.ShapeDtypeStruct((1, data["image_size_px"], data["image_size_px"], len(data["mean"])), "float32")
+    wanted = jax.eval_shape(partial(model.init, train=False), jax.random.key(0), images)
+    variables = read_variables(checkpoint, sharding, raw=raw, wanted=wanted, advice="Give another checkpoint.")
+    return Net(model, variables, config, readable(class_names))
 
 
 def build(name: str, *, num_classes: int | None = None, seed: int = 0, compute_dtype: str = "float32") -> Net:

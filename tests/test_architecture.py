@@ -14,7 +14,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 IMPORT_ORDER = (
     {"streams"},
     {"types", "errors", "progress"},
-    {"files"},
+    {"files", "json_files"},
     {"ops"},
     {"models", "data", "optim", "metrics", "sharding", "checkpoint", "runtime"},
     {"builders"},

@@ -23,6 +23,7 @@ from experiments.common.command import FAILED_STATUS, end, parser_of
 from experiments.common.draw import COLORS
 from resnext_jax.errors import UserError
 from resnext_jax.files import write_whole
+from resnext_jax.json_files import read_json
 from resnext_jax.progress import say
 
 EXPERIMENT = "step_times"
@@ -98,7 +99,9 @@ def execute(arguments: Namespace) -> int:
 
 
 def row_of(network: str, kept: epath.Path, scale: Scale) -> dict[str, Any]:
-    found = json.loads(kept.read_text()) if kept.exists() else None
+    form = {"estimated_cycles": float} if scale.unit != "s" else {"batch_size": float, "train": {"ours": float}}
+    form |= {"device?": str, "topology?": (str, None)}
+    found = read_json(kept, form, "Remove it, and it is measured again.") if kept.exists() else None
     ours = None
     if found is not None:
         ours = found["estimated_cycles"] / 1e6 if scale.unit != "s" else found["batch_size"] / found["train"]["ours"]

@@ -8,9 +8,10 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.sharding import Sharding
 
-from resnext_jax.checkpoint.arrays import by_path
+from resnext_jax.checkpoint.arrays import by_path, require_same_arrays
 from resnext_jax.checkpoint.checksums import damage
 from resnext_jax.checkpoint.store import (
+    CONFIG_FILE,
     DIRECTORY,
     absolute,
     checkpointer,
@@ -23,7 +24,45 @@ from resnext_jax.checkpoint.store import (
 )
 from resnext_jax.errors import UserError
 from resnext_jax.files import cannot_read
+from resnext_jax.json_files import WHOLE, read_json
 from resnext_jax.types import PyTree
+
+# Forms of JSON items (`json_files.check_form`): of any checkpoint, and of one whose network is built from its config.
+DESCRIPTION = {
+    "config": dict,
+    "dataset": {"name?": str, "class_names?": [str]},
+    "progress?": {"window?": dict, "evaluated?": bool},
+    "source?": dict,
+}
+SIZE_PX = range(1, 1 << 16)
+MODEL = {
+    "name?": (str, None),
+    "family?": str,
+    "depth?": range(2000),
+    "cardinality?": WHOLE,
+    "bottleneck_width?": WHOLE,
+    "shortcut?": bool,
+    "preactivation?": bool,
+    "dropout?": (float, None),
+    "stochastic_depth?": float,
+}
+NETWORK = {
+    "config": {
+        "model": MODEL,
+        "conv_impl": str,
+        "compute_dtype": str,
+        "bn_group_images": WHOLE,
+        "data": {
+            "image_size_px": SIZE_PX,
+            "resize_px": SIZE_PX,
+            "interpolation?": str,
+            "crop": str,
+            "mean": [float],
+            "std": [float],
+        },
+    },
+    "dataset": {"name": str, "class_names": [str]},
+}
 
 
 def locate(path: str) -> epath.Path:
@@ -57,31 +96,40 @@ def locate(path: str) -> epath.Path:
     )
 
 
-def read_description(checkpoint: epath.Path) -> dict[str, Any]:
+def read_description(checkpoint: epath.Path, form: Any = DESCRIPTION) -> dict[str, Any]:
     """Return the JSON item of a checkpoint (see `locate`): the resolved `config`, the `dataset` and the `progress`.
+
+    Args:
+      form: what it must look like; see `json_files.check_form`.
 
     Raises:
       UserError: it is damaged.
     """
     _require_sound(checkpoint, "config")
-    with reading(checkpoint), checkpointer() as opened:
-        return opened.restore(checkpoint, ocp.args.Composite(config=ocp.args.JsonRestore()))["config"]
+    return read_json(checkpoint / "config" / CONFIG_FILE, form, "Give another checkpoint.")
 
 
-def read_variables(checkpoint: epath.Path, sharding: Sharding, *, raw: bool = False) -> PyTree:
+def read_variables(
+    checkpoint: epath.Path, sharding: Sharding, *, raw: bool = False, wanted: PyTree = None, advice: str = ""
+) -> PyTree:
     """Return `params` and `batch_stats` of a checkpoint (see `locate`), placed by `sharding`.
 
     They are the averaged ones if the checkpoint has any, unless `raw`.
 
+    Args:
+      wanted: arrays that a model has, or their shapes; compared before any array is read. None takes any arrays.
+      advice: what to do if they differ.
+
     Raises:
-      UserError: they are damaged.
+      UserError: they are damaged, or differ from `wanted`.
     """
     _require_sound(checkpoint, "variables")
     with reading(checkpoint), checkpointer() as opened:
-        shapes = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-            tree_of(opened.metadata(checkpoint).item_metadata["variables"]),
-        )
+        saved = tree_of(opened.metadata(checkpoint).item_metadata["variables"])
+        own = {name: saved[name] for name in saved if name != "ema"}
+        for tree in (own, saved.get("ema", own)) if wanted is not None else ():
+            require_same_arrays(checkpoint, wanted, tree, advice)
+        shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), saved)
         items = ocp.args.Composite(variables=ocp.args.StandardRestore(shapes))
         variables = opened.restore(checkpoint, items)["variables"]
     averaged = variables.pop("ema", None)

@@ -10,11 +10,12 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from resnext_jax.errors import UserError
+from resnext_jax.errors import UserError, may_miss_a_process
 from resnext_jax.files import cannot_read, in_bucket
 from resnext_jax.types import PyTree
 
 DIRECTORY = "checkpoints"
+CONFIG_FILE = "metadata"  # of the JSON item
 PARTS = ("variables", "training", "config", "checksums.json")  # of a checkpoint
 
 
@@ -107,7 +108,7 @@ def handlers() -> dict[str, Any]:
     return {
         "variables": ocp.StandardCheckpointHandler(),
         "training": ocp.StandardCheckpointHandler(),
-        "config": ocp.JsonCheckpointHandler(),
+        "config": ocp.JsonCheckpointHandler(filename=CONFIG_FILE),
     }
 
 
@@ -142,7 +143,9 @@ def reading(checkpoint: epath.Path) -> Iterator[None]:
     """Turns errors of orbax and tensorstore about missing or broken files into a `UserError`."""
     try:
         yield
-    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+    except Exception as error:  # a broken file can raise almost anything in the reader
+        if isinstance(error, UserError) or may_miss_a_process(error):
+            raise
         if isinstance(error, PermissionError) or re.search("permission.denied", str(error), re.IGNORECASE):
             raise cannot_read(checkpoint, error) from error
         raise damaged(checkpoint, reason(error)) from error

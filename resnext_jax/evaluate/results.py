@@ -1,6 +1,6 @@
 """Evaluation of a checkpoint or an ensemble by a protocol: from the fields of a config to one row of results."""
 
-import json
+import collections
 import os
 from collections.abc import Generator, Sequence
 from functools import partial
@@ -19,6 +19,7 @@ from resnext_jax.data.views import view_batches
 from resnext_jax.errors import UserError
 from resnext_jax.evaluate.protocols import PROTOCOLS, Classes, Member, Protocol, score_step
 from resnext_jax.evaluate.validation import add_up, center_batches
+from resnext_jax.json_files import WHOLE, parse_json
 from resnext_jax.types import Batch, PyTree
 
 # The fields of an evaluation that the config of converted weights leaves out.
@@ -81,17 +82,20 @@ def read_class_map(path: str, num_data_classes: int, num_classes: int) -> np.nda
     """
     advice = "One label per line, in the order of the data's classes, or the manifest.json of a prepared imagenet5k."
     try:
-        text = epath.Path(os.path.expanduser(path)).read_text()
-        labels = json.loads(text)["notes"]["imagenet1k_labels"] if text.startswith("{") else text.split()
-        labels = [int(str(label)) for label in labels]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        content = epath.Path(os.path.expanduser(path)).read_bytes()
+        if content.startswith(b"{"):
+            labels = parse_json(content, {"notes": {"imagenet1k_labels": [WHOLE]}})["notes"]["imagenet1k_labels"]
+        else:
+            labels = [int(label) for label in content.decode("utf-8-sig").split()]
+    except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or repr(error)
         raise UserError(f"evaluate.class_map={path} cannot be read: {reason}. {advice}") from None
     if len(labels) != num_data_classes:
         raise UserError(
             f"evaluate.class_map={path} has {len(labels):,} labels, and the data {num_data_classes:,} classes. {advice}"
         )
-    wrong = next((x for x in labels if not 0 <= x < num_classes or labels.count(x) > 1), None)
+    times = collections.Counter(labels)
+    wrong = next((x for x in labels if not 0 <= x < num_classes or times[x] > 1), None)
     if wrong is not None:
         raise UserError(
             f"evaluate.class_map={path} has the label {wrong}: each must be in [0, {num_classes:,}), the checkpoint's "

@@ -96,6 +96,7 @@ def select(
     preactivation: bool = False,
     dropout: float | None = None,
     stochastic_depth: float = 0.0,
+    **strange: Any,
 ) -> Row:
     """Return the network of a config's `model` fields; see `arch.Arch` for those that are not here.
 
@@ -103,11 +104,13 @@ def select(
       name: a row of `ARCHS`; "" for the network of the next four arguments.
       family, depth, cardinality, bottleneck_width: see `by_depth`.
       dropout: replaces the row's rate, if it is set.
+      strange: fields of a checkpoint that are none of these.
 
     Raises:
-      UserError: there is no such row or no such depth, or the network does not support a setting.
+      UserError: there is no such row, depth or field, or the network does not support a setting.
     """
-    arch, problems = ARCHS.get(name), []
+    problems = [f"model.{field} is no field of a network that this version knows." for field in strange]
+    arch = ARCHS.get(name)
     if name and arch is None:
         problems.append(unknown("model.name", name, ARCHS, "resnext_jax.list_models() returns all."))
     elif arch is None:

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from resnext_jax.checkpoint import (
     DIRECTORY,
+    NETWORK,
     absolute,
     finished_steps,
     locate,
@@ -42,7 +43,7 @@ def fill_from_checkpoint(config: ConfigDict, workdir: str) -> ConfigDict:
                 "workdir of a run or what python -m resnext_jax.convert wrote."
             )
         return config
-    theirs = _own_config(workdir) or read_description(locate(config.init_from))["config"]
+    theirs = _own_config(workdir) or read_description(locate(config.init_from), NETWORK)["config"]
     filled = config.copy_and_resolve_references()
     with filled.unlocked(), filled.ignore_type():
         if config.model.name is None:
@@ -76,7 +77,7 @@ def initial_weights(
       UserError: arrays of the backbone are missing, extra or misshapen. The message names them with both shapes.
     """
     checkpoint = locate(init_from)
-    same_classes = read_description(checkpoint)["dataset"]["class_names"] == dataset["class_names"]
+    same_classes = read_description(checkpoint, NETWORK)["dataset"]["class_names"] == dataset["class_names"]
     left_out = () if same_classes else (HEAD,)
     theirs = read_variables(checkpoint, replicated(place.mesh))
     ours = {"params": _without(state.params, left_out), "batch_stats": state.batch_stats}

@@ -3,11 +3,15 @@
 import dataclasses
 import importlib
 import json
+import re
+import shutil
 import struct
+import time
 from collections import OrderedDict
 
 import numpy as np
 import pytest
+import tiny
 import torch
 from PIL import Image
 from sklearn.datasets import load_sample_images
@@ -23,6 +27,7 @@ from resnext_jax.models import zoo
 from resnext_jax.models.arch import Arch
 from resnext_jax.models.densenet import DenseNetArch
 from resnext_jax.models.vgg import VggArch
+from resnext_jax.runtime.lock import Lock
 from resnext_jax.types import TrainState
 
 MEAN, STD = np.array([0.485, 0.456, 0.406], np.float32), np.array([0.229, 0.224, 0.225], np.float32)
@@ -193,7 +198,15 @@ def save_as_ours(workdir, network, step, class_names):
     variables = to_variables(entries, arrays, file="memory", model="tiny_resnext")
     state = TrainState(np.int32(step), variables["params"], variables["batch_stats"], ())
     checkpoints = Checkpoints(str(workdir), keep_newest=1, keep_best=0)
-    config = {"model": {"name": "tiny_resnext"}, "evaluate": {"batch_size": 256}, "data": {"mean": [1.0, 2.0, 3.0]}}
+    sizes = {"image_size_px": 32, "resize_px": 32, "crop": "none", "mean": [1.0, 2.0, 3.0], "std": [1.0, 1.0, 1.0]}
+    config = {
+        "model": {"name": "tiny_resnext"},
+        "conv_impl": "auto",
+        "compute_dtype": "float32",
+        "bn_group_images": 32,
+        "data": {"name": "builtin", "dir": None, "num_threads": 0, **sizes},
+        "evaluate": {"batch_size": 256},
+    }
     dataset = {"name": "folder", "class_names": class_names}
     checkpoints.save(state, {"config": config, "dataset": dataset})
     checkpoints.close()
@@ -285,6 +298,40 @@ def test_wrong_arrays_are_named_with_both_sides(refused, tiny_torchvision):
         assert line in text
 
 
+@pytest.mark.parametrize("kind", ["pth", "safetensors", "checkpoint"])
+def test_values_that_no_network_has_are_named(refused, tmp_path, tiny_torchvision, capsys, kind):
+    network = tiny_torchvision("tiny_resnext")
+    state = network.state_dict()
+    state["conv1.weight"][1, 2, 3, 4] = float("nan")
+    state["bn1.running_var"][[3, 5]] = -0.1
+    state["bn1.running_mean"][3] = -0.1
+    state["fc.bias"][4] = 1.47e38
+    if kind == "checkpoint":
+        save_as_ours(tmp_path / "run", network, 9, list("abcde"))
+        assert main(["checkpoint", str(tmp_path / "run"), "--to=torchvision", f"--out={tmp_path / 'x.pth'}"]) == 2
+        assert not (tmp_path / "x.pth").exists()
+        text = " ".join(capsys.readouterr().err.split())
+    else:
+        file = "FILE" if kind == "pth" else str(tmp_path / "net.safetensors")
+        write_safetensors(tmp_path / "net.safetensors", {name: tensor.numpy() for name, tensor in state.items()})
+        text = refused("torchvision", file, "--model=tiny_resnext", state=state)
+    for line in (
+        "conv1.weight: 1 of 9,408 values, the first nan at [1, 2, 3, 4]",
+        "bn1.running_var: 2 of 64 values, the first -0.1 at [3]",
+        "fc.bias: 1 of 5 values, the first 1.47e+38 at [4]",
+    ):
+        assert line in text
+    assert "running_mean" not in text
+
+
+def test_an_array_under_an_old_and_a_new_name(refused, tiny_torchvision):
+    state = tiny_torchvision("tiny_densenet").state_dict()
+    new = "features.denseblock1.denselayer1.norm1.weight"
+    state[new.replace("norm1", "norm.1")] = state[new]
+    text = refused("torchvision", "FILE", "--model=tiny_densenet", state=state)
+    assert "under its old and its new name" in text
+
+
 def test_wrong_models(refused, tiny_torchvision):
     state = tiny_torchvision("tiny_resnext").state_dict()
     text = refused("torchvision", "FILE", "--model=resnet18", state=state)
@@ -337,9 +384,75 @@ def test_class_names(refused, tiny_torchvision, tmp_path, capsys):
     arguments = ["torchvision", str(tmp_path / "net.pth"), "--model=tiny_resnext", f"--out={tmp_path / 'out'}"]
     assert main([*arguments, f"--class_names={names}"]) == 0
     assert resnext_jax.load(str(tmp_path / "out")).class_names == tuple("abcde")
+    before = tiny.digests(tmp_path / "out")
     capsys.readouterr()
     assert main(arguments) == 2
-    assert "holds checkpoints already" in capsys.readouterr().err
+    assert "holds checkpoints already (with other --class_names)" in capsys.readouterr().err
+    names.write_bytes("\ufeffa \r\nb\r\n\tc\r\nd\r\ne\r\n\r\n".encode())
+    assert main([*arguments, f"--class_names={names}"]) == 0
+    assert "has been converted from the same file before" in capsys.readouterr().out
+    assert tiny.digests(tmp_path / "out") == before
+
+
+@pytest.mark.parametrize("left", ["nothing", "an empty directory", "half a checkpoint"])
+def test_a_conversion_that_was_killed_is_completed(tmp_path, tiny_torchvision, left):
+    out = converted(tmp_path, tiny_torchvision("tiny_resnext"), "tiny_resnext")
+    arguments = ["torchvision", str(tmp_path / "net.pth"), "--model=tiny_resnext", f"--out={out}"]
+    directory, want = tmp_path / "tiny_resnext" / "checkpoints", resnext_jax.load(out)
+    if left == "half a checkpoint":
+        (directory / "0").rename(directory / "0.orbax-checkpoint-tmp")
+        (directory / "0.orbax-checkpoint-tmp" / "checksums.json").unlink()
+        dead = Lock(out, print)._own | {"command": "python\0gone\0", "token": "t"}
+        (tmp_path / "tiny_resnext" / "run.lock").write_text(json.dumps(dead))
+    else:
+        shutil.rmtree(directory)
+        directory.mkdir() if left == "an empty directory" else None
+    assert main(arguments) == 0
+    assert [path.name for path in directory.iterdir()] == ["0"]
+    assert [path.name for path in directory.parent.iterdir()] == ["checkpoints"]
+    images = images_of(1, 32, 32)
+    np.testing.assert_array_equal(resnext_jax.load(out)(images), want(images))
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ("another file", "of another file"),
+        ("a run", r"\(9\)"),
+        ("an unfinished run", "an unfinished one of a run"),
+        ("damage", "is damaged .*Remove"),
+    ],
+)
+def test_other_checkpoints_are_left_as_they_are(tmp_path, tiny_torchvision, capsys, change, problem):
+    network, out = tiny_torchvision("tiny_resnext"), tmp_path / "tiny_resnext"
+    if change == "a run":
+        save_as_ours(out, network, 9, list("abcde"))
+    else:
+        converted(tmp_path, network, "tiny_resnext")
+    if change == "an unfinished run":
+        (out / "checkpoints" / "0").rename(out / "checkpoints" / "0.orbax-checkpoint-tmp")
+        (out / "config.json").write_text("{}")
+    elif change == "damage":
+        (out / "checkpoints" / "0" / "variables" / "manifest.ocdbt").unlink()
+    elif change == "another file":
+        network.fc.bias.data += 1
+    torch.save(network.state_dict(), tmp_path / "net.pth")
+    before = tiny.digests(out)
+    capsys.readouterr()
+    assert main(["torchvision", str(tmp_path / "net.pth"), "--model=tiny_resnext", f"--out={out}"]) == 2
+    assert re.search(problem, " ".join(capsys.readouterr().err.split()))
+    assert tiny.digests(out) == before
+
+
+@pytest.mark.slow
+def test_many_classes_are_converted_in_seconds(tmp_path, tiny_torchvision):
+    network = tiny_torchvision("tiny_resnext")
+    network.fc = torch.nn.Linear(512 * 4, 100_000)
+    (tmp_path / "names").write_text("".join(f"n{number:08}\n" for number in range(100_000)))
+    began_s = time.monotonic()
+    out = converted(tmp_path, network, "tiny_resnext", f"--class_names={tmp_path / 'names'}")
+    assert resnext_jax.load(out).class_names[99_999] == "n00099999"
+    assert time.monotonic() - began_s < 60
 
 
 # ---- Use
