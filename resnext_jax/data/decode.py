@@ -27,11 +27,6 @@ MIN_ASPECT, MAX_ASPECT = 3 / 4, 4 / 3
 NUM_TRIES = 10
 # Formats that occur in ImageNet as .JPEG files; none that runs a program, such as EPS.
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF")
-# First bytes of their files.
-SIGNATURES = (
-    *(jpeg.START, png.SIGNATURE, b"BM", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"),
-    *(b"P%d%c" % (number, blank) for number in range(1, 7) for blank in b" \t\r\n#"),
-)
 _ROWS_OF_PIXELS = 1 << 20  # converted at once
 
 

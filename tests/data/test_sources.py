@@ -10,6 +10,8 @@ import os
 import re
 import subprocess
 import sys
+import tracemalloc
+import zlib
 from typing import Any
 
 import numpy as np
@@ -172,6 +174,10 @@ HEADER = bytes([0, 0, 8, 1, 0, 0, 0, 4])
         (HEADER[:6], "is not an idx file"),
         (HEADER + b"abc", "holds 3 values where its header says 4"),
         (HEADER + b"abcde", "holds 5 values where its header says 4"),
+        (gzip.compress(HEADER + b"abcde" * 999, mtime=0), "holds 1028 or more values where its header says 4"),
+        (bytes([0, 0, 8, 3]) + b"\x7f\xff\xff\xff" * 3, "announces 2147483647 x 2147483647 x 2147483647 values"),
+        (bytes([0, 0, 8, 2]) + b"\xff\xff\xff\xfe\0\0\0\2", "holds 0 values where its header says -2 x 2"),
+        (bytes([0, 0, 8, 255]) + b"\0\0\0\1" * 20, "is not an idx file"),
         (gzip.compress(HEADER + b"abcd", mtime=0)[:-10], "could not be read"),
         (gzip.compress(HEADER + b"abcd" * 99, mtime=0)[:12] + b"\xff" * 20, "could not be read"),
         (b"\x1f\x8b" + b"\0" * 30, "could not be read"),
@@ -184,6 +190,19 @@ def test_corrupt_idx_files_are_named(tmp_path, content, problem):
     with pytest.raises(UserError, match=problem) as caught:
         read_idx(path)
     assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("announced", [4, 3 << 30])
+def test_a_gzip_bomb_takes_no_memory(tmp_path, announced):
+    """300 kB that unpack to 300 MB: only what the header announces is unpacked, or nothing."""
+    path, pack = tmp_path / "train-labels-idx1-ubyte.gz", zlib.compressobj(9, zlib.DEFLATED, 31)
+    header = bytes([0, 0, 8, 3]) + (announced >> 2).to_bytes(4, "big") + b"\0\0\0\2" * 2
+    path.write_bytes(pack.compress(header) + b"".join(pack.compress(bytes(1 << 20)) for _ in range(300)) + pack.flush())
+    tracemalloc.start()
+    with pytest.raises(UserError, match=r"labels-idx1-ubyte\.gz (holds 1028 or more|announces)"):
+        read_idx(path)
+    assert tracemalloc.get_traced_memory()[1] < 5_000_000
+    tracemalloc.stop()
 
 
 # ---- synthetic images
