@@ -513,6 +513,37 @@ def test_folders_that_do_not_fit(tmp_path, capsys, monkeypatch):
     assert "train/b has no image file" in failure(capsys, *flags)
 
 
+def test_a_class_that_one_split_lacks_is_refused(tmp_path, capsys):
+    """As when the folders are read as they are."""
+    write_folders(tmp_path, "train", {"a": 1, "b": 1})
+    write_folders(tmp_path, "val", {"a": 1})
+    assert f"1 class folder(s) of {tmp_path}/train are not in {tmp_path}/val: b" in failure(
+        capsys, *folder_flags(tmp_path)
+    )
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("split", "promised"),
+    [("train", "out has no validation split. Training evaluates on them"), ("val", "Evaluate with --mode=evaluate")],
+)
+def test_the_command_that_is_printed_last_can_be_run(tmp_path, capsys, split, promised):
+    write_folders(tmp_path, split, {"a": 2})
+    assert main(folder_flags(tmp_path)) == 0
+    text, note = capsys.readouterr()
+    assert promised in text.splitlines()[-1]
+    assert "Train with" not in text
+    assert ("has no validation images" in note) == (split == "train")
+
+
+def test_class_folders_that_lie_too_high_are_told_of(tmp_path, capsys):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    assert f"{tmp_path} has 2 other folder(s): a, b. If they are the classes" in failure(
+        capsys, *folder_flags(tmp_path)
+    )
+
+
 @pytest.mark.slow
 def test_a_disk_that_fills_up_leaves_what_is_finished(tmp_path):
     """The whole command; for the disk stands a limit on the size of a file, which is met in the middle of a shard."""
