@@ -290,15 +290,8 @@ READ = {
     "sub/12.png": "PNG",
     "sub/sub/13": "BMP",
 }
-LEFT_OUT = (
-    "ant/._10.jpg",
-    "ant/14.webp",
-    "ant/BMW.txt",
-    "ant/pipe",
-    "ant/sub/.hidden.png",
-    "ant/sub/loop",
-    "readme.txt",
-)
+LEFT_OUT = [*(f"ant/{name}" for name in ("._10.jpg", "14.webp", "BMW.txt", "pipe")), "ant/sub/.hidden.png"]
+LEFT_OUT += ["ant/sub/loop", "readme.txt"]
 
 
 @pytest.fixture
@@ -317,12 +310,6 @@ def mixed(tmp_path):
     return root
 
 
-LEFT_OUT = [
-    "readme.txt",
-    *(f"ant/{name}" for name in ("._10.jpg", "14.webp", "BMW.txt", "pipe", "sub/.hidden.png", "sub/loop")),
-]
-
-
 def test_every_file_of_a_class_is_used_or_left_out_by_name(mixed, capsys):
     source = open_source("folder", "train", data_dir=str(mixed))
     used = [source[i].name.removeprefix(f"{mixed}/train/ant/") for i in range(len(source))]
@@ -330,7 +317,7 @@ def test_every_file_of_a_class_is_used_or_left_out_by_name(mixed, capsys):
     assert len(used) == 14
     text = capsys.readouterr().err
     assert f"{mixed}/train: 14 images in 1 classes; 7 left out" in text
-    assert sorted(source.left_out) == list(LEFT_OUT)
+    assert sorted(source.left_out) == LEFT_OUT
     images = [crop.center(source[i], 3) for crop in [Crop("resize", 4, 4)] for i in range(14)]
     assert np.abs(np.stack(images).astype(int) - 7).max() <= 1
 
@@ -368,15 +355,15 @@ def test_class_folders_that_lie_too_high_are_told_of(tmp_path, name):
 
 @pytest.mark.slow
 def test_many_files_and_classes_are_listed_in_seconds(tmp_path):
-    """5,000 classes of 20 images; 100,000 more in one class. A million take ten times as long."""
-    for label in range(5000):
+    """2,000 classes, one of 50,000 images."""
+    for label in range(2000):
         (tmp_path / "train" / f"n{label:08}").mkdir(parents=True)
-        for i in range(20 if label else 100_000):
+        for i in range(1 if label else 50_000):
             os.close(os.open(tmp_path / "train" / f"n{label:08}" / f"{i}.JPEG", os.O_CREAT))
     started_s = time.monotonic()
-    assert len(open_source("folder", "train", data_dir=str(tmp_path))) == 4999 * 20 + 100_000
-    assert len(folder_images(str(tmp_path / "train"), sorted(os.listdir(tmp_path / "train")))) == 199_980
-    assert time.monotonic() - started_s < 20
+    assert len(open_source("folder", "train", data_dir=str(tmp_path))) == 51_999
+    assert len(folder_images(str(tmp_path / "train"), sorted(os.listdir(tmp_path / "train")))) == 51_999
+    assert time.monotonic() - started_s < 10
 
 
 def test_a_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch, capsys):
