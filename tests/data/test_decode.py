@@ -1,7 +1,11 @@
 """decode.py against Pillow-written files, the crop's definition, and PyTorch's bicubic."""
 
 import io
+import pathlib
 import struct
+import subprocess
+import sys
+import tracemalloc
 import zlib
 
 import numpy as np
@@ -378,6 +382,67 @@ def test_images_are_at_most_200_times_as_long_as_wide(file_format):
         for read in (decode.decode, decode.check, decode.size, crop):
             with pytest.raises(UserError, match=rf"thinner is not .*{shape[1]} x {shape[0]} pixels.*200 times"):
                 read(data, "thinner")
+
+
+def with_size(data: bytes, marker: bytes, height: int, width: int) -> bytes:
+    """The same JPEG with another size in its header."""
+    place = data.index(marker) + 5
+    return data[:place] + struct.pack(">HH", height, width) + data[place + 4 :]
+
+
+def gray_png(side: int, bits: int, colour_type: int = 0) -> bytes:
+    """Zeros; some kilobytes."""
+    row = 1 + -(-side * bits * {0: 1, 2: 3, 6: 4}[colour_type] // 8)
+    return png(side, side, (b"IDAT", zlib.compress(bytes(side * row), 9)), bits=bits, colour_type=colour_type)
+
+
+# Bytes of a pixel: 3 of the output, Pillow's 1, 2 or 4 of its image, and 2 for each coefficient of a progressive JPEG.
+TOO_LARGE = {  # 2^28 bytes are allowed
+    "1 bit, 9,400 px: 4 bytes": gray_png(9400, 1),
+    "16 bits, 7,400 px: 5 bytes": gray_png(7400, 16),
+    "RGBA, 6,200 px: 7 bytes": gray_png(6200, 8, 6),
+    "progressive, 6,700 px: 6 bytes": with_size(small_jpeg(progressive=True), b"\xff\xc2", 6700, 6700),
+    "progressive 4:4:4, 5,500 px: 9 bytes": with_size(
+        small_jpeg(progressive=True, subsampling="4:4:4"), b"\xff\xc2", 5500, 5500
+    ),
+    "GIF, 8,200 px: 4 bytes": b"GIF89a" + struct.pack("<HH", 8200, 8200) + encoded(Image.new("L", (9, 9)), "GIF")[10:],
+    "PPM, 5,000 px: 11 bytes": b"P6 5000 5000 65535\n" + bytes(100),
+}
+
+
+@pytest.mark.parametrize("data", TOO_LARGE.values(), ids=TOO_LARGE)
+def test_an_image_that_needs_much_memory_is_refused(data):
+    assert len(data) < 300_000
+    crop = lambda data, name: decode.read_random_sized_crop(data, name, 8, np.random.default_rng(0))  # noqa: E731
+    tracemalloc.start()
+    for read in (decode.decode, decode.check, decode.size, crop):
+        with pytest.raises(UserError, match=r"large is not .* bytes to decode; at most 268,435,456 may"):
+            read(data, "large")
+    assert tracemalloc.get_traced_memory()[1] < 20_000_000
+    tracemalloc.stop()
+
+
+NEARLY_TOO_LARGE = {
+    "1 bit": lambda: gray_png(8100, 1),
+    "RGBA": lambda: gray_png(6100, 8, 6),
+    "16 bits": lambda: gray_png(7300, 16),
+    "progressive": lambda: encoded(Image.new("RGB", (6600, 6600)), "JPEG", progressive=True),
+    "TIFF": lambda: encoded(Image.new("RGB", (6100, 6100)), "TIFF", compression="tiff_lzw", strip_size=1 << 30),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", NEARLY_TOO_LARGE)
+def test_decoding_takes_no_more_memory_than_is_allowed(kind, tmp_path):
+    """2^28 bytes, and a tenth for the rows that are converted at once; in a process of its own."""
+    (tmp_path / "large").write_bytes(NEARLY_TOO_LARGE[kind]())
+    code = "import re, sys; from resnext_jax.data import decode; data = open(sys.argv[1], 'rb').read()\n"
+    code += "peak = lambda: 1024 * int(re.search('VmHWM:\\\\s*(\\\\d+)', open('/proc/self/status').read())[1])\n"
+    code += "before = peak(); decode.decode(data, ''); print(peak() - before)"
+    root = pathlib.Path(__file__).parents[2]
+    command = [sys.executable, "-c", code, str(tmp_path / "large")]
+    found = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True).stdout
+    assert 0.8 * 2**28 < int(found) < 1.1 * 2**28
 
 
 # ---- the random-sized crop

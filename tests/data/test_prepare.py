@@ -412,8 +412,9 @@ BAD_TARS = {
     "5,000 headers for one member": header("n01_1.JPEG", 0, tarfile.XHDTYPE) * 5000,
     "sparse": sparse_header(extended=False) + bytes(512),
     "sparse map without an end": sparse_header(extended=True),
-    "pax sparse map": header("n01_1.JPEG", 0, **{"GNU.sparse.size": "9", "GNU.sparse.map": "0,x"}),
-    "pax sparse 1.0": header("n01_1.JPEG", 0, **{"GNU.sparse.major": "1", "GNU.sparse.minor": "0"}) + b"9\n" * 256,
+    "pax sparse map": header("n01_1.JPEG", 0, tarfile.REGTYPE, **{"GNU.sparse.size": "9", "GNU.sparse.map": "0,x"}),
+    "pax sparse 1.0": header("n01_1.JPEG", 0, tarfile.REGTYPE, **{"GNU.sparse.major": "1", "GNU.sparse.minor": "0"})
+    + b"9\n" * 256,
 }
 
 

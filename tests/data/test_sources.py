@@ -312,6 +312,7 @@ def mixed(tmp_path):
 
 def test_every_file_of_a_class_is_used_or_left_out_by_name(mixed, capsys):
     source = open_source("folder", "train", data_dir=str(mixed))
+    assert isinstance(source, folder.FolderSource)
     used = [source[i].name.removeprefix(f"{mixed}/train/ant/") for i in range(len(source))]
     assert used == sorted(READ)
     assert len(used) == 14

@@ -59,9 +59,10 @@ def list_tar(path: str, start: int = 0, size: int | None = None, inner: str = ""
         if not in_bucket(path) and hasattr(os, "posix_fadvise"):
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)  # do not read what lies between
         position = start
+        headers: Any = _HeadersOnly(file)  # it has what tarfile uses of a file
         try:
             file.seek(start)
-            with tarfile.open(fileobj=_HeadersOnly(file), mode="r:") as tar:
+            with tarfile.open(fileobj=headers, mode="r:") as tar:
                 for info in tar:
                     if info.offset < end:
                         last = info.name
