@@ -44,6 +44,15 @@ def evaluation_problems(config: ConfigDict, num_devices: int) -> list[str]:
             f"data.mean={tuple(data.mean)} and data.std={tuple(data.std)} must have one entry per channel, and those "
             "of data.std must be positive."
         )
+    elif not all(0 <= mean <= 255 and std < float("inf") for mean, std in zip(data.mean, data.std, strict=True)):
+        lines.append(
+            f"data.mean={tuple(data.mean)} and data.std={tuple(data.std)} must be finite, and data.mean in [0, 255]."
+        )
+    elif 0 < max(data.mean) <= 1 or max(data.std) < 1:
+        lines.append(
+            f"data.mean={tuple(data.mean)} and data.std={tuple(data.std)} look like those of images from 0 to 1, and "
+            "ours have levels from 0 to 255: multiply both by 255, as 255 * 0.485 = 123.675."
+        )
     ranges = {
         "data.image_size_px": (data.image_size_px, data.image_size_px > 0, "positive"),
         "data.resize_px": (data.resize_px, data.resize_px > 0, "positive"),
