@@ -128,34 +128,14 @@ def subset(data: DetectionData, images: Int[np.ndarray, " images"]) -> Detection
     )
 
 
-def to_coco(data: DetectionData) -> dict[str, Any]:
-    """Return a data set as the content of a file of annotations."""
-    own = data.annotations
-    columns = (own.id, data.image_ids[own.image], data.class_ids[own.label - 1], own.boxes, own.area, own.crowd)
-    return {
-        "images": [
-            {"id": id_, "file_name": file, "height": height, "width": width}
-            for id_, file, (height, width) in zip(
-                data.image_ids.tolist(), data.files, data.size_px.tolist(), strict=True
-            )
-        ],
-        "annotations": [
-            {"id": id_, "image_id": image, "category_id": label, "bbox": box, "area": area, "iscrowd": int(crowd)}
-            for id_, image, label, box, area, crowd in zip(*(column.tolist() for column in columns), strict=True)
-        ],
-        "categories": [
-            {"id": id_, "name": name} for id_, name in zip(data.class_ids.tolist(), data.class_names, strict=True)
-        ],
-    }
-
-
 def kept_in_training(
     boxes: Float64[np.ndarray, "annotations 4"], sizes_px: Int64[np.ndarray, "annotations 2"]
 ) -> Bool[np.ndarray, " annotations"]:
     """Return which boxes (x, y, width, height) have a part inside of their image (height, width)."""
     low = np.maximum(boxes[:, :2], 0)
     high = np.minimum(boxes[:, :2] + boxes[:, 2:], sizes_px[:, ::-1])
-    return (boxes[:, 2:] > 0).all(1) & (high > low).all(1)
+    inside = (boxes[:, 2:] > 0) & (high > low)
+    return inside[:, 0] & inside[:, 1]
 
 
 def _degenerate(own: Annotations, size_px: np.ndarray, files: tuple[str, ...], where: str) -> tuple[str, ...]:
@@ -171,10 +151,11 @@ def _degenerate(own: Annotations, size_px: np.ndarray, files: tuple[str, ...], w
     )
 
 
-def _lists(content: Any, path: str) -> dict[str, list]:
-    names = ("images", "annotations", "categories")
-    lists = {name: content.get(name) for name in names} if isinstance(content, dict) else {}
-    wrong = [name for name in names if not isinstance(lists.get(name), list)]
+def _lists(content: Any, path: str) -> dict[str, list[Any]]:
+    lists: dict[str, Any] = dict.fromkeys(("images", "annotations", "categories"))
+    if isinstance(content, dict):
+        lists = {name: content.get(name) for name in lists}
+    wrong = [name for name, own in lists.items() if not isinstance(own, list)]
     if wrong:
         raise UserError(f"{path} has no list {', '.join(wrong)}. {_FORMAT} Results of a detector are another file.")
     return lists

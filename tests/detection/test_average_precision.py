@@ -1,6 +1,7 @@
 """average_precision.py: answers that are known by hand, and those of pycocotools."""
 
 import dataclasses
+from typing import Any
 
 import data_sets
 import numpy as np
@@ -95,8 +96,10 @@ def random_set(seed: int) -> tuple[DetectionData, Detections]:
                 moved[2:] = np.maximum(moved[2:], 1)
                 label_found = label if rng.random() < 0.8 else int(rng.integers(1, num_classes + 1))
                 columns.append((image, label_found, round(rng.random(), 1), moved.tolist()))
-        for _ in range(150 if image == 3 else 3):
-            columns.append((image, 1, round(rng.random(), 2), [*rng.integers(0, 400, 2), *rng.integers(5, 150, 2)]))
+        columns += [
+            (image, 1, round(rng.random(), 2), [*rng.integers(0, 400, 2), *rng.integers(5, 150, 2)])
+            for _ in range(150 if image == 3 else 3)
+        ]
     rng.shuffle(columns)
     image, label, score, corners = zip(*columns, strict=True)
     found = Detections(np.array(image), np.array(label), np.array(score), np.array(corners, np.float64))
@@ -137,7 +140,7 @@ def test_the_recall_of_proposals_is_that_of_pycocotools_without_classes():
     from pycocotools.cocoeval import COCOeval
 
     data, found = random_set(2)
-    truth = COCO()
+    truth: Any = COCO()
     truth.dataset = {"info": {}, **results.to_coco(data)}
     truth.createIndex()
     evaluation = COCOeval(truth, truth.loadRes(results._entries(data, found)), "bbox")

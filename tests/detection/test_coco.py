@@ -7,7 +7,7 @@ import data_sets
 import numpy as np
 import pytest
 
-from resnext_jax.detection import coco
+from resnext_jax.detection import coco, results
 from resnext_jax.errors import UserError
 
 
@@ -68,7 +68,7 @@ def test_writing_gives_back_what_was_read(tmp_path, own):
     own["annotations"][0]["id"] = 0
     data = read(tmp_path, own)
     assert 0 in data.annotations.id
-    again = read(tmp_path, json.loads(json.dumps(coco.to_coco(data))))
+    again = read(tmp_path, json.loads(json.dumps(results.to_coco(data))))
     for name, column in vars(data.annotations).items():
         np.testing.assert_array_equal(getattr(again.annotations, name), column)
     assert (again.files, again.class_names) == (data.files, data.class_names)
