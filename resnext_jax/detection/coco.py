@@ -8,6 +8,7 @@ import dataclasses
 import json
 import math
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -73,19 +74,22 @@ def read_annotations(parts: Sequence[tuple[str, str]]) -> DetectionData:
         if classes is not None and sorted(own) != sorted(classes):
             problems.append(f"{path} has other classes than {parts[0][0]}. Files of one split need equal classes.")
         classes = own if classes is None else classes
-        found = _checked(lists["images"], lambda entry: _image_row(entry, folder), path, "image(s)", problems)  # noqa: B023
-        images += found
+        images += _checked(lists["images"], partial(_image_row, folder=folder), path, "image(s)", problems)
         entries += _checked(lists["annotations"], _annotation_row, path, "annotation(s)", problems)
     where = " and ".join(path for path, _ in parts)
     classes = sorted(classes or ())
-    for what, rows in (("classes", classes), ("images", images), ("annotations", entries)):
-        if not rows and not problems:
-            problems.append(f"{where}: there are no {what}. {_FORMAT} Give a file that has some.")
     raise_all(problems)
-    names = [name for _, name in classes]
-    problems += [f"{where}: {len(names) - len(set(names))} class name(s) come twice. Rename them."] * (
-        len(set(names)) < len(names)
+    missing = {"classes": classes, "images": images, "annotations": entries}
+    raise_all(
+        [
+            f"{where}: there are no {what}. {_FORMAT} Give a file with some."
+            for what, rows in missing.items()
+            if not rows
+        ]
     )
+    names = [name for _, name in classes]
+    if repeated := len(names) - len(set(names)):
+        problems.append(f"{where}: {repeated} class name(s) come more than once. Give every class its own name.")
     images.sort(key=lambda row: row[0])
     image_ids, class_ids = (np.array([row[0] for row in rows], np.int64) for rows in (images, classes))
     table = np.array([row[:3] for row in entries], np.int64)

@@ -128,6 +128,17 @@ def test_pycocotools_misses_the_object_of_id_0_and_we_do_not():
     assert results.evaluate_by_pycocotools(alone, data_sets.detections((0.3, BOX)))["ap"] == 0
 
 
+def test_the_processes_that_found_detections_do_not_matter():
+    data, found = random_set(3)
+    parts = []
+    for process in (2, 0, 1):
+        own = found.image % 3 == process
+        parts.append(Detections(*(column[own] for column in vars(found).values())))
+    assert (
+        average_precision.evaluate(data, results.join(parts)).summary == average_precision.evaluate(data, found).summary
+    )
+
+
 def test_float32_detections_score_as_their_float64_values():
     data, found = random_set(1)
     narrow = dataclasses.replace(found, boxes=found.boxes.astype(np.float32), score=found.score.astype(np.float32))
@@ -135,7 +146,7 @@ def test_float32_detections_score_as_their_float64_values():
     assert average_precision.evaluate(data, narrow).summary == average_precision.evaluate(data, wide).summary
 
 
-def test_the_recall_of_proposals_is_that_of_pycocotools_without_classes():
+def test_proposals_have_the_recall_of_pycocotools():
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
