@@ -53,11 +53,13 @@ setup(
         "gcs": ["gcsfs"],  # data in a bucket
         "fast": [TURBOJPEG],
         "bench": [TORCH, TURBOJPEG, "tensorflow>=2.21", "scikit-learn>=1.7,<2"],  # whom data.bench compares with
+        "detection": ["pycocotools>=2.0.11,<3"],  # for evaluate.coco=pycocotools only
         "convert": [TORCH],  # reads and writes .pth; .safetensors and .t7 need nothing
         "dev": [
             TORCH,  # torchvision and timm: requirements-nodeps.lock
             "beartype>=0.22,<0.23",
             "pre-commit>=4,<5",
+            "pycocotools>=2.0.11,<3",
             "pyright[nodejs]>=1.1.414,<1.2",
             "pytest>=9,<10",
             "pytest-xdist>=3.8,<4",

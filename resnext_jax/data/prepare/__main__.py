@@ -1,25 +1,24 @@
 """The command line: `python -m resnext_jax.data.prepare imagenet2012|imagenet5k|folder ... --out=DIR`."""
 
 import argparse
-import multiprocessing
 import os
 import sys
 import time
 from concurrent.futures import Executor
-from concurrent.futures.process import BrokenProcessPool
 
 from etils import epath
 
 from resnext_jax.data.absent import bucket_problems, other_folders
 from resnext_jax.data.folder import SPLITS, class_folders, class_problems, split_folders, split_roots
 from resnext_jax.data.prepare import imagenet
+from resnext_jax.data.prepare.command import exit_status
 from resnext_jax.data.prepare.directory import require_ours
 from resnext_jax.data.prepare.images import Images, folder_images
 from resnext_jax.data.prepare.job import Job, prepare
 from resnext_jax.data.prepare.pool import worker_pool
 from resnext_jax.data.records import MANIFEST, Manifest, check_files, read_manifest
-from resnext_jax.errors import UserError, raise_all, report_error, user_errors_reported
-from resnext_jax.progress import Progress, duration, end_line, say
+from resnext_jax.errors import UserError, raise_all, user_errors_reported
+from resnext_jax.progress import Progress, duration, say
 
 MAX_PROCESSES = 32  # by default: each takes 0.2 GB, and so many outrun any disk
 IMAGES_PER_SHARD = 700  # some 75 MB at ImageNet's size
@@ -171,41 +170,24 @@ def main(argv: list[str]) -> int:
     for name, value in vars(arguments).items():
         if isinstance(value, str):
             setattr(arguments, name, os.path.expanduser(value))  # a shell does not expand ~ after "="
+    if not arguments.verify and arguments.name is None:
+        parser.error("give imagenet2012, imagenet5k or folder, or --verify=DIR")
+    return exit_status(lambda: _run(arguments))
+
+
+def _run(arguments: argparse.Namespace) -> None:
     started_s = time.monotonic()
-    try:
-        raise_all(bucket_problems(*(value for value in vars(arguments).values() if isinstance(value, str))))
-        if arguments.verify:
-            verify(arguments.verify)
-            return 0
-        if arguments.name is None:
-            parser.error("give imagenet2012, imagenet5k or folder, or --verify=DIR")
-        raise_all(_problems(arguments))
-        out, skip_bad = arguments.out, arguments.on_bad_image == "skip"
-        with worker_pool(arguments.num_processes) as pool:
-            job = make_job(arguments, pool)
-            manifest = prepare(job, out, pool, arguments.num_processes, skip_bad=skip_bad)
-        print(f"{out} is complete after {duration(time.monotonic() - started_s)}")
-        report(manifest, out)
-        return 0
-    except UserError as error:
-        end_line()
-        return report_error(error)
-    except BrokenProcessPool:
-        end_line()
-        problem = (
-            "a worker process ended all at once (killed, or out of memory). Run the same command again: finished "
-            "shards are not written again; --num_processes=N takes less memory."
-        )
-        return report_error(UserError(problem))
-    except KeyboardInterrupt:
-        end_line()
-        print("stopped; the same command goes on from here", file=sys.stderr, flush=True)
-        workers = multiprocessing.active_children()
-        for worker in workers:
-            worker.kill()
-        if not workers:
-            os._exit(130)  # a thread would write its shard to the end
-        return 130
+    raise_all(bucket_problems(*(value for value in vars(arguments).values() if isinstance(value, str))))
+    if arguments.verify:
+        verify(arguments.verify)
+        return
+    raise_all(_problems(arguments))
+    out, skip_bad = arguments.out, arguments.on_bad_image == "skip"
+    with worker_pool(arguments.num_processes) as pool:
+        job = make_job(arguments, pool)
+        manifest = prepare(job, out, pool, arguments.num_processes, skip_bad=skip_bad)
+    print(f"{out} is complete after {duration(time.monotonic() - started_s)}")
+    report(manifest, out)
 
 
 if __name__ == "__main__":
