@@ -32,7 +32,7 @@ def roi_max_pool(
 
     Args:
       features: feature map of one image.
-      boxes: regions, in pixels of the image.
+      boxes: regions, in pixels of the image and inside of it.
       size_cells: height and width of the image's part of the feature map.
       stride_px: distance of neighboring cells.
       bins: bins in each direction.
@@ -133,7 +133,7 @@ def roi_align(
 
     Args:
       features: feature map of one image.
-      boxes: regions, in pixels of the image.
+      boxes: regions, in pixels of the image and inside of it.
       size_cells: height and width of the image's part of the feature map.
       stride_px: distance of neighboring cells.
       bins: bins in each direction.
