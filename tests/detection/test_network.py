@@ -45,9 +45,9 @@ def init_shapes(model, *arguments) -> dict:
     return jax.eval_shape(model.init, jax.random.key(0), *arguments)
 
 
-def class_shapes(arch: Arch, height: int = 64, width: int = 64) -> dict:
-    images = jax.ShapeDtypeStruct((1, height, width, 3), jnp.float32)
-    return jax.eval_shape(partial(ResNeXt(arch, 10, native).init, train=False), jax.random.key(0), images)
+def class_shapes(arch: Arch) -> dict:
+    images = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
+    return jax.eval_shape(partial(ResNeXt(arch, 4, native).init, train=False), jax.random.key(0), images)
 
 
 FEW = {"resnet18", "preresnet50", "resnext50_32x4d", "plain50", "wrn16_8", "resnext20_8x4d_small"}
