@@ -1,1 +1,1 @@
-"""Faster R-CNN on the networks of the paper: from images and boxes in COCO's format to COCO's AP (Table 8)."""
+"""Faster R-CNN on the networks of the paper, as in appendix B: from images and boxes in COCO's format to Table 8."""
