@@ -12,6 +12,7 @@ from jax import export
 from jaxtyping import Array, Float, UInt8
 
 from resnext_jax.checkpoint import locate, read_description, read_variables
+from resnext_jax.data.decode import rounding_of
 from resnext_jax.data.imagenet_classes import readable
 from resnext_jax.data.one_image import USUAL, prepare
 from resnext_jax.errors import UserError, raise_all, unknown
@@ -164,6 +165,7 @@ def load(path: str, *, raw: bool = False) -> Net:
     checkpoint = locate(path)
     description = read_description(checkpoint)
     config, class_names = description["config"], tuple(description["dataset"]["class_names"])
+    config["data"]["rounding"] = rounding_of(description)
     model = zoo.build_model(
         zoo.select(**config["model"]),
         len(class_names),

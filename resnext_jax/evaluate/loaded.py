@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from resnext_jax import sharding
 from resnext_jax.builders import build_model, first_difference, open_data, require_same_on_all_hosts
 from resnext_jax.checkpoint import locate, read_description, read_variables, require_same_arrays
+from resnext_jax.data.decode import rounding_of
 from resnext_jax.data.sources import Source
 from resnext_jax.errors import UserError
 from resnext_jax.evaluate.protocols import Classes, Member
@@ -85,6 +86,8 @@ def load_checkpoint(
     assert config is not None
     fill(config)
     prepare(config)
+    with config.unlocked(), config.ignore_type():
+        config.data.rounding = rounding_of(description)
     source = open_data(config, "validation")
     classes = classes_of(config, source, description["dataset"], str(checkpoint))
     require_same_on_all_hosts(place, validation=source)
