@@ -29,7 +29,7 @@ class Protocol:
 
     Attributes:
       image_size_px, resize_px: sizes of the center crop; None for those of the config.
-      views: (image_size_px, resize_px, interpolation, rounding) -> the views of an image; None for the center crop alone.
+      views: (image_size_px, resize_px, interpolation, rounding) -> the views of an image; None for the center crop.
       mirrored: every view also counts as seen in a mirror.
       dense: the classifier is applied at every position, and averaged.
     """
