@@ -177,7 +177,9 @@ class BatchNorm(nn.Module):
             mean, variance = mean[None], variance[None]
         else:
             running = (running_mean.value * sign)[None], running_var.value[None]
-            mean, variance = batch_norm.group_statistics(x, self.group_images) if train else running
+            # Sums of bfloat16 are shifted by the running mean, which costs no pass; see `batch_norm.group_statistics`.
+            shift = running[0][0] if x.dtype == jnp.bfloat16 else None
+            mean, variance = batch_norm.group_statistics(x, self.group_images, shift) if train else running
             pooled = x if pool is None else pool(x)
             y = batch_norm.normalize(pooled, mean, variance, scale * sign, bias, BN_EPSILON)
         if train and not self.is_initializing():
