@@ -20,6 +20,7 @@ from resnext_jax.evaluate.classify import predict_step
 from resnext_jax.models import zoo
 from resnext_jax.models.layers import Classifier
 from resnext_jax.ops.conv_choice import chip_of, resolver
+from resnext_jax.ops.keys import seed_key
 from resnext_jax.types import PyTree
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")  # what jax.export calls them
@@ -77,7 +78,7 @@ class Net:
         if isinstance(names, str) or not names or len(set(names)) != len(names):
             raise UserError(f"with_head({classes!r}): give the number of classes, 1 or more, or a list of their names.")
         old = self.variables["params"]["classifier"]["kernel"]
-        head = Classifier(len(names)).init(jax.random.key(seed), jnp.zeros((1, old.shape[0])))["params"]
+        head = Classifier(len(names)).init(seed_key(seed), jnp.zeros((1, old.shape[0])))["params"]
         variables = {**self.variables, "params": {**self.variables["params"], "classifier": head}}
         return Net(self.model.clone(num_classes=len(names)), variables, self.config, tuple(names))
 
@@ -208,7 +209,7 @@ def build(name: str, *, num_classes: int | None = None, seed: int = 0, compute_d
         bn_group_images=32,
     )
     images = jnp.zeros((1, 64, 64, num_channels))
-    variables = jax.jit(partial(model.init, train=False))(jax.random.key(seed), images)
+    variables = jax.jit(partial(model.init, train=False))(seed_key(seed), images)
     config = {"model": {"name": name}, "data": dict(USUAL[size_px])}
     return Net(model, variables, config, tuple(_numbered(num_classes)))
 

@@ -19,6 +19,7 @@ from resnext_jax.errors import UserError
 from resnext_jax.evaluate.protocols import Classes, Member
 from resnext_jax.evaluate.results import classes_of, conditions, evaluate_by_protocol, fill, in_words
 from resnext_jax.models.zoo import Network
+from resnext_jax.ops.keys import seed_key
 from resnext_jax.types import PyTree
 
 
@@ -131,7 +132,7 @@ def _network(
     )
     require_same_arrays(
         checkpoint,
-        jax.eval_shape(partial(model.init, train=False), jax.random.key(0), images),
+        jax.eval_shape(partial(model.init, train=False), seed_key(0), images),
         variables,
         "Leave out --config, for the checkpoint brings its own, or give the one that it was trained with.",
     )
