@@ -14,6 +14,7 @@ from jax import export
 from jaxtyping import Array, Float, UInt8
 
 from resnext_jax.checkpoint import NETWORK, locate, read_description, read_variables
+from resnext_jax.data.decode import rounding_of
 from resnext_jax.data.imagenet_classes import readable
 from resnext_jax.data.one_image import USUAL, prepare
 from resnext_jax.errors import UserError, raise_all, unknown
@@ -22,6 +23,7 @@ from resnext_jax.json_files import shown
 from resnext_jax.models import zoo
 from resnext_jax.models.layers import Classifier
 from resnext_jax.ops.conv_choice import chip_of, resolver
+from resnext_jax.ops.keys import seed_key
 from resnext_jax.sharding import all_devices
 from resnext_jax.types import PyTree
 
@@ -88,7 +90,7 @@ class Net:
                 f"with_head({shown(classes)}): give the number of classes, 1 or more, or a list of their names."
             )
         old = self.variables["params"]["classifier"]["kernel"]
-        head = Classifier(len(names)).init(jax.random.key(seed), jnp.zeros((1, old.shape[0])))["params"]
+        head = Classifier(len(names)).init(seed_key(seed), jnp.zeros((1, old.shape[0])))["params"]
         variables = {**self.variables, "params": {**self.variables["params"], "classifier": head}}
         return Net(self.model.clone(num_classes=len(names)), variables, self.config, tuple(names))
 
@@ -183,6 +185,7 @@ def load(path: str, *, raw: bool = False) -> Net:
             f"the checkpoint {checkpoint} has data.mean={data['mean']} and data.std={data['std']}: both need one entry "
             "per channel, and those of data.std must be positive. Give another checkpoint."
         )
+    config["data"]["rounding"] = rounding_of(description)
     model = zoo.build_model(
         zoo.select(**config["model"]),
         len(class_names),
@@ -229,7 +232,7 @@ def build(name: str, *, num_classes: int | None = None, seed: int = 0, compute_d
         bn_group_images=32,
     )
     images = jnp.zeros((1, 64, 64, num_channels))
-    variables = jax.jit(partial(model.init, train=False))(jax.random.key(seed), images)
+    variables = jax.jit(partial(model.init, train=False))(seed_key(seed), images)
     config = {"model": {"name": name}, "data": dict(USUAL[size_px])}
     return Net(model, variables, config, tuple(_numbered(num_classes)))
 

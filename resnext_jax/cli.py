@@ -43,6 +43,7 @@ from resnext_jax.runtime.startup import keep_compiled, quiet_logging, source_dig
 from resnext_jax.train.classification import open_classification
 from resnext_jax.train.finetune import fill_from_checkpoint
 from resnext_jax.train.loop import train
+from resnext_jax.train.resume import jax_settings
 
 TOP_CLASSES = 5
 CRASH_STATUS = 1
@@ -238,6 +239,7 @@ def what_must_be_alike(flag_values: flags.FlagValues) -> dict[str, str]:
         "--override": repr(flag_values.override),
         "--raw": repr(flag_values.raw),
         **{name: repr(value) for name, value in fields.items()},
+        **{name: repr(value) for name, value in jax_settings().items()},
         **{f"version of {package}": version for package, version in versions().items()},
         "source code of resnext_jax": source_digest(),
     }

@@ -174,10 +174,10 @@ def lamb(
 
 
 def _promoting(transformation: optax.GradientTransformation) -> optax.GradientTransformation:
-    """Return the same with standard promotion: Optax raises a float to an int32, which strict promotion forbids."""
+    """Return the same with standard promotion to 32 bits: Optax raises a float to an int32, which strict forbids."""
 
     def update(updates: PyTree, state: PyTree, params: PyTree | None = None) -> tuple[PyTree, PyTree]:
-        with jax.numpy_dtype_promotion("standard"):
+        with jax.numpy_dtype_promotion("standard"), jax.enable_x64(False):
             return transformation.update(updates, state, params)
 
     return optax.GradientTransformation(transformation.init, update)

@@ -24,6 +24,7 @@ from resnext_jax.models.arch import IMAGENET_STEM
 from resnext_jax.ops import conv_table
 from resnext_jax.ops.conv_choice import ConvShape, chip_of, key_of, rule, section
 from resnext_jax.ops.grouped_conv import grouped_conv
+from resnext_jax.ops.keys import seed_key
 from resnext_jax.sharding import all_devices
 
 SMALL = "resnext20_8x4d_small"
@@ -56,7 +57,7 @@ def shapes_of(name: str) -> dict[ConvShape, int]:
     arch = zoo.ARCHS[name]
     model = zoo.NETWORKS[type(arch)](arch, 10, note)
     images = jax.ShapeDtypeStruct((1, size_px, size_px, channels), jnp.float32)
-    jax.eval_shape(lambda key, x: model.init(key, x, train=False), jax.random.key(0), images)
+    jax.eval_shape(lambda key, x: model.init(key, x, train=False), seed_key(0), images)
     return shapes
 
 

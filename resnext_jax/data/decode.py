@@ -1,6 +1,7 @@
 """Decode an image file and crop it to the uint8 square that goes to the device.
 
-The crops and their rounding are those of the original Torch code (fb.resnet.torch, datasets/transforms.lua). Scaling is
+The crops and their rounding are those of the original Torch code (fb.resnet.torch, datasets/transforms.lua); converted
+weights are tested with TorchVision's rounding, which timm shares. Scaling is
 Pillow's bicubic, which filters before it shrinks, as in later reproductions; Torch's sampled four points. Intact JPEGs
 in color or gray are read by libjpeg-turbo (simplejpeg), with the same pixels as Pillow. Pillow reads all other files
 and decides which are broken.
@@ -12,6 +13,7 @@ import math
 import os
 import pathlib
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import simplejpeg
@@ -28,6 +30,7 @@ NUM_TRIES = 10
 # Formats that occur in ImageNet as .JPEG files; none that runs a program, such as EPS.
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF")
 _ROWS_OF_PIXELS = 1 << 20  # converted at once
+TORCH7, TORCHVISION = "torch7", "torchvision"  # whose rounding an evaluation has
 
 
 def decode(data: bytes, name: str, *, num_channels: int = 3) -> UInt8[np.ndarray, "height width channel"]:
@@ -197,28 +200,44 @@ def read_random_sized_crop(
     return resize.bicubic(pixels, size_px, size_px)
 
 
+def rounding_of(description: dict[str, Any]) -> str:
+    """Return whose rounding belongs to the weights of a checkpoint.
+
+    Args:
+      description: JSON item of the checkpoint; that of converted weights has their `source`.
+    """
+    return TORCHVISION if description.get("source", {}).get("format") in ("torchvision", "timm") else TORCH7
+
+
 def center_crop(
-    image: UInt8[np.ndarray, "height width channel"], size_px: int, resize_px: int, interpolation: str = "bicubic"
+    image: UInt8[np.ndarray, "height width channel"],
+    size_px: int,
+    resize_px: int,
+    interpolation: str = "bicubic",
+    rounding: str = TORCH7,
 ) -> UInt8[np.ndarray, "size_px size_px channel"]:
     """Return the central square after `scale_short_side` to `resize_px`, which is at least `size_px`."""
-    return central(scale_short_side(image, resize_px, interpolation), size_px, size_px)
+    return central(scale_short_side(image, resize_px, interpolation, rounding), size_px, size_px, rounding)
 
 
 def scale_short_side(
-    image: UInt8[np.ndarray, "height width channel"], short_px: int, interpolation: str
+    image: UInt8[np.ndarray, "height width channel"], short_px: int, interpolation: str, rounding: str = TORCH7
 ) -> UInt8[np.ndarray, "new_height new_width channel"]:
     """Return the image with the short side resized to `short_px` by one of `resize.FILTERS`; the long rounds down."""
-    height, width = image.shape[:2]
-    if width < height:
-        height, width = int(height / width * short_px), short_px
-    else:
-        height, width = short_px, int(width / height * short_px)
+    short, long = sorted(image.shape[:2])
+    # Of 319 x 341 px with a short side of 232 px these are 247 and 248.
+    long_px = int(long / short * short_px) if rounding == TORCH7 else int(short_px * long / short)
+    height, width = (long_px, short_px) if image.shape[1] < image.shape[0] else (short_px, long_px)
     return resize.scale(image, height, width, interpolation)
 
 
 def central(
-    image: UInt8[np.ndarray, "height width channel"], height: int, width: int
+    image: UInt8[np.ndarray, "height width channel"], height: int, width: int, rounding: str = TORCH7
 ) -> UInt8[np.ndarray, "new_height new_width channel"]:
-    """Return the center of an image; an odd margin has its extra pixel at the top and the left."""
-    top, left = math.ceil((image.shape[0] - height) / 2), math.ceil((image.shape[1] - width) / 2)
+    """Return the center of an image; of an odd margin Torch7 has the extra pixel at the top and the left.
+
+    TorchVision rounds half a pixel to the nearest even number.
+    """
+    half = math.ceil if rounding == TORCH7 else round
+    top, left = half((image.shape[0] - height) / 2), half((image.shape[1] - width) / 2)
     return image[top : top + height, left : left + width]

@@ -13,12 +13,14 @@ from ml_collections import ConfigDict
 from resnext_jax import sharding
 from resnext_jax.builders import build_model, first_difference, open_data, require_same_on_all_hosts
 from resnext_jax.checkpoint import NETWORK, locate, read_description, read_variables
+from resnext_jax.data.decode import rounding_of
 from resnext_jax.data.sources import Source
 from resnext_jax.errors import UserError
 from resnext_jax.evaluate.protocols import Classes, Member
 from resnext_jax.evaluate.results import classes_of, conditions, evaluate_by_protocol, fill, in_words
 from resnext_jax.json_files import WHOLE
 from resnext_jax.models.zoo import Network
+from resnext_jax.ops.keys import seed_key
 from resnext_jax.types import PyTree
 
 NAMED = {"config": dict, "dataset": NETWORK["dataset"]}  # forms of JSON items (`json_files.check_form`)
@@ -99,6 +101,8 @@ def load_checkpoint(
     assert config is not None
     fill(config)
     prepare(config)
+    with config.unlocked(), config.ignore_type():
+        config.data.rounding = rounding_of(description)
     source = open_data(config, "validation")
     classes = classes_of(config, source, description["dataset"], str(checkpoint))
     require_same_on_all_hosts(place, validation=source)
@@ -143,7 +147,7 @@ def _network(
         checkpoint,
         sharding.replicated(place.mesh),
         raw=raw,
-        wanted=jax.eval_shape(partial(model.init, train=False), jax.random.key(0), images),
+        wanted=jax.eval_shape(partial(model.init, train=False), seed_key(0), images),
         advice="Leave out --config, for the checkpoint brings its own, or give the one that it was trained with.",
     )
     return model, variables

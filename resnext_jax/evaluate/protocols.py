@@ -29,14 +29,14 @@ class Protocol:
 
     Attributes:
       image_size_px, resize_px: sizes of the center crop; None for those of the config.
-      views: (image_size_px, resize_px, interpolation) -> the views of an image; None for the centre crop alone.
+      views: (image_size_px, resize_px, interpolation, rounding) -> the views of an image; None for the center crop.
       mirrored: every view also counts as seen in a mirror.
       dense: the classifier is applied at every position, and averaged.
     """
 
     image_size_px: int | None = None
     resize_px: int | None = None
-    views: Callable[[int, int, str], Views] | None = None
+    views: Callable[[int, int, str, str], Views] | None = None
     mirrored: bool = False
     dense: bool = False
 

@@ -12,6 +12,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from resnext_jax import metrics, sharding
+from resnext_jax.data.decode import TORCH7
 from resnext_jax.data.imagenet_classes import imagenet_classes
 from resnext_jax.data.real_labels import NumberedSource, read_real_labels
 from resnext_jax.data.sources import Source
@@ -145,7 +146,7 @@ def batches_of(config: ConfigDict, protocol: Protocol, source: Source, place: sh
     data = config.data
     return view_batches(
         source,
-        protocol.views(data.image_size_px, data.resize_px, data.interpolation),
+        protocol.views(data.image_size_px, data.resize_px, data.interpolation, data.get("rounding", TORCH7)),
         batch_size=config.evaluate.batch_size,
         process=(place.process_index, place.process_count),
         num_threads=data.num_threads,

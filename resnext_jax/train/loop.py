@@ -46,7 +46,11 @@ def train(task: Task, config: ConfigDict, workdir: str, place: Place, environmen
     """
     log = say if place.is_primary else lambda line: None
     cadence = cadence_of(config, task.total_steps, task.steps_per_epoch)
-    description = {"config": json.loads(config.to_json_best_effort()), "dataset": task.dataset}
+    description = {
+        "config": json.loads(config.to_json_best_effort()),
+        "dataset": task.dataset,
+        "settings": resume.jax_settings(),
+    }
     with contextlib.ExitStack() as stack:
         notice = stack.enter_context(preemption.Preemption(place.process_count))
 

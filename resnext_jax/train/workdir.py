@@ -99,7 +99,7 @@ class RunWriter:
     """Writes rows, checkpoints and evaluations. Only the primary process writes rows and curves.
 
     Args:
-      description: JSON item of every checkpoint: `config` and `dataset`.
+      description: JSON item of every checkpoint: `config`, `dataset` and `settings`.
       lock: lock of the workdir, which the primary process holds; None on the others.
       start_step: steps before this start. Later rows, which a killed run left, are removed.
       lost_rows: number of earlier rows that are missing in the file of metrics.

@@ -148,9 +148,30 @@ def test_published_networks_of_torchvision(tmp_path, torchvision, name):
     assert_close(net(images), torch_logits(network, images))
     assert net.class_names[:2] == ("tench", "goldfish")
     assert net.config["data"]["resize_px"] == (256 if name == "resnet18" else 232)
+    weights = torchvision.models.get_model_weights(name)[f"IMAGENET1K_V{1 if name == 'resnet18' else 2}"]
+    same_pixels(net, weights, [(height, width) for height in (300, 375, 401) for width in range(300, 501)])
     if name == "resnet18":
         assert main(["checkpoint", out, "--to=torchvision", f"--out={tmp_path / 'back.pth'}"]) == 0
         same_files(tmp_path / "net.pth", tmp_path / "back.pth")
+
+
+def same_pixels(net, weights, sizes):
+    """Asserts that images of these sizes are prepared as torchvision's transforms of `weights` do."""
+    transforms, rng = weights.transforms(mean=(0, 0, 0), std=(1, 1, 1)), np.random.default_rng(0)
+    for height, width in sizes:
+        pixels = rng.integers(0, 256, (height, width, 3), np.uint8)
+        want = np.rint(255 * transforms(Image.fromarray(pixels)).permute(1, 2, 0).numpy())
+        np.testing.assert_array_equal(net.preprocess(pixels)[0], want, err_msg=f"{height} x {width}")
+
+
+@pytest.mark.parametrize("their", ["torchvision", "timm"])
+def test_images_are_prepared_as_by_torchvision(tmp_path, torchvision, tiny_torchvision, their):
+    """Half a pixel of margin is rounded to even; 232 * 341 / 319 is 248."""
+    net = resnext_jax.load(converted(tmp_path, tiny_torchvision("tiny_resnext"), "tiny_resnext", their=their))
+    weights = torchvision.models.ResNet50_Weights
+    for version in (weights.IMAGENET1K_V1, weights.IMAGENET1K_V2):
+        net.config["data"].update(resize_px=version.transforms().resize_size[0], interpolation="bilinear")
+        same_pixels(net, version, [(375, 500), (500, 333), (319, 341), (300, 301), (224, 225)])
 
 
 def write_safetensors(path, arrays):
@@ -533,13 +554,13 @@ def test_protocols_of_converted_weights(tmp_path, tiny_torchvision, run_main, na
         def scaled(width, height, photo=photo):
             return np.asarray(Image.fromarray(photo).resize((width, height), Image.Resampling.BILINEAR))
 
-        whole = scaled(109, 73)  # 9 and 45 beside a crop, 5 and 23 before
-        places = ((5, 23), (0, 0), (0, 45), (9, 0), (9, 45))
+        whole = scaled(109, 73)  # 9 and 45 beside a crop; before it 4 and 22, as torchvision rounds 4.5 and 22.5
+        places = ((4, 22), (0, 0), (0, 45), (9, 0), (9, 45))
         crops = [side[top : top + 64, left : left + 64] for side in (whole, whole[:, ::-1]) for top, left in places]
         expected["ten_crop"].append(torch_logits(network, np.stack(crops)).mean(0))
         expected["center"].append(torch_logits(network, crops[0][None])[0])
-        # 320 of 365 and 547 px: margins of 22.5 and 113.5, of which the larger half comes before.
-        expected["center_320"].append(torch_logits(network, scaled(547, 365)[None, 23:343, 114:434])[0])
+        # 320 of 365 and 547 px: margins of 22.5 and 113.5, which torchvision rounds to 22 and 114.
+        expected["center_320"].append(torch_logits(network, scaled(547, 365)[None, 22:342, 114:434])[0])
         scores = []
         # 640 of 427 px are 10 sevenths of the short side and a little more, which is cut off.
         scales = (64, 95, 91, 2), (73, 109, 104, 3), (109, 163, 155, 4), (137, 205, 195, 5), (182, 272, 260, 6)

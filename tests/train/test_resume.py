@@ -91,6 +91,24 @@ def test_the_others_are_reported(name, value):
     assert problems == ()
 
 
+def test_a_setting_of_jax_matters():
+    """A checkpoint of the time before settings were recorded goes on, with a note if the setting is unusual."""
+    name, said = "JAX_THREEFRY_PARTITIONABLE", []
+    plain = json.loads(json.dumps(tiny.description()))
+    usual, other = ({**plain, "settings": {name: value}} for value in (True, False))
+
+    def resume(now, before):
+        check_resumable(now, before, "of step 8", length_may_change=True, allow=False, log=said.append)
+
+    for before in (usual, plain):
+        resume(usual, before)
+    assert said == []
+    resume(other, plain)
+    assert [name in line for line in said] == [True]
+    with pytest.raises(UserError, match=f"{name} +was True, is False"):
+        resume(other, usual)
+
+
 def test_the_length_matters_where_the_rate_depends_on_it():
     assert len(changed(schedule="cosine", num_steps=60)[1]) == 3
 
