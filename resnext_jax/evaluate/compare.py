@@ -82,8 +82,8 @@ def compare(first: str, second: str) -> dict[str, Any]:
     if len(left) != len(right) or differ is not None:
         where = f"; the first that differs: {differ.name}" if differ else ""
         raise UserError(
-            f"{first} is of {len(left):,} images, and {second} of {len(right):,}{where}. Reports that are compared must "
-            "be of the same images with the same right classes: evaluate both checkpoints on the same data."
+            f"{first} is of {len(left):,} images, and {second} of {len(right):,}{where}. Reports that are compared "
+            "must be of the same images with the same right classes: evaluate both checkpoints on the same data."
         )
     counts = Counter((mine.is_right, theirs.is_right) for mine, theirs in pairs)
     only_first, only_second, images = counts[True, False], counts[False, True], len(pairs)

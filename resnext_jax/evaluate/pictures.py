@@ -78,7 +78,7 @@ def draw_sheet(tiles: Sequence[Tile], title: str) -> bytes:
 
 def plain(text: str, length: int = NAME_LENGTH) -> str:
     """Return a text that can be drawn: printable, and not longer than `length`."""
-    text = "".join(letter if letter.isprintable() or letter == "\n" else "\ufffd" for letter in text)
+    text = "".join(letter if letter.isprintable() else "\ufffd" for letter in " ".join(text.split()))
     return text if len(text) <= length else f"{text[: length - 1]}…"
 
 

@@ -91,7 +91,8 @@ def write_report(
     """
     names = readable(loaded.description["dataset"]["class_names"])
     rows = class_rows(answers)
-    title = f"{loaded.checkpoint} on {row['images']:,} images of {loaded.in_words()}: top-1 {row['top1']:.2%}"
+    run = "/".join(loaded.checkpoint.parts[-3:])  # the whole path is too long for a picture
+    title = f"{run} on {row['images']:,} images of {loaded.in_words()}: top-1 {row['top1']:.2%}"
     files: dict[str, bytes | str] = {
         PREDICTIONS: predictions_csv(answers, names),
         PER_CLASS: per_class_csv(rows, names),

@@ -72,10 +72,9 @@ def test_reports_that_cannot_be_compared(tmp_path):
         compare.compare(good, write(tmp_path / "dogs", [1, 2], right="dog"))
     with pytest.raises(UserError, match="is of the format 'x'"):
         compare.compare(good, write(tmp_path / "other", [1], format="x"))
-    for name, change in (("count", {"images": 5}), ("top1", {"top1": None}), ("checkpoint", {"checkpoint": None})):
-        if name != "checkpoint":
-            with pytest.raises(UserError, match="no report that can be read.* complete report"):
-                compare.compare(good, write(tmp_path / name, [1, 2], **change))
+    for name, value in (("images", 5), ("top1", None)):
+        with pytest.raises(UserError, match=r"no report that can be read.* complete report"):
+            compare.compare(good, write(tmp_path / name, [1, 2], **{name: value}))
     (tmp_path / "good" / "summary.json").unlink()
-    with pytest.raises(UserError, match="No such file.* complete report"):
+    with pytest.raises(UserError, match=r"No such file.* complete report"):
         compare.compare(good, good)
