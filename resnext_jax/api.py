@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from clu import parameter_overview
 from jax import export
 from jaxtyping import Array, Float, UInt8
 
@@ -19,6 +20,8 @@ from resnext_jax.data.imagenet_classes import readable
 from resnext_jax.data.one_image import USUAL, prepare
 from resnext_jax.errors import UserError, raise_all, unknown
 from resnext_jax.evaluate.classify import predict_step
+from resnext_jax.evaluate.describe import describe, origin_of
+from resnext_jax.evaluate.predict import Prediction, predict
 from resnext_jax.json_files import shown
 from resnext_jax.models import zoo
 from resnext_jax.models.layers import Classifier
@@ -43,13 +46,45 @@ class Net:
       config: the resolved config that it was trained with, or the arguments of `build`; `config["data"]` has the
         preprocessing that belongs to the weights.
       class_names: one per class, in label order; English names for ImageNet's WordNet ids.
+      origin: where the weights come from, and their step.
     """
 
-    def __init__(self, model: zoo.Network, variables: PyTree, config: dict[str, Any], class_names: tuple[str, ...]):
+    def __init__(
+        self,
+        model: zoo.Network,
+        variables: PyTree,
+        config: dict[str, Any],
+        class_names: tuple[str, ...],
+        origin: str = "fresh weights",
+    ):
         self.model, self.variables, self.config, self.class_names = model, variables, config, class_names
+        self.origin = origin
         step = partial(predict_step, model=model, mean=config["data"]["mean"], std=config["data"]["std"])
         # A function of its own for each shape: with it go all programs that JAX keeps for it.
         self._step = functools.lru_cache(KEPT_SHAPES)(lambda shape, dtype, **more: jax.jit(partial(step, **more)))
+
+    def __repr__(self) -> str:
+        return describe(self.config, self.class_names, self.origin)
+
+    def summary(self) -> None:
+        """Print the table of layers: name, shape, type and size of every parameter, and their sum."""
+        print(parameter_overview.get_parameter_overview(self.variables["params"], include_stats=False))
+
+    def predict(
+        self, images: str | os.PathLike | np.ndarray | Sequence[str | os.PathLike | np.ndarray], *, top: int = 5
+    ) -> list[list[Prediction]]:
+        """Return the most probable classes of each image, the first one first: names and probabilities.
+
+        Args:
+          images: one or a list of paths and decoded uint8 images (height, width, *channel) of any size, or an array of
+            images of one size. They are resized and cropped as in evaluation.
+          top: number of classes; all if there are fewer.
+
+        Raises:
+          UserError: a file cannot be read or is no image, another shape or dtype, or `top` is less than 1.
+        """
+        tools = {"preprocess": self.preprocess, "logits_of": self, "class_names": self.class_names}
+        return predict(images, top=top, **tools)
 
     def __call__(self, images: Array | np.ndarray) -> Float[Array, "batch classes"]:
         """Return float32 logits.
@@ -92,7 +127,8 @@ class Net:
         old = self.variables["params"]["classifier"]["kernel"]
         head = Classifier(len(names)).init(seed_key(seed), jnp.zeros((1, old.shape[0])))["params"]
         variables = {**self.variables, "params": {**self.variables["params"], "classifier": head}}
-        return Net(self.model.clone(num_classes=len(names)), variables, self.config, tuple(names))
+        origin = f"{self.origin}; a classifier of fresh weights"
+        return Net(self.model.clone(num_classes=len(names)), variables, self.config, tuple(names), origin)
 
     def export(
         self,
@@ -197,9 +233,9 @@ def load(path: str, *, raw: bool = False) -> Net:
     )
     sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     images = jax.ShapeDtypeStruct((1, data["image_size_px"], data["image_size_px"], len(data["mean"])), "float32")
-    wanted = jax.eval_shape(partial(model.init, train=False), jax.random.key(0), images)
+    wanted = jax.eval_shape(partial(model.init, train=False), seed_key(0), images)
     variables = read_variables(checkpoint, sharding, raw=raw, wanted=wanted, advice="Give another checkpoint.")
-    return Net(model, variables, config, readable(class_names))
+    return Net(model, variables, config, readable(class_names), origin_of(checkpoint, description, raw))
 
 
 def build(name: str, *, num_classes: int | None = None, seed: int = 0, compute_dtype: str = "float32") -> Net:

@@ -1,17 +1,16 @@
 """The command: reads flags and config, asks once where it runs, and hands both down to one of MODES."""
 
-import functools
 import json
 import os
 import platform as python_platform
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from absl import flags
 from etils import epath
 from flax.traverse_util import flatten_dict
@@ -21,7 +20,6 @@ from resnext_jax import sharding, streams
 from resnext_jax.api import load
 from resnext_jax.config import command_line
 from resnext_jax.config.checks import evaluation_problems, network_problems, protocol_problems
-from resnext_jax.data.decode import read_image
 from resnext_jax.errors import (
     INTERRUPTED_STATUS,
     PREEMPTED_STATUS,
@@ -35,7 +33,10 @@ from resnext_jax.errors import (
     unknown,
 )
 from resnext_jax.evaluate.loaded import LoadedCheckpoint, load_checkpoint
+from resnext_jax.evaluate.predict import new_file, predict_files, readable_images
 from resnext_jax.evaluate.recompute import recompute_checkpoint
+from resnext_jax.evaluate.report import evaluate_with_report
+from resnext_jax.evaluate.report import in_words as report_in_words
 from resnext_jax.ops.conv_choice import chip_of
 from resnext_jax.progress import end_line
 from resnext_jax.runtime import processes
@@ -45,7 +46,7 @@ from resnext_jax.train.finetune import fill_from_checkpoint
 from resnext_jax.train.loop import train
 from resnext_jax.train.resume import jax_settings
 
-TOP_CLASSES = 5
+FLAG_OF_MODE = {"report": "evaluate", "top": "predict", "csv": "predict"}
 CRASH_STATUS = 1
 
 
@@ -89,6 +90,8 @@ def run(flag_values: flags.FlagValues, argv: Sequence[str]) -> None:
     arguments = command_line.parse(list(argv), flag_values)
     mode = flag_values.mode
     raise_all([unknown("mode", mode, MODES)] if mode not in MODES else [])
+    strays = [name for name, of in FLAG_OF_MODE.items() if flag_values[name].present and of != mode]
+    raise_all([f"--{name} is for --mode={FLAG_OF_MODE[name]}: leave it out, or change --mode." for name in strays])
     quiet_logging()
     keep_compiled(flag_values.compilation_cache)
     processes.join(
@@ -121,7 +124,10 @@ def run_evaluation(flag_values: flags.FlagValues, arguments: Sequence[str]) -> N
     """`--mode=evaluate`: exact loss, top-1 and top-5 of a checkpoint on the validation images of its config."""
     refuse_arguments(arguments, flag_values)
     loaded = opened(flag_values)
-    report_row(flag_values, loaded, loaded.checkpoint, loaded.evaluate(loaded.variables))
+    if not flag_values.report:
+        return report_row(flag_values, loaded, loaded.checkpoint, loaded.evaluate(loaded.variables))
+    row, summary = evaluate_with_report(loaded, flag_values.report)
+    report_row(flag_values, loaded, loaded.checkpoint, row, summary)
 
 
 def run_recomputation(flag_values: flags.FlagValues, arguments: Sequence[str]) -> None:
@@ -146,33 +152,17 @@ def opened(flag_values: flags.FlagValues) -> LoadedCheckpoint:
 
 
 def run_prediction(flag_values: flags.FlagValues, arguments: Sequence[str]) -> None:
-    """`--mode=predict IMAGE...`: the most probable classes of each image, with names and probabilities."""
+    """`--mode=predict IMAGE|FOLDER|PATTERN...`: names and probabilities of the most probable classes."""
     if not arguments:
         raise UserError("predict wants images: python main.py --mode=predict --workdir=runs/quickstart IMAGE...")
-    problems, images = [], []
+    problems = [f"--top={flag_values.top} must be 1 or more."] if flag_values.top < 1 else []
     if flag_values.config is not None and flag_values.workdir:
         problems.append("predict takes the network and its preprocessing from --workdir: leave --config out.")
-    for path in arguments:
-        if "://" in path:
-            problems.append(f"{path} is a URL, and predict reads files: download it, and give the path of the file.")
-            continue
-        try:
-            images.append(read_image(path))
-        except UserError as error:
-            problems += error.problems
     raise_all(problems)
+    csv_file = new_file(flag_values.csv) if flag_values.csv else None
+    paths = readable_images(arguments)
     net = load(workdir_of(flag_values), raw=flag_values.raw)
-    results = []
-    for path, image in zip(arguments, images, strict=True):
-        logits = np.asarray(net(net.preprocess(image)), np.float64)[0]
-        probabilities = np.exp(logits - logits.max())
-        probabilities /= probabilities.sum()
-        top = np.argsort(-probabilities, kind="stable")[:TOP_CLASSES]
-        predictions = [{"class": net.class_names[index], "probability": float(probabilities[index])} for index in top]
-        results.append({"image": path, "predictions": predictions})
-        print(path)
-        for prediction in predictions:
-            print(f"  {prediction['probability']:7.2%}  {prediction['class']}")
+    results = predict_files(partial(net.predict, top=flag_values.top), paths, csv_file)
     if flag_values.json:
         print(json.dumps({"images": results}))
 
@@ -186,14 +176,21 @@ MODES: dict[str, Callable[[flags.FlagValues, Sequence[str]], None]] = {
 
 
 def report_row(
-    flag_values: flags.FlagValues, loaded: LoadedCheckpoint, checkpoint: epath.Path, row: dict[str, float]
+    flag_values: flags.FlagValues,
+    loaded: LoadedCheckpoint,
+    checkpoint: epath.Path,
+    row: dict[str, float],
+    summary: dict[str, Any] | None = None,
 ) -> None:
-    """What the evaluation of a checkpoint gave."""
+    """What the evaluation of a checkpoint gave, and the summary of its report."""
     if loaded.place.is_primary:
         print(f"{checkpoint} on {row['images']:,} images of {loaded.in_words()}:")
-        print(f"loss {row['loss']:.4f}  " + "  ".join(map(functools.partial(accuracy, row), ("top1", "top5"))))
+        print(f"loss {row['loss']:.4f}  " + "  ".join(map(partial(accuracy, row), ("top1", "top5"))))
+        if summary:
+            print(report_in_words(summary, flag_values.report))
         if flag_values.json:
-            print(json.dumps({"checkpoint": str(checkpoint), **loaded.conditions(), **row}))
+            report = {"report": flag_values.report, "worst_classes": summary["worst_classes"]} if summary else {}
+            print(json.dumps({"checkpoint": str(checkpoint), **loaded.conditions(), **row, **report}))
 
 
 def accuracy(row: dict[str, float], name: str) -> str:
@@ -238,6 +235,7 @@ def what_must_be_alike(flag_values: flags.FlagValues) -> dict[str, str]:
         "--workdir": str(flag_values.workdir),  # as given: ~ may lie elsewhere, but is one file system
         "--override": repr(flag_values.override),
         "--raw": repr(flag_values.raw),
+        "--report": repr(flag_values.report),
         **{name: repr(value) for name, value in fields.items()},
         **{name: repr(value) for name, value in jax_settings().items()},
         **{f"version of {package}": version for package, version in versions().items()},

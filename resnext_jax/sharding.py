@@ -90,6 +90,17 @@ def all_devices() -> list[Any]:
         ) from error
 
 
+def gather_bytes(place: Place, content: bytes) -> list[bytes]:
+    """The bytes that each process has, on every process."""
+    if place.process_count == 1:
+        return [content]
+    lengths = from_all(place, [len(content)])[:, 0].tolist()
+    own = np.zeros(max(lengths), np.uint8)
+    own[: len(content)] = np.frombuffer(content, np.uint8)
+    rows = np.asarray(multihost_utils.process_allgather(own))
+    return [row[:length].tobytes() for row, length in zip(rows, lengths, strict=True)]
+
+
 def make_mesh(devices: Sequence[Any]) -> Mesh:
     """One axis over `devices`, in their order. Auto axes: the partitioner follows the shardings of the arguments."""
     return Mesh(np.asarray(devices), (DATA_AXIS,), axis_types=(AxisType.Auto,))

@@ -96,6 +96,9 @@ def refused(run_main):
         ([QUICKSTART, "--workdir=a\\b"], ["cannot be stored under", "--workdir=DIR"]),
         ([QUICKSTART, "--workdir=/tmp/a[1]"], ["cannot be stored under"]),
         ([QUICKSTART, "--workdir=/tmp/\udcff"], ["cannot be stored under", "not UTF-8"]),
+        (["--mode=predict", "--report=x", "y"], ["--report is for --mode=evaluate"]),
+        (["--mode=evaluate", "--top=3", "--csv=x"], ["--top is for --mode=predict", "--csv is for --mode=predict"]),
+        (["--mode=predict", "--top=0", "x"], ["--top=0 must be 1 or more"]),
         ([*tiny.ARGUMENTS, "--config.conv_impl=merge3"], ["conv_impl='merge3' cannot merge 4 groups by 3"]),
         ([*tiny.ARGUMENTS, "--config.conv_impl=native+merge3"], ["conv_impl='merge3' cannot merge 4 groups by 3"]),
         (
@@ -303,10 +306,12 @@ def test_evaluate_and_predict_print_json_last(run_main, untrained, tmp_path):
     paths = [str(tmp_path / name) for name in ("color.jpg", "grey.png")]
     Image.fromarray(rng.integers(0, 256, (40, 60, 3), np.uint8)).save(paths[0])
     Image.fromarray(rng.integers(0, 256, (28, 28), np.uint8)).save(paths[1])
-    status, output, error = run_main("--mode=predict", f"--workdir={untrained}", "--json", *paths)
+    table = f"--csv={tmp_path / 'table.csv'}"
+    status, output, error = run_main("--mode=predict", f"--workdir={untrained}", "--json", table, str(tmp_path))
     assert status == 0, error
     results = json.loads(output.splitlines()[-1])["images"]
     assert [result["image"] for result in results] == paths
+    assert len((tmp_path / "table.csv").read_text().splitlines()) == 3
     for result in results:
         probabilities = [prediction["probability"] for prediction in result["predictions"]]
         assert len(probabilities) == 5

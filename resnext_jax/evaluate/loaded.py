@@ -16,6 +16,7 @@ from resnext_jax.checkpoint import NETWORK, locate, read_description, read_varia
 from resnext_jax.data.decode import rounding_of
 from resnext_jax.data.sources import Source
 from resnext_jax.errors import UserError
+from resnext_jax.evaluate.answers import Recorder
 from resnext_jax.evaluate.protocols import Classes, Member
 from resnext_jax.evaluate.results import classes_of, conditions, evaluate_by_protocol, fill, in_words
 from resnext_jax.json_files import WHOLE
@@ -59,12 +60,12 @@ class LoadedCheckpoint:
     variables: PyTree
     others: tuple[tuple[Member, PyTree], ...] = ()
 
-    def evaluate(self, variables: PyTree) -> dict[str, float]:
+    def evaluate(self, variables: PyTree, recorder: Recorder | None = None) -> dict[str, float]:
         """The results of the config's protocol, by name, with these variables for the checkpoint's own."""
         own = Member(self.model, self.config.data.mean, self.config.data.std)
         members = [(own, variables), *self.others]
         args = [member for member, _ in members], [arrays for _, arrays in members]
-        return evaluate_by_protocol(self.config, *args, self.source, self.classes, self.place)
+        return evaluate_by_protocol(self.config, *args, self.source, self.classes, self.place, recorder)
 
     @property
     def num_known(self) -> int:

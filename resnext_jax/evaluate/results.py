@@ -18,6 +18,7 @@ from resnext_jax.data.real_labels import NumberedSource, read_real_labels
 from resnext_jax.data.sources import Source
 from resnext_jax.data.views import view_batches
 from resnext_jax.errors import UserError
+from resnext_jax.evaluate.answers import Recorder, answer_step
 from resnext_jax.evaluate.protocols import PROTOCOLS, Classes, Member, Protocol, score_step
 from resnext_jax.evaluate.validation import add_up, center_batches
 from resnext_jax.json_files import WHOLE, parse_json
@@ -112,6 +113,7 @@ def evaluate_by_protocol(
     source: Source,
     classes: Classes,
     place: sharding.Place,
+    recorder: Recorder | None = None,
 ) -> dict[str, float]:
     """Loss, top-1, top-5 with their intervals, and the number of images.
 
@@ -120,18 +122,27 @@ def evaluate_by_protocol(
       members: the networks, each with its normalisation.
       variables: variables of each network, replicated.
       classes: what their labels mean to the networks.
+      recorder: collects the answer for every image.
     """
     protocol = PROTOCOLS[config.protocol]
     if protocol.dense:
         members = [member.dense(config.data.image_size_px) for member in members]
     if classes.accepted is not None:
         source = NumberedSource(source)
+    if recorder is not None:
+        source, classes = recorder.watch(source, classes)
     everywhere, split = sharding.replicated(place.mesh), sharding.batch_sharding(place.mesh)
     step = jax.jit(
-        partial(score_step, members=members, mirrored=protocol.mirrored, classes=classes),
+        partial(
+            score_step if recorder is None else answer_step,
+            members=members,
+            mirrored=protocol.mirrored,
+            classes=classes,
+        ),
         in_shardings=(everywhere, split),
         out_shardings=everywhere,
     )
+    step = step if recorder is None else recorder.keep(step)
     sums = add_up(step, tuple(variables), batches_of(config, protocol, source, place), source, place)
     if not sums.images:
         raise UserError(f"none of the {len(source):,} images has a right answer in {config.evaluate.real_labels}.")
