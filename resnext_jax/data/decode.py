@@ -27,8 +27,8 @@ from resnext_jax.errors import UserError
 MIN_AREA_FRACTION = 0.08
 MIN_ASPECT, MAX_ASPECT = 3 / 4, 4 / 3
 NUM_TRIES = 10
-# Formats that occur in ImageNet as .JPEG files; none that runs a program, such as EPS.
-FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF")
+# Formats of photographs; none that runs a program, such as EPS.
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
 _ROWS_OF_PIXELS = 1 << 20  # converted at once
 TORCH7, TORCHVISION = "torch7", "torchvision"  # whose rounding an evaluation has
 
@@ -125,6 +125,8 @@ def size(data: bytes, name: str) -> tuple[int, int]:
 def _opened(data: bytes, name: str) -> Iterator[Image.Image]:
     """Yields the image; every error becomes a `UserError`."""
     try:
+        if refusal := limits.webp_refusal(data):
+            raise ValueError(refusal)
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             if refusal := limits.refusal_of(image, jpeg.coefficient_bytes(data)):
                 raise ValueError(refusal)

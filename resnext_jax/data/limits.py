@@ -12,7 +12,8 @@ MAX_DECODE_BYTES = 1 << 28
 MAX_ELONGATION = 200
 OUTPUT_BYTES = 3  # of a pixel
 _STORED_BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 2}  # of a pixel in Pillow; 4 in all other modes
-_COLLECTED_BYTES = {"BMP": 4, "PPM": 8}  # of a pixel, in decoders of Pillow that are written in Python
+# Of a pixel, besides: in decoders of Pillow that are written in Python, and in the canvases of libwebp.
+_COLLECTED_BYTES = {"BMP": 4, "PPM": 8, "WEBP": 14}
 
 
 def refusal(height: int, width: int, num_bytes: int) -> str | None:
@@ -22,6 +23,21 @@ def refusal(height: int, width: int, num_bytes: int) -> str | None:
     if num_bytes > MAX_DECODE_BYTES:
         return f"{width} x {height} pixels, which take {num_bytes:,} bytes to decode; at most {MAX_DECODE_BYTES:,} may"
     return None
+
+
+def webp_refusal(data: bytes) -> str | None:
+    """Return why a WebP file is not opened, by its first chunk: libwebp allocates its canvases when it opens one."""
+    kind = data[12:16] if data[:4] == b"RIFF" and data[8:12] == b"WEBP" else b""
+    if kind == b"VP8X":
+        width, height = (1 + int.from_bytes(data[start : start + 3], "little") for start in (24, 27))
+    elif kind == b"VP8L":
+        bits = int.from_bytes(data[21:25], "little")
+        width, height = 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
+    elif kind == b"VP8 ":
+        width, height = (int.from_bytes(data[start : start + 2], "little") & 0x3FFF for start in (26, 28))
+    else:
+        return None  # Pillow refuses it
+    return refusal(height, width, (4 + _COLLECTED_BYTES["WEBP"]) * height * width)
 
 
 def refusal_of(image: Image.Image, coefficient_bytes: int) -> str | None:

@@ -14,12 +14,12 @@ from resnext_jax.files import in_bucket
 # Of the formats that `decode` reads.
 IMAGE_SUFFIXES = (
     *(".jpeg", ".jpg", ".png", ".jpe", ".jfif", ".bmp", ".dib", ".gif", ".tif", ".tiff"),
-    *(".ppm", ".pgm", ".pbm", ".pnm"),
+    *(".ppm", ".pgm", ".pbm", ".pnm", ".webp"),
 )
 _FIRST_BYTES = re.compile(
-    rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|BM.{4}\0{4}|GIF8[79]a|II[*+]\0|MM\0[*+]|P[1-6]\s[\s\d#]", re.DOTALL
+    rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|BM.{4}\0{4}|GIF8[79]a|II[*+]\0|MM\0[*+]|P[1-6]\s[\s\d#]|RIFF.{4}WEBP", re.DOTALL
 )
-_NUM_FIRST_BYTES = 10
+_NUM_FIRST_BYTES = 12
 _MOST_NAMED = 3
 
 

@@ -2,7 +2,6 @@
 
 import glob
 import os
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -12,7 +11,7 @@ from jaxtyping import Array, Float
 
 from resnext_jax.data import decode
 from resnext_jax.data.absent import bucket_problems
-from resnext_jax.data.folder import IMAGE_SUFFIXES, is_image
+from resnext_jax.data.listing import IMAGE_SUFFIXES, find_images, left_out_text
 from resnext_jax.errors import UserError, raise_all
 from resnext_jax.evaluate.report import csv_text, number, top_columns
 from resnext_jax.files import replace_file
@@ -71,13 +70,13 @@ def most_probable(
 def readable_images(arguments: Sequence[str]) -> list[str]:
     """Return the paths of the images that files, folders and patterns name, each path once, all of them readable.
 
-    A folder stands for the images in it and in its sub-folders; other files there are counted and named by kind.
+    A folder stands for the images in it and in its sub-folders; other files there are counted, and the first are named.
 
     Raises:
       UserError: nothing is found for an argument, or files are no images (all are named).
     """
     paths: dict[str, None] = {}
-    others: Counter[str] = Counter()
+    others: list[str] = []
     problems = []
     for argument in arguments:
         if "://" in argument:
@@ -94,8 +93,7 @@ def readable_images(arguments: Sequence[str]) -> list[str]:
             problems.append(f"{argument} {what} ({', '.join(IMAGE_SUFFIXES)}). Give images, folders or patterns.")
         paths |= dict.fromkeys(found)
     if others:
-        kinds = ", ".join(f"{count:,} {kind or 'without a suffix'}" for kind, count in sorted(others.items()))
-        print(f"left out of the folders: {kinds}")
+        print(f"{len(paths):,} images{left_out_text(others)}")
     for path in paths:
         try:
             with open(path, "rb") as file:
@@ -108,21 +106,11 @@ def readable_images(arguments: Sequence[str]) -> list[str]:
     return list(paths)
 
 
-def _of_folder(folder: str, others: Counter[str]) -> list[str]:
-    """Return the images below a folder, sorted, without hidden ones; counts other files by their suffix."""
-
-    def unreadable(error: OSError) -> None:
-        raise UserError(f"{error.filename} could not be listed: {error.strerror}. Make it readable, or leave it out.")
-
-    paths = []
-    for directory, folders, files in os.walk(folder, onerror=unreadable):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(name for name in files if not name.startswith(".")):
-            if is_image(name):
-                paths.append(os.path.join(directory, name))
-            else:
-                others[os.path.splitext(name)[1].lower()] += 1
-    return paths
+def _of_folder(folder: str, left_out: list[str]) -> list[str]:
+    """Return the images below a folder, sorted, and add its other files to `left_out`."""
+    found = find_images(folder)
+    left_out += [os.path.join(folder, path) for path in found.left_out]
+    return [os.path.join(folder, path) for path in found.images]
 
 
 def new_file(path: str) -> epath.Path:

@@ -58,7 +58,7 @@ def corrupted() -> dict[str, bytes]:
     strangers = (
         *(b"hello", b"<html>404 Not Found</html>", b"%PDF-1.7\n%\xe2\xe3", b"%!PS-Adobe-3.0 EPSF-3.0\n(x) show\n"),
         *(tar_of({"x": b"y"}), gzip.compress(jpeg(0)), b"\0\0\0\x20ftypisom", b"RIFF\x24\0\0\0WAVEfmt "),
-        *(encoded("WEBP"), encoded("ICNS"), b"\xff\xd8", b"\xff\xd8\xff\xe0", bytes(1000), rng.bytes(1000)),
+        *(encoded("JPEG2000"), encoded("ICNS"), b"\xff\xd8", b"\xff\xd8\xff\xe0", bytes(1000), rng.bytes(1000)),
     )
     files |= {f"wrong_type-{number}": strangers[number % len(strangers)] for number in range(30)}
     huge = (

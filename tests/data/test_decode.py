@@ -406,6 +406,15 @@ TOO_LARGE = {  # 2^28 bytes are allowed
         small_jpeg(progressive=True, subsampling="4:4:4"), b"\xff\xc2", 5500, 5500
     ),
     "GIF, 8,200 px: 4 bytes": b"GIF89a" + struct.pack("<HH", 8200, 8200) + encoded(Image.new("L", (9, 9)), "GIF")[10:],
+    **{
+        # RIFF, and the first chunk with the size of 3,900 px that the format puts at this place
+        f"WebP, 3,900 px: 18 bytes, {kind.decode()}": b"RIFF" + bytes(4) + b"WEBP" + kind + bytes(gap) + size + bytes(99)
+        for kind, gap, size in (
+            (b"VP8X", 8, 2 * (3899).to_bytes(3, "little")),
+            (b"VP8L", 5, (3899 << 14 | 3899).to_bytes(4, "little")),
+            (b"VP8 ", 10, 2 * (3900).to_bytes(2, "little")),
+        )
+    },
     "PPM, 5,000 px: 11 bytes": b"P6 5000 5000 65535\n" + bytes(100),
 }
 
@@ -427,6 +436,7 @@ NEARLY_TOO_LARGE = {
     "RGBA": lambda: gray_png(6100, 8, 6),
     "16 bits": lambda: gray_png(7300, 16),
     "progressive": lambda: encoded(Image.new("RGB", (6600, 6600)), "JPEG", progressive=True),
+    "WebP": lambda: encoded(Image.new("RGB", (3850, 3850)), "WEBP", lossless=True),
     "TIFF": lambda: encoded(Image.new("RGB", (6100, 6100)), "TIFF", compression="tiff_lzw", strip_size=1 << 30),
 }
 

@@ -286,11 +286,11 @@ READ = {
     **dict.fromkeys(("00.JPG", "01.jpe", "02.jfif", "03.Jpeg", "10"), "JPEG"),
     **{f"{i:02}.{kind.lower()}": kind for i, kind in enumerate(("PNG", "BMP", "GIF", "PPM", "TIFF"), 4)},
     "09.tif": "TIFF",
-    "11.webp": "PNG",
+    "11.webp": "WEBP",
     "sub/12.png": "PNG",
     "sub/sub/13": "BMP",
 }
-LEFT_OUT = [*(f"ant/{name}" for name in ("._10.jpg", "14.webp", "BMW.txt", "pipe")), "ant/sub/.hidden.png"]
+LEFT_OUT = [*(f"ant/{name}" for name in ("._10.jpg", "14.jp2", "BMW.txt", "pipe")), "ant/sub/.hidden.png"]
 LEFT_OUT += ["ant/sub/loop", "readme.txt"]
 
 
@@ -299,7 +299,7 @@ def mixed(tmp_path):
     """A class folder of every kind of file; a pipe and a link to the folder above are in it too."""
     root = tmp_path / "mixed"
     for split in ("train", "validation"):
-        for name, kind in {**READ, "14.webp": "WEBP", "._10.jpg": "JPEG", "sub/.hidden.png": "PNG"}.items():
+        for name, kind in {**READ, "14.jp2": "JPEG2000", "._10.jpg": "JPEG", "sub/.hidden.png": "PNG"}.items():
             path = root / split / "ant" / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(encoded(SAMPLE, kind))
@@ -335,10 +335,10 @@ def test_prepare_uses_the_same_files(mixed, tmp_path, capsys):
 def test_all_empty_classes_are_told_at_once(tmp_path):
     for name in "abcdefgh":
         (tmp_path / "train" / name).mkdir(parents=True)
-        (tmp_path / "train" / name / "x.webp").write_bytes(encoded(SAMPLE, "WEBP"))
+        (tmp_path / "train" / name / "x.jp2").write_bytes(encoded(SAMPLE, "JPEG2000"))
     text = message("folder", data_dir=str(tmp_path))
     assert "train/a has no image file" in text
-    assert "1 left out that are hidden or no image of a format that is read: x.webp" in text
+    assert "1 left out that are hidden or no image of a format that is read: x.jp2" in text
     assert "3 more class folders have none" in text
 
 
