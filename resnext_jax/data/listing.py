@@ -51,7 +51,7 @@ def find_images(folder: str) -> Found:
 def _find(root: str, inside: str, found: Found, ancestors: Sequence[str]) -> None:
     folder = os.path.join(root, inside) if inside else root
     others = []
-    for name in _names(folder):
+    for name in list_names(folder):
         path = f"{inside}/{name}" if inside else name
         if is_image(name):
             found.images.append(path)
@@ -94,7 +94,7 @@ def _kind(path: str) -> str:
         raise UserError(f"{path} could not be read: {reason}. Make it readable, or remove it.") from None
 
 
-def _names(folder: str) -> list[str]:
+def list_names(folder: str) -> list[str]:
     """Return the names in a folder, hidden ones too; raises UserError if it cannot be listed."""
     try:
         # epath is ten times slower on a local disk, which matters at a million files.

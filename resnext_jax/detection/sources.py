@@ -17,7 +17,8 @@ from PIL import Image
 
 from resnext_jax.data import decode
 from resnext_jax.data.absent import bucket_problems
-from resnext_jax.data.folder import SPLITS, list_names
+from resnext_jax.data.folder import SPLITS
+from resnext_jax.data.listing import list_names
 from resnext_jax.data.readers import Record
 from resnext_jax.data.records import MANIFEST, UNFINISHED, RecordSource, read_manifest
 from resnext_jax.data.sources import open_source as open_images

@@ -94,6 +94,7 @@ class NotedSource(WrappedSource):
 
     def _gather(self, indices: Labels) -> tuple[Images, Labels]:
         self.notes |= {index: (index, self.source.locate(index)) for index in indices.tolist()}
+        assert isinstance(self.source, GatherSource)
         return self.source.gather(indices)[0], indices
 
 

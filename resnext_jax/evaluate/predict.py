@@ -36,8 +36,10 @@ def predict(
     class_names: Sequence[str],
 ) -> list[list[Prediction]]:
     """Return the most probable classes of each image, the first one first; see `api.Net.predict`."""
-    single = isinstance(images, Path) or (isinstance(images, np.ndarray) and images.ndim < 4)
-    listed = [images] if single else list(images)
+    if isinstance(images, str | os.PathLike) or (isinstance(images, np.ndarray) and images.ndim < 4):
+        listed = [images]
+    else:
+        listed = list(images)
     raise_all([f"top={top} must be 1 or more."] if top < 1 else [])
     found = []
     for part in _parts(listed):

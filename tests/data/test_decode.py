@@ -408,7 +408,7 @@ TOO_LARGE = {  # 2^28 bytes are allowed
     "GIF, 8,200 px: 4 bytes": b"GIF89a" + struct.pack("<HH", 8200, 8200) + encoded(Image.new("L", (9, 9)), "GIF")[10:],
     **{
         # RIFF, and the first chunk with the size of 3,900 px that the format puts at this place
-        f"WebP, 3,900 px: 18 bytes, {kind.decode()}": b"RIFF" + bytes(4) + b"WEBP" + kind + bytes(gap) + size + bytes(99)
+        f"WebP, 3,900 px: 18 bytes, {kind.decode()}": b"RIFF----WEBP" + kind + bytes(gap) + size + bytes(99)
         for kind, gap, size in (
             (b"VP8X", 8, 2 * (3899).to_bytes(3, "little")),
             (b"VP8L", 5, (3899 << 14 | 3899).to_bytes(4, "little")),
