@@ -5,7 +5,7 @@ import sys
 
 from absl import app, flags
 
-from resnext_jax import cli
+from resnext_jax import cli, streams
 from resnext_jax.config import command_line
 
 
@@ -33,6 +33,9 @@ def define_flags(to: flags.FlagValues) -> flags.FlagValues:
     flags.DEFINE_integer("process_id", None, "Several processes: which one this is, from 0.", flag_values=to)
     flags.DEFINE_float("join_timeout_s", 300.0, "Seconds to wait for all processes.", flag_values=to)
     flags.DEFINE_bool("raw", False, "Other modes: the last weights, where averages (EMA) are kept.", flag_values=to)
+    flags.DEFINE_string("report", None, "Evaluate: new directory for what the network gets wrong.", flag_values=to)
+    flags.DEFINE_integer("top", 5, "Predict: how many classes of each image.", flag_values=to)
+    flags.DEFINE_string("csv", None, "Predict: new file for a table of all images.", flag_values=to)
     flags.DEFINE_bool("json", False, "Evaluate and predict: print one JSON object as the last line.", flag_values=to)
     return to
 
@@ -44,6 +47,5 @@ if __name__ == "__main__":
     except SystemExit as end:
         if not end.code:
             raise
-        sys.stdout.flush()
-        sys.stderr.flush()
+        streams.flush()
         os._exit(int(end.code))  # Python would first wait for an input thread, which may hang in a read

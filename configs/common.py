@@ -169,7 +169,7 @@ def cifar(num_classes: int) -> ConfigDict:
 
 
 def wide_resnet(num_classes: int) -> ConfigDict:
-    """CIFAR as Zagoruyko & Komodakis 2016 train Wide ResNets (section 3): 200 epochs, one GPU, the rate times 0.2."""
+    """CIFAR as in Zagoruyko & Komodakis 2016 (section 3): 200 epochs, one GPU, the rate times 0.2; see fidelity.md."""
     config = cifar(num_classes)
     config.bn_group_images = 128
     config.num_epochs = 200.0

@@ -1,9 +1,10 @@
 """Wide ResNet (WRN-28-10) on CIFAR-100: Table 7, test error 20.50 %.
 
-With the recipe of its authors (Zagoruyko & Komodakis 2016), whose number it is, but for two things: their script pads
-by reflection, here the padding is the mean colour; and for images normalised by mean and standard deviation, as here,
-their README (github.com/szagoruyko/wide-residual-networks) has 19.25 %, the median of five runs, and warns that other
-preprocessing gives other numbers. With dropout, --config.model.dropout=0.3, it has 18.85 %.
+With the rates, epochs, batch and weight decay of its authors (Zagoruyko & Komodakis 2016), whose number it is.
+docs/fidelity.md has what is different (initialization, padding, momentum at a drop, and more). For images normalized by
+mean and standard deviation, as here, their README (github.com/szagoruyko/wide-residual-networks) has 19.25 %, the
+median of five runs, and warns that other preprocessing gives other numbers. With dropout, --config.model.dropout=0.3,
+it has 18.85 %.
 
     python main.py --config=configs/wrn28_10_cifar100.py
 """

@@ -1,5 +1,7 @@
 """A network with its weights, for notebooks and for prediction: no training code, no config to write."""
 
+import functools
+import os
 import pathlib
 from collections.abc import Sequence
 from functools import partial
@@ -8,19 +10,27 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from clu import parameter_overview
 from jax import export
 from jaxtyping import Array, Float, UInt8
 
-from resnext_jax.checkpoint import locate, read_description, read_variables
+from resnext_jax.checkpoint import NETWORK, locate, read_description, read_variables
+from resnext_jax.data.decode import rounding_of
 from resnext_jax.data.imagenet_classes import readable
 from resnext_jax.data.one_image import USUAL, prepare
 from resnext_jax.errors import UserError, raise_all, unknown
 from resnext_jax.evaluate.classify import predict_step
+from resnext_jax.evaluate.describe import describe, origin_of
+from resnext_jax.evaluate.predict import Prediction, predict
+from resnext_jax.json_files import shown
 from resnext_jax.models import zoo
 from resnext_jax.models.layers import Classifier
 from resnext_jax.ops.conv_choice import chip_of, resolver
+from resnext_jax.ops.keys import seed_key
+from resnext_jax.sharding import all_devices
 from resnext_jax.types import PyTree
 
+KEPT_SHAPES = 16  # of images, whose compiled programs stay in memory: megabytes each
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")  # what jax.export calls them
 
 
@@ -28,7 +38,7 @@ class Net:
     """Predicts: `net(images)` gives logits, `net.features(images)` the activations of every stage.
 
     Images are of any size that leaves the last stage a pixel, 32 px or more for the ImageNet networks; each new size
-    (and each new number of images) is compiled when it is first seen.
+    (and each new number of images) is compiled when it is first seen. The programs of the last KEPT_SHAPES are kept.
 
     Attributes:
       model: the Flax module.
@@ -36,12 +46,45 @@ class Net:
       config: the resolved config that it was trained with, or the arguments of `build`; `config["data"]` has the
         preprocessing that belongs to the weights.
       class_names: one per class, in label order; English names for ImageNet's WordNet ids.
+      origin: where the weights come from, and their step.
     """
 
-    def __init__(self, model: zoo.Network, variables: PyTree, config: dict[str, Any], class_names: tuple[str, ...]):
+    def __init__(
+        self,
+        model: zoo.Network,
+        variables: PyTree,
+        config: dict[str, Any],
+        class_names: tuple[str, ...],
+        origin: str = "fresh weights",
+    ):
         self.model, self.variables, self.config, self.class_names = model, variables, config, class_names
+        self.origin = origin
         step = partial(predict_step, model=model, mean=config["data"]["mean"], std=config["data"]["std"])
-        self._logits, self._features = jax.jit(step), jax.jit(partial(step, features=True))
+        # A function of its own for each shape: with it go all programs that JAX keeps for it.
+        self._step = functools.lru_cache(KEPT_SHAPES)(lambda shape, dtype, **more: jax.jit(partial(step, **more)))
+
+    def __repr__(self) -> str:
+        return describe(self.config, self.class_names, self.origin)
+
+    def summary(self) -> None:
+        """Print the table of layers: name, shape, type and size of every parameter, and their sum."""
+        print(parameter_overview.get_parameter_overview(self.variables["params"], include_stats=False))
+
+    def predict(
+        self, images: str | os.PathLike | np.ndarray | Sequence[str | os.PathLike | np.ndarray], *, top: int = 5
+    ) -> list[list[Prediction]]:
+        """Return the most probable classes of each image, the first one first: names and probabilities.
+
+        Args:
+          images: one or a list of paths and decoded uint8 images (height, width, *channel) of any size, or an array of
+            images of one size. They are resized and cropped as in evaluation.
+          top: number of classes; all if there are fewer.
+
+        Raises:
+          UserError: a file cannot be read or is no image, another shape or dtype, or `top` is less than 1.
+        """
+        tools = {"preprocess": self.preprocess, "logits_of": self, "class_names": self.class_names}
+        return predict(images, top=top, **tools)
 
     def __call__(self, images: Array | np.ndarray) -> Float[Array, "batch classes"]:
         """Return float32 logits.
@@ -52,15 +95,19 @@ class Net:
         Raises:
           UserError: another number of dimensions or channels, no image, or no numbers.
         """
-        return self._logits(self.variables, self._checked(images))
+        images = self._checked(images)
+        return self._step(images.shape, images.dtype)(self.variables, images)
 
     def features(self, images: Array | np.ndarray) -> dict[str, Array]:
         """Return activations by name: `stage1` (the stem) to the last stage, `pooled` (batch, channel) and `logits`.
 
         ImageNet networks have five stages, with strides 2 (the stem), 4, 8, 16 and 32.
         """
-        logits, activations = self._features(self.variables, self._checked(images))
-        return activations | {"logits": logits}
+        images = self._checked(images)
+        logits, activations = self._step(images.shape, images.dtype, features=True)(self.variables, images)
+        stages = sorted((name for name in activations if name.startswith("stage")), key=lambda name: int(name[5:]))
+        others = [name for name in activations if name not in stages]  # JAX sorts by name
+        return {name: activations[name] for name in (*stages, *others)} | {"logits": logits}
 
     def with_head(self, classes: int | Sequence[str], *, seed: int = 0) -> "Net":
         """Return the same backbone with a classifier of fresh weights.
@@ -74,11 +121,14 @@ class Net:
         """
         names = _numbered(classes) if isinstance(classes, int) else classes
         if isinstance(names, str) or not names or len(set(names)) != len(names):
-            raise UserError(f"with_head({classes!r}): give the number of classes, 1 or more, or a list of their names.")
+            raise UserError(
+                f"with_head({shown(classes)}): give the number of classes, 1 or more, or a list of their names."
+            )
         old = self.variables["params"]["classifier"]["kernel"]
-        head = Classifier(len(names)).init(jax.random.key(seed), jnp.zeros((1, old.shape[0])))["params"]
+        head = Classifier(len(names)).init(seed_key(seed), jnp.zeros((1, old.shape[0])))["params"]
         variables = {**self.variables, "params": {**self.variables["params"], "classifier": head}}
-        return Net(self.model.clone(num_classes=len(names)), variables, self.config, tuple(names))
+        origin = f"{self.origin}; a classifier of fresh weights"
+        return Net(self.model.clone(num_classes=len(names)), variables, self.config, tuple(names), origin)
 
     def export(
         self,
@@ -124,7 +174,7 @@ class Net:
         images = jax.ShapeDtypeStruct((batch, size_px, size_px, len(data["mean"])), "uint8")
         exported = export.export(jax.jit(step), platforms=platforms)(images)
         try:
-            pathlib.Path(path).expanduser().write_bytes(exported.serialize())
+            pathlib.Path(os.path.expanduser(path)).write_bytes(exported.serialize())
         except OSError as error:
             raise UserError(f"{path} cannot be written: {error.strerror}. Give the path of a new file.") from None
 
@@ -161,9 +211,17 @@ def load(path: str, *, raw: bool = False) -> Net:
     Raises:
       UserError: there is no complete checkpoint, or it is damaged.
     """
+    all_devices()  # or say what is wrong with them
     checkpoint = locate(path)
-    description = read_description(checkpoint)
+    description = read_description(checkpoint, NETWORK)
     config, class_names = description["config"], tuple(description["dataset"]["class_names"])
+    data = config["data"]
+    if not data["mean"] or len(data["mean"]) != len(data["std"]) or min(data["std"]) <= 0:
+        raise UserError(
+            f"the checkpoint {checkpoint} has data.mean={data['mean']} and data.std={data['std']}: both need one entry "
+            "per channel, and those of data.std must be positive. Give another checkpoint."
+        )
+    config["data"]["rounding"] = rounding_of(description)
     model = zoo.build_model(
         zoo.select(**config["model"]),
         len(class_names),
@@ -174,7 +232,10 @@ def load(path: str, *, raw: bool = False) -> Net:
         bn_group_images=config["bn_group_images"],
     )
     sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    return Net(model, read_variables(checkpoint, sharding, raw=raw), config, readable(class_names))
+    images = jax.ShapeDtypeStruct((1, data["image_size_px"], data["image_size_px"], len(data["mean"])), "float32")
+    wanted = jax.eval_shape(partial(model.init, train=False), seed_key(0), images)
+    variables = read_variables(checkpoint, sharding, raw=raw, wanted=wanted, advice="Give another checkpoint.")
+    return Net(model, variables, config, readable(class_names), origin_of(checkpoint, description, raw))
 
 
 def build(name: str, *, num_classes: int | None = None, seed: int = 0, compute_dtype: str = "float32") -> Net:
@@ -191,6 +252,7 @@ def build(name: str, *, num_classes: int | None = None, seed: int = 0, compute_d
     Raises:
       UserError: there is no such row (the close matches are named), or less than one class.
     """
+    all_devices()
     arch = zoo.select(name)
     size_px, num_channels, usual_classes = zoo.usual_input(arch)
     num_classes = usual_classes if num_classes is None else num_classes
@@ -206,7 +268,7 @@ def build(name: str, *, num_classes: int | None = None, seed: int = 0, compute_d
         bn_group_images=32,
     )
     images = jnp.zeros((1, 64, 64, num_channels))
-    variables = jax.jit(partial(model.init, train=False))(jax.random.key(seed), images)
+    variables = jax.jit(partial(model.init, train=False))(seed_key(seed), images)
     config = {"model": {"name": name}, "data": dict(USUAL[size_px])}
     return Net(model, variables, config, tuple(_numbered(num_classes)))
 

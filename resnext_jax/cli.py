@@ -1,42 +1,42 @@
 """The command: reads flags and config, asks once where it runs, and hands both down to one of MODES."""
 
-import functools
 import json
 import os
 import platform as python_platform
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from absl import flags
 from etils import epath
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
-from resnext_jax import sharding
+from resnext_jax import sharding, streams
 from resnext_jax.api import load
 from resnext_jax.config import command_line
-from resnext_jax.config.checks import evaluation_problems, protocol_problems
-from resnext_jax.data.decode import read_image
+from resnext_jax.config.checks import evaluation_problems, network_problems, protocol_problems
 from resnext_jax.errors import (
     INTERRUPTED_STATUS,
     PREEMPTED_STATUS,
-    READER_GONE_STATUS,
     Preempted,
     UserError,
     may_miss_a_process,
     print_error,
     raise_all,
-    reader_is_gone,
     report_error,
+    status_of,
     unknown,
 )
 from resnext_jax.evaluate.loaded import LoadedCheckpoint, load_checkpoint
+from resnext_jax.evaluate.predict import new_file, predict_files, readable_images
 from resnext_jax.evaluate.recompute import recompute_checkpoint
+from resnext_jax.evaluate.report import evaluate_with_report
+from resnext_jax.evaluate.report import in_words as report_in_words
 from resnext_jax.ops.conv_choice import chip_of
 from resnext_jax.progress import end_line
 from resnext_jax.runtime import processes
@@ -44,8 +44,9 @@ from resnext_jax.runtime.startup import keep_compiled, quiet_logging, source_dig
 from resnext_jax.train.classification import open_classification
 from resnext_jax.train.finetune import fill_from_checkpoint
 from resnext_jax.train.loop import train
+from resnext_jax.train.resume import jax_settings
 
-TOP_CLASSES = 5
+FLAG_OF_MODE = {"report": "evaluate", "top": "predict", "csv": "predict"}
 CRASH_STATUS = 1
 
 
@@ -55,26 +56,30 @@ def main(flag_values: flags.FlagValues, argv: Sequence[str]) -> None:
     Status: 0 when it is done, 2 for a mistake of the user, 75 when training was preempted and wants to be run again,
     130 after Ctrl-C, 1 for an unexpected error. JAX aborts with 134 when another process of the run is gone.
     """
+    streams.open_streams()
     try:
-        run(flag_values, argv)
+        try:
+            run(flag_values, argv)
+        except SystemExit:  # after --help
+            sys.stdout.flush()
+            raise
+        sys.stdout.flush()
         return
     except UserError as error:
         end_line()
         status = report_error(error, argv)
     except Preempted as news:
-        print(news, file=sys.stderr, end="\n" if str(news) else "")
+        streams.write(sys.stderr, f"{news}\n" if str(news) else "")
         sys.exit(PREEMPTED_STATUS)  # as all processes do, for which JAX's own exit waits
     except KeyboardInterrupt:
-        print(
-            "\ninterrupted; training resumes from its newest checkpoint when the command is run again", file=sys.stderr
-        )
+        note = "\ninterrupted; training resumes from its newest checkpoint when the command is run again\n"
+        streams.write(sys.stderr, note)
         status = INTERRUPTED_STATUS
     except Exception as error:
-        status = CRASH_STATUS
-        if isinstance(error, BrokenPipeError) and reader_is_gone():
-            status = READER_GONE_STATUS
-        else:
-            traceback.print_exception(error)
+        status = status_of(error) if isinstance(error, OSError) else None
+        if status is None:
+            status = CRASH_STATUS
+            streams.write(sys.stderr, "".join(traceback.format_exception(error)))
             if may_miss_a_process(error) and jax.distributed.is_initialized():
                 print_error("another process may be gone: see what it printed, and run all processes again.")
     processes.leave(status)
@@ -85,6 +90,8 @@ def run(flag_values: flags.FlagValues, argv: Sequence[str]) -> None:
     arguments = command_line.parse(list(argv), flag_values)
     mode = flag_values.mode
     raise_all([unknown("mode", mode, MODES)] if mode not in MODES else [])
+    strays = [name for name, of in FLAG_OF_MODE.items() if flag_values[name].present and of != mode]
+    raise_all([f"--{name} is for --mode={FLAG_OF_MODE[name]}: leave it out, or change --mode." for name in strays])
     quiet_logging()
     keep_compiled(flag_values.compilation_cache)
     processes.join(
@@ -94,6 +101,7 @@ def run(flag_values: flags.FlagValues, argv: Sequence[str]) -> None:
         timeout_s=flag_values.join_timeout_s,
         stops=mode == "train",
     )
+    sharding.all_devices()
     processes.require_alike(what_must_be_alike(flag_values))
     MODES[mode](flag_values, arguments)
 
@@ -103,19 +111,23 @@ def run(flag_values: flags.FlagValues, argv: Sequence[str]) -> None:
 
 def run_training(flag_values: flags.FlagValues, arguments: Sequence[str]) -> None:
     """`--mode=train`: trains, or goes on where the newest checkpoint of the workdir was left."""
-    refuse_arguments(arguments, "train")
+    refuse_arguments(arguments, flag_values)
     config = flag_values.config
     if config is None:
         raise UserError("training wants a config: python main.py --config=configs/quickstart.py")
-    place, config = here(), fill_from_checkpoint(config)
-    train(open_classification(config, place), config, workdir_of(flag_values), place, environment())
+    workdir = workdir_of(flag_values)
+    place, config = here(), fill_from_checkpoint(config, workdir)
+    train(open_classification(config, place), config, workdir, place, environment())
 
 
 def run_evaluation(flag_values: flags.FlagValues, arguments: Sequence[str]) -> None:
     """`--mode=evaluate`: exact loss, top-1 and top-5 of a checkpoint on the validation images of its config."""
-    refuse_arguments(arguments, "evaluate")
+    refuse_arguments(arguments, flag_values)
     loaded = opened(flag_values)
-    report_row(flag_values, loaded, loaded.checkpoint, loaded.evaluate(loaded.variables))
+    if not flag_values.report:
+        return report_row(flag_values, loaded, loaded.checkpoint, loaded.evaluate(loaded.variables))
+    row, summary = evaluate_with_report(loaded, flag_values.report)
+    report_row(flag_values, loaded, loaded.checkpoint, row, summary)
 
 
 def run_recomputation(flag_values: flags.FlagValues, arguments: Sequence[str]) -> None:
@@ -123,7 +135,7 @@ def run_recomputation(flag_values: flags.FlagValues, arguments: Sequence[str]) -
 
     Written to `recomputed_bn` in the workdir, itself a workdir for the other modes.
     """
-    refuse_arguments(arguments, "recompute_bn")
+    refuse_arguments(arguments, flag_values)
     loaded = opened(flag_values)
     report_row(flag_values, loaded, *recompute_checkpoint(loaded))
 
@@ -134,34 +146,23 @@ def opened(flag_values: flags.FlagValues) -> LoadedCheckpoint:
 
     def prepare(config: ConfigDict) -> None:
         command_line.override(config, flag_values.override)
-        raise_all(evaluation_problems(config, place.mesh.size) + protocol_problems(config))
+        raise_all(evaluation_problems(config, place.mesh.size) + protocol_problems(config) + network_problems(config))
 
     return load_checkpoint(workdir_of(flag_values), flag_values.config, place, prepare=prepare, raw=flag_values.raw)
 
 
 def run_prediction(flag_values: flags.FlagValues, arguments: Sequence[str]) -> None:
-    """`--mode=predict IMAGE...`: the most probable classes of each image, with names and probabilities."""
+    """`--mode=predict IMAGE|FOLDER|PATTERN...`: names and probabilities of the most probable classes."""
     if not arguments:
         raise UserError("predict wants images: python main.py --mode=predict --workdir=runs/quickstart IMAGE...")
-    problems, images = [], []
-    for path in arguments:
-        try:
-            images.append(read_image(path))
-        except UserError as error:
-            problems += error.problems
+    problems = [f"--top={flag_values.top} must be 1 or more."] if flag_values.top < 1 else []
+    if flag_values.config is not None and flag_values.workdir:
+        problems.append("predict takes the network and its preprocessing from --workdir: leave --config out.")
     raise_all(problems)
+    csv_file = new_file(flag_values.csv) if flag_values.csv else None
+    paths = readable_images(arguments)
     net = load(workdir_of(flag_values), raw=flag_values.raw)
-    results = []
-    for path, image in zip(arguments, images, strict=True):
-        logits = np.asarray(net(net.preprocess(image)), np.float64)[0]
-        probabilities = np.exp(logits - logits.max())
-        probabilities /= probabilities.sum()
-        top = np.argsort(-probabilities, kind="stable")[:TOP_CLASSES]
-        predictions = [{"class": net.class_names[index], "probability": float(probabilities[index])} for index in top]
-        results.append({"image": path, "predictions": predictions})
-        print(path)
-        for prediction in predictions:
-            print(f"  {prediction['probability']:7.2%}  {prediction['class']}")
+    results = predict_files(partial(net.predict, top=flag_values.top), paths, csv_file)
     if flag_values.json:
         print(json.dumps({"images": results}))
 
@@ -175,14 +176,21 @@ MODES: dict[str, Callable[[flags.FlagValues, Sequence[str]], None]] = {
 
 
 def report_row(
-    flag_values: flags.FlagValues, loaded: LoadedCheckpoint, checkpoint: epath.Path, row: dict[str, float]
+    flag_values: flags.FlagValues,
+    loaded: LoadedCheckpoint,
+    checkpoint: epath.Path,
+    row: dict[str, float],
+    summary: dict[str, Any] | None = None,
 ) -> None:
-    """What the evaluation of a checkpoint gave."""
+    """What the evaluation of a checkpoint gave, and the summary of its report."""
     if loaded.place.is_primary:
         print(f"{checkpoint} on {row['images']:,} images of {loaded.in_words()}:")
-        print(f"loss {row['loss']:.4f}  " + "  ".join(map(functools.partial(accuracy, row), ("top1", "top5"))))
+        print(f"loss {row['loss']:.4f}  " + "  ".join(map(partial(accuracy, row), ("top1", "top5"))))
+        if summary:
+            print(report_in_words(summary, flag_values.report))
         if flag_values.json:
-            print(json.dumps({"checkpoint": str(checkpoint), **loaded.conditions(), **row}))
+            report = {"report": flag_values.report, "worst_classes": summary["worst_classes"]} if summary else {}
+            print(json.dumps({"checkpoint": str(checkpoint), **loaded.conditions(), **row, **report}))
 
 
 def accuracy(row: dict[str, float], name: str) -> str:
@@ -190,12 +198,18 @@ def accuracy(row: dict[str, float], name: str) -> str:
     return f"{name[:-1]}-{name[-1]} {row[name]:.2%} (95 %: {row[f'{name}_low']:.2%} to {row[f'{name}_high']:.2%})"
 
 
-def refuse_arguments(arguments: Sequence[str], mode: str) -> None:
+def refuse_arguments(arguments: Sequence[str], flag_values: flags.FlagValues) -> None:
     """Only prediction takes arguments; a stray one is most often a flag whose dashes were forgotten."""
-    if arguments:
-        raise UserError(
-            f"--mode={mode} takes no arguments besides flags, but got {' '.join(arguments)!r}. Remove them."
-        )
+    if not arguments:
+        return
+    problems = [
+        f"--mode={flag_values.mode} takes no arguments besides flags, but got {' '.join(arguments)!r}. Remove them."
+    ]
+    problems += [f"Did you mean --mode={name}?" for name in arguments if name in MODES]
+    known = command_line.names(flag_values, flag_values.config)
+    problems += [f"Did you mean --{name}?" for name in arguments if f"--{name.split('=')[0]}" in known]
+    problems += [f"Did you mean --config.{name}?" for name in arguments if f"--config.{name.split('=')[0]}" in known]
+    raise UserError(*problems)
 
 
 def workdir_of(flag_values: flags.FlagValues) -> str:
@@ -221,7 +235,9 @@ def what_must_be_alike(flag_values: flags.FlagValues) -> dict[str, str]:
         "--workdir": str(flag_values.workdir),  # as given: ~ may lie elsewhere, but is one file system
         "--override": repr(flag_values.override),
         "--raw": repr(flag_values.raw),
+        "--report": repr(flag_values.report),
         **{name: repr(value) for name, value in fields.items()},
+        **{name: repr(value) for name, value in jax_settings().items()},
         **{f"version of {package}": version for package, version in versions().items()},
         "source code of resnext_jax": source_digest(),
     }
@@ -230,7 +246,7 @@ def what_must_be_alike(flag_values: flags.FlagValues) -> dict[str, str]:
 def here() -> sharding.Place:
     """All devices of all processes, and which process this is: asked once, handed down."""
     # Each process's devices next to each other: the batch is split over them in this order.
-    devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+    devices = sorted(sharding.all_devices(), key=lambda device: (device.process_index, device.id))
     return sharding.Place(
         mesh=sharding.make_mesh(devices),
         platform=jax.default_backend(),

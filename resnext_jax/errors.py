@@ -6,17 +6,18 @@ one input are gathered first and raised together; `cli` prints them without a tr
 
 import contextlib
 import difflib
-import os
 import re
-import select
 import shlex
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+
+from resnext_jax import streams
 
 USER_ERROR_STATUS = 2
 PREEMPTED_STATUS = 75  # EX_TEMPFAIL of sysexits.h: saved; run the same command again
 INTERRUPTED_STATUS = 130
 READER_GONE_STATUS = 141  # as shells report a program that SIGPIPE ended
+MAX_LISTED = 12  # names in a message
 # Stands in a message for the command that was typed; `report_error` puts it in.
 THIS_COMMAND = "python main.py --config=configs/NAME.py"
 
@@ -48,12 +49,19 @@ def raise_all(problems: Sequence[str]) -> None:
         raise UserError(*problems)
 
 
-def unknown(kind: str, name: object, allowed: Iterable[str]) -> str:
-    """The sentence for a name that is not in a table: the close matches first, then all that is allowed."""
-    allowed = sorted(allowed)
-    close = difflib.get_close_matches(str(name), allowed, n=3)
+def unknown(kind: str, name: object, allowed: Iterable[str], see: str = "") -> str:
+    """Return the sentence for a name that is not in a table: close matches, and all names where they are few.
+
+    Args:
+      see: sentence that says where many names are listed.
+    """
+    allowed, last = sorted(allowed), str(name).rpartition(".")[2].lstrip("-")
+    close = [match for match in allowed if match.rpartition(".")[2] == last and last][:3]  # `depth`: model.depth
+    close = close or difflib.get_close_matches(str(name), allowed, n=3)
     hint = f" Did you mean {' or '.join(repr(match) for match in close)}?" if close else ""
-    return f"unknown {kind} {name!r}.{hint} Known: {', '.join(allowed)}."
+    if len(allowed) <= MAX_LISTED:
+        see = f"Known: {', '.join(allowed)}."
+    return f"unknown {kind} {name!r}.{hint} {see or f'{len(allowed):,} are known, such as {allowed[0]!r}.'}"
 
 
 def report_error(error: UserError, argv: Sequence[str] = ()) -> int:
@@ -70,33 +78,40 @@ def report_error(error: UserError, argv: Sequence[str] = ()) -> int:
 
 
 def print_error(text: str) -> None:
-    """The form of all messages with which a run ends."""
-    print("error: " + "\n       ".join(text.splitlines()), file=sys.stderr, flush=True)
+    """Print a message with which a command ends, after its output."""
+    streams.flush()
+    with contextlib.suppress(BrokenPipeError):
+        streams.write(sys.stderr, "error: " + "\n       ".join(text.splitlines()) + "\n")
+    streams.flush()
+
+
+def status_of(error: OSError) -> int | None:
+    """Return the exit status for an output that cannot be written: 141 for `| head`, else 2; None for other errors."""
+    if isinstance(error, BrokenPipeError):
+        return READER_GONE_STATUS if streams.reader_is_gone() else None
+    if not streams.output_is_lost(error):
+        return None
+    print_error(
+        f"the output could not be written ({error.strerror}), and is not complete. Free disk space, or send it to "
+        "another file."
+    )
+    return USER_ERROR_STATUS
 
 
 @contextlib.contextmanager
 def user_errors_reported() -> Iterator[None]:
-    """Exit without a traceback: with status 2 for a user's mistake, with 141 when `| head` has closed the output."""
+    """Exit without a traceback: with 2 for a mistake of the user or a full disk, with 141 where `| head` has ended."""
+    streams.open_streams()
     try:
-        yield
+        try:
+            yield
+        except SystemExit:  # after --help
+            sys.stdout.flush()
+            raise
         sys.stdout.flush()
     except UserError as error:
         sys.exit(report_error(error))
-    except BrokenPipeError:
-        if not reader_is_gone():
+    except OSError as error:
+        if (status := status_of(error)) is None:
             raise
-        sys.exit(READER_GONE_STATUS)
-
-
-def reader_is_gone() -> bool:
-    """Return whether a BrokenPipeError means that our output was closed (`| head`), and then discard the output.
-
-    The error may also come from another connection.
-    """
-    output = sys.stdout.fileno()
-    poll = select.poll()
-    poll.register(output, 0)
-    if not any(event & select.POLLERR for _, event in poll.poll(0)):
-        return False
-    os.dup2(os.open(os.devnull, os.O_WRONLY), output)  # Python writes what is left at its end
-    return True
+        sys.exit(status)

@@ -7,10 +7,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from resnext_jax.errors import UserError, unknown
+from resnext_jax.errors import raise_all, unknown
 from resnext_jax.types import PyTree
 
 Mask = Callable[[PyTree], PyTree]
+SCHEDULES = ("step", "cosine")
 
 
 def step_schedule(
@@ -29,7 +30,7 @@ def step_schedule(
       >>> [round(float(schedule(step)), 6) for step in (0, 9, 10, 19, 20)]
       [0.1, 0.1, 0.01, 0.01, 0.001]
     """
-    boundaries = jnp.asarray(boundaries_steps, jnp.int32)
+    boundaries = jnp.asarray([min(step, 2**31 - 1) for step in boundaries_steps], jnp.int32)
 
     def schedule(step):
         passed = jnp.sum(step >= boundaries).astype(jnp.float32)
@@ -68,17 +69,23 @@ def make_schedule(
     warmup_epochs: float,
 ) -> optax.Schedule:
     """Return the schedule of a config; raise UserError for an unknown name or a warm-up as long as the run."""
-    if name not in ("step", "cosine"):
-        raise UserError(unknown("schedule.name", name, ("step", "cosine")))
+    raise_all([unknown("schedule.name", name, SCHEDULES)] if name not in SCHEDULES else [])
+    raise_all(warmup_problems(warmup_epochs, steps_per_epoch, total_steps))
     warmup_steps = round(warmup_epochs * steps_per_epoch)
-    if warmup_steps >= total_steps:
-        raise UserError(
-            f"schedule.warmup_epochs={warmup_epochs} is {warmup_steps} steps, but the run has only {total_steps}: "
-            "shorten the warm-up (--config.schedule.warmup_epochs=0) or lengthen the run (num_epochs, num_steps)."
-        )
     if name == "step":
         return step_schedule(learning_rate, boundaries_steps, factor, warmup_steps)
     return cosine_schedule(learning_rate, total_steps, warmup_steps)
+
+
+def warmup_problems(warmup_epochs: float, steps_per_epoch: float, total_steps: int) -> list[str]:
+    """Return what is wrong with a warm-up as long as the run: an empty list, or one sentence."""
+    warmup_steps = round(warmup_epochs * steps_per_epoch)
+    if warmup_steps < total_steps:
+        return []
+    return [
+        f"schedule.warmup_epochs={warmup_epochs} is {warmup_steps} steps, but the run has only {total_steps}: "
+        "shorten the warm-up (--config.schedule.warmup_epochs=0) or lengthen the run (num_epochs, num_steps)."
+    ]
 
 
 def only(optimizer: optax.GradientTransformation, name: str) -> optax.GradientTransformation:
@@ -167,10 +174,10 @@ def lamb(
 
 
 def _promoting(transformation: optax.GradientTransformation) -> optax.GradientTransformation:
-    """Return the same with standard promotion: Optax raises a float to an int32, which strict promotion forbids."""
+    """Return the same with standard promotion to 32 bits: Optax raises a float to an int32, which strict forbids."""
 
     def update(updates: PyTree, state: PyTree, params: PyTree | None = None) -> tuple[PyTree, PyTree]:
-        with jax.numpy_dtype_promotion("standard"):
+        with jax.numpy_dtype_promotion("standard"), jax.enable_x64(False):
             return transformation.update(updates, state, params)
 
     return optax.GradientTransformation(transformation.init, update)

@@ -8,6 +8,8 @@ import threading
 import time
 from typing import TextIO
 
+from resnext_jax import streams
+
 PLAIN_LINE_EVERY_S = 10.0
 _lock = threading.RLock()
 _live: "Progress | None" = None  # the progress whose line is the last one on the terminal
@@ -20,12 +22,12 @@ class Progress:
       total: number of steps or images.
       unit: name of what is counted.
       start: number already done at the start.
-      stream: output stream; standard output is kept for results.
+      stream: output stream, by default the standard error; standard output is kept for results.
     """
 
-    def __init__(self, label: str, total: int, unit: str, start: int = 0, stream: TextIO | io.StringIO = sys.stderr):
-        self._label, self.total, self._unit, self._start, self._stream = label, total, unit, start, stream
-        self._is_terminal = stream.isatty()
+    def __init__(self, label: str, total: int, unit: str, start: int = 0, stream: TextIO | io.StringIO | None = None):
+        self._label, self.total, self._unit, self._start, self._stream = label, total, unit, start, stream or sys.stderr
+        self._is_terminal = self._stream.isatty()
         self._started_s = self._printed_s = time.monotonic()
         self._line = ""
 
@@ -59,8 +61,7 @@ class Progress:
                 self._line, _live = "", None
 
     def _write(self, text: str) -> None:
-        self._stream.write(text)
-        self._stream.flush()
+        streams.write(self._stream, text)
 
 
 class Silent:
@@ -77,7 +78,7 @@ def say(text: str) -> None:
         live = _live
         if live:
             live._write("\r" + " " * len(live._line) + "\r")
-        print(text, file=sys.stderr, flush=True)
+        streams.write(sys.stderr, text + "\n")
         if live:
             live._write(live._line)
 

@@ -4,6 +4,7 @@ The only file that spells an axis name.
 """
 
 import dataclasses
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -72,6 +73,34 @@ def from_all(place: Place, values: Sequence[int]) -> Int[np.ndarray, "process va
     return np.asarray(multihost_utils.process_allgather(own)) if place.process_count > 1 else own[None]
 
 
+def all_devices() -> list[Any]:
+    """Return the devices of all processes.
+
+    Raises:
+      UserError: JAX finds none, because it was told to look for others, for example.
+    """
+    try:
+        return jax.devices()
+    except (RuntimeError, AssertionError) as error:  # JAX asserts that it has found one
+        reason = next(iter(str(error).splitlines()), "there is none")
+        raise UserError(
+            f"JAX cannot use a device here ({reason}): JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')!r}. Set it "
+            "to a platform of this machine (JAX_PLATFORMS=cpu always is), or install JAX for the "
+            "device."
+        ) from error
+
+
+def gather_bytes(place: Place, content: bytes) -> list[bytes]:
+    """The bytes that each process has, on every process."""
+    if place.process_count == 1:
+        return [content]
+    lengths = from_all(place, [len(content)])[:, 0].tolist()
+    own = np.zeros(max(lengths), np.uint8)
+    own[: len(content)] = np.frombuffer(content, np.uint8)
+    rows = np.asarray(multihost_utils.process_allgather(own))
+    return [row[:length].tobytes() for row, length in zip(rows, lengths, strict=True)]
+
+
 def make_mesh(devices: Sequence[Any]) -> Mesh:
     """One axis over `devices`, in their order. Auto axes: the partitioner follows the shardings of the arguments."""
     return Mesh(np.asarray(devices), (DATA_AXIS,), axis_types=(AxisType.Auto,))
@@ -109,8 +138,9 @@ def check_batch_size(name: str, batch_size: int, num_devices: int) -> list[str]:
     """The problems of a global batch on this many devices: an empty list, or one complete sentence."""
     if batch_size >= 1 and batch_size % num_devices == 0:
         return []
-    below = batch_size // num_devices * num_devices
-    allowed = " or ".join(str(size) for size in (below, below + num_devices) if size > 0) or str(num_devices)
+    below = abs(batch_size) // num_devices * num_devices  # -8 is a slip for 8
+    sizes = [below, below + num_devices] if batch_size > 0 else [max(below, num_devices)]
+    allowed = " or ".join(str(size) for size in sizes if size > 0)
     return [
         f"{name}={batch_size} does not divide over {num_devices} devices: it must be a positive multiple of "
         f"{num_devices}; try --config.{name}={allowed}."

@@ -1,5 +1,6 @@
 """Networks for notebooks: loaded or built, they predict as the model does; exported, without this package."""
 
+import pathlib
 import subprocess
 import sys
 
@@ -8,10 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from etils import epath
+from flax.traverse_util import flatten_dict
+from PIL import Image
 
 from resnext_jax import api as net_module
 from resnext_jax.data.one_image import USUAL, prepare
 from resnext_jax.errors import UserError
+from resnext_jax.evaluate.describe import origin_of
 from resnext_jax.models import zoo
 from resnext_jax.models.arch import CIFAR_STEM, IMAGENET_STEM, SMALL_STEM, Arch
 
@@ -46,6 +51,15 @@ def test_load_predicts_what_the_model_does(state_and_net, images):
     assert jax.tree.all(jax.tree.map(np.array_equal, net.variables, variables))
 
 
+def test_programs_of_few_shapes_are_kept(state_and_net, monkeypatch):
+    _, net = state_and_net
+    monkeypatch.setattr(net_module, "KEPT_SHAPES", 2)
+    net = net_module.Net(net.model, net.variables, net.config, net.class_names)
+    for number in (1, 2, 3):
+        assert net(np.zeros((number, 28, 28, 1), np.uint8)).shape == (number, 10)
+    assert net._step.cache_info().currsize == 2
+
+
 @pytest.mark.slow
 def test_features(state_and_net, images):
     """28 px, a stem of stride 2, two halvings; stages put out 4, 8 and 16 times the 4 channels of the stem."""
@@ -58,6 +72,7 @@ def test_features(state_and_net, images):
         "pooled": (3, 64),
         "logits": (3, 10),
     }
+    assert list(features) == ["stage1", "stage2", "stage3", "stage4", "pooled", "logits"]
     np.testing.assert_allclose(features["pooled"], features["stage4"].mean(axis=(1, 2)), rtol=1e-5)
     np.testing.assert_allclose(features["logits"], state_and_net[1](images), rtol=1e-4, atol=1e-5)
 
@@ -158,6 +173,63 @@ def test_a_new_head_on_the_same_backbone(state_and_net, images):
     for wrong in (0, [], "cat", ["cat", "cat"]):
         with pytest.raises(UserError, match="the number of classes, 1 or more, or a list of their names"):
             net.with_head(wrong)
+
+
+@pytest.mark.slow
+def test_predict_takes_paths_and_arrays(state_and_net, images, tmp_path):
+    """All but the last of 35 are of another size; files have the same prediction as the array in them."""
+    _, net = state_and_net
+    logits = np.asarray(net(images), np.float64)
+    probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    found = net.predict(images, top=20)
+    assert [len(one) for one in found] == [10] * 3
+    for one, row in zip(found, probabilities, strict=True):
+        assert [prediction.name for prediction in one] == [net.class_names[label] for label in np.argsort(-row)]
+        np.testing.assert_allclose([prediction.probability for prediction in one], np.sort(row)[::-1], rtol=1e-4)
+    Image.fromarray(images[2, :, :, 0]).save(tmp_path / "2.png")
+    (single,) = net.predict(tmp_path / "2.png", top=1)
+    many = net.predict([np.zeros((40, 60, 3), np.uint8)] * 34 + [str(tmp_path / "2.png")], top=1)
+    assert len(many) == 35
+    for other in (single, many[34], net.predict(images[2], top=1)[0]):
+        assert other[0].name == found[2][0].name
+        assert other[0].probability == pytest.approx(found[2][0].probability, rel=1e-4)
+    assert net.predict([]) == []
+    for wrong, words in ((images[0].astype(np.float32), "as uint8"), ("none.png", "could not be read")):
+        with pytest.raises(UserError, match=words):
+            net.predict(wrong)
+    with pytest.raises(UserError, match="top=0 must be 1 or more"):
+        net.predict(images, top=0)
+
+
+def test_what_a_net_says_of_itself(state_and_net, capsys):
+    _, net = state_and_net
+    for words in ("resnext11_4x2d_tiny", "10 (T-shirt/top", "28 px", "gray", "mean (72.94)", "step 0 of /"):
+        assert words in repr(net)
+    assert "checkpoints/0; a classifier of fresh weights" in repr(net.with_head(["cat", "dog"]))
+    assert "classes:  2 (cat, dog)" in repr(net.with_head(["cat", "dog"]))
+    net.summary()
+    table = capsys.readouterr().out
+    sizes = {name: leaf.size for name, leaf in flatten_dict(net.variables["params"], sep="/").items()}
+    assert all(f"| {name} " in table for name in sizes)
+    assert f"Total: {sum(sizes.values()):,}" in table
+
+
+def test_the_origin_of_weights():
+    step = pathlib.Path("/run/checkpoints/1200")
+    for description, raw, words in (
+        (
+            {"config": {"ema_decay": 0.99}},
+            False,
+            "step 1,200 of /run/checkpoints/1200, moving averages (ema_decay=0.99)",
+        ),
+        ({"config": {"ema_decay": 0.99}}, True, "step 1,200 of /run/checkpoints/1200, the last weights"),
+        ({"config": {"ema_decay": 0.0}}, False, "step 1,200 of /run/checkpoints/1200"),
+        (
+            {"source": {"format": "timm", "file": "model.safetensors", "weights": "a1h_in1k"}},
+            *(False, "/run/checkpoints/1200, converted from timm: model.safetensors (a1h_in1k)"),
+        ),
+    ):
+        assert origin_of(epath.Path(step), description, raw) == words
 
 
 SERVE = """

@@ -12,8 +12,9 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 # A package imports packages of the lines above its own; packages of one line do not import each other.
 IMPORT_ORDER = (
+    {"streams"},
     {"types", "errors", "progress"},
-    {"files"},
+    {"files", "json_files"},
     {"ops"},
     {"models", "data", "optim", "metrics", "sharding", "checkpoint", "runtime"},
     {"builders"},

@@ -2,6 +2,7 @@
 
 import functools
 import importlib
+import re
 from pathlib import Path
 
 import jax
@@ -9,6 +10,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from configs import common
+from resnext_jax.config.checks import evaluation_problems
 from resnext_jax.config.command_line import field_names
 from resnext_jax.models.arch import Arch
 from resnext_jax.sharding import Place, make_mesh
@@ -223,3 +225,27 @@ def test_every_config_has_the_same_fields():
         accumulation_steps conv_impl compute_dtype model.name model.depth model.cardinality model.bottleneck_width
         data.name data.dir data.image_size_px checkpoint.every_steps evaluate.every_steps"""
     assert set(fixed.split()) <= set(fields)
+
+
+@pytest.mark.parametrize(
+    ("mean", "std", "problem"),
+    [
+        ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "multiply both by 255"),  # torchvision's
+        ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "multiply both by 255"),
+        ((0.485, 0.456, 0.406), (58.395, 57.12, 57.375), "multiply both by 255"),
+        ((123.675, 116.28, 103.53), (0.229, 0.224, 0.225), "multiply both by 255"),
+        ((-1.0, 0.0, 0.0), (1.0, 1.0, 1.0), r"in \[0, 255\]"),
+        ((300.0, 0.0, 0.0), (1.0, 1.0, 1.0), r"in \[0, 255\]"),
+        ((float("nan"),) * 3, (1.0, 1.0, 1.0), r"finite"),
+        ((100.0,) * 3, (float("inf"),) * 3, r"finite"),
+        ((123.675, 116.28, 103.53), (1.0, 1.0, 1.0), None),  # Caffe's
+        ((0.0, 0.0, 0.0), (255.0, 255.0, 255.0), None),
+        ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), None),
+    ],
+)
+def test_normalization_is_in_levels_of_255(mean, std, problem):
+    config = config_of("resnext50_32x4d")
+    config.data.mean, config.data.std = mean, std
+    found = [text for text in evaluation_problems(config, 1) if "data.mean" in text]
+    assert len(found) == (problem is not None)
+    assert problem is None or re.search(problem, found[0])

@@ -4,19 +4,31 @@ Weights of other projects (`.pth`, `.t7`) are given here in the place of every o
 readers are tested in tests/convert.
 """
 
+import functools
 import io
+import json
 import os
 import pickle
+import shutil
 import zipfile
+import zlib
 
+import jax
 import numpy as np
 import pytest
+import tiny
 
+import resnext_jax
 from resnext_jax.checkpoint import locate
 from resnext_jax.data.decode import read_image
 from resnext_jax.data.sources import open_source
 from resnext_jax.errors import UserError
+from resnext_jax.evaluate.loaded import load_checkpoint
 from resnext_jax.runtime.writer import read_metrics
+from resnext_jax.sharding import Place, make_mesh
+
+PLACE = Place(make_mesh(jax.devices()[:1]), "cpu")
+CHECKED = {"prepare": lambda config: None, "raw": False}
 
 
 class Hostile:
@@ -119,3 +131,66 @@ def test_no_source_unpickles():
         if word in text(path)
     ]
     assert found == []
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """The workdir of a run with a checkpoint of step 0."""
+    workdir = tmp_path_factory.mktemp("run")
+    tiny.save_fresh(workdir)
+    return workdir
+
+
+def rewrite(workdir, change):
+    """Changes the JSON item of the checkpoint, and the checksum so that it fits."""
+    checkpoint = workdir / "checkpoints" / "0"
+    path, sums = checkpoint / "config" / "metadata", json.loads((checkpoint / "checksums.json").read_text())
+    content = change(path.read_text()).encode()
+    path.write_bytes(content)
+    sums["config/metadata"] = [len(content), zlib.crc32(content)]
+    (checkpoint / "checksums.json").write_text(json.dumps(sums))
+
+
+def with_value(name, value):
+    def change(text):
+        description = json.loads(text)
+        *parents, leaf = name.split(".")
+        functools.reduce(dict.__getitem__, parents, description)[leaf] = value
+        return json.dumps(description)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda text: text[:-1] + ', "x": ' + 50_000 * "[", "lie within one another"),
+        (lambda text: "[1]", "not an object"),
+        (lambda text: text[:-1] + ', "config": {}}', "'config' stands twice"),
+        (with_value("config.data.image_size_px", 2**62), "image_size_px is 4611686018427387904"),
+        (with_value("config.data.mean", "gray"), "mean is 'gray', not a list"),
+        (with_value("config.data.std", [0.0]), "data.std must be positive"),
+        (with_value("config.model.name", 3), "name is 3"),
+        (with_value("config.model.depth", 2**62), "depth is 4611686018427387904"),
+        (with_value("config.model.strange", 3), "model.strange is no field"),
+        (with_value("config.bn_group_images", "32"), "bn_group_images is '32'"),
+        (with_value("dataset.class_names", ["a", 3]), r"class_names\[1\] is 3, not text"),
+        (with_value("dataset.class_names", ["a"] * 2**16), r"classifier/bias: this model wants float32\(65536,\)"),
+    ],
+)
+def test_a_checkpoint_with_a_hostile_description(run, tmp_path, change, problem):
+    workdir = shutil.copytree(run, tmp_path / "run")
+    rewrite(workdir, change)
+    for read in (resnext_jax.load, functools.partial(load_checkpoint, config=None, place=PLACE, **CHECKED)):
+        if ("positive" in problem or "classifier" in problem) and read is not resnext_jax.load:
+            continue  # an evaluation compares with its data and overrides before
+        with pytest.raises(UserError, match=problem):
+            read(str(workdir))
+
+
+@pytest.mark.parametrize("name", ["/dev/zero", "config/../../../x", "variables//x"])
+def test_checksums_of_files_elsewhere_are_refused(run, tmp_path, name):
+    workdir = shutil.copytree(run, tmp_path / "run")
+    (workdir / "checkpoints" / "0" / "checksums.json").write_text(json.dumps({name: [0, 0]}))
+    with pytest.raises(UserError, match=r"checksums\.json cannot be read: the entry"):
+        resnext_jax.load(str(workdir))

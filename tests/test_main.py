@@ -1,6 +1,8 @@
 """Whatever is wrong with the input ends in an instruction: status 2, no traceback, nothing touched."""
 
+import functools
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -14,7 +16,8 @@ from PIL import Image
 
 from resnext_jax import cli
 from resnext_jax.builders import open_data
-from resnext_jax.errors import THIS_COMMAND, UserError, report_error
+from resnext_jax.config import command_line
+from resnext_jax.errors import THIS_COMMAND, UserError, report_error, unknown
 from resnext_jax.runtime.lock import Lock
 from resnext_jax.sharding import Place, make_mesh
 from resnext_jax.train.classification import Classification
@@ -75,7 +78,27 @@ def refused(run_main):
         ([QUICKSTART, "--config.data.mean=1.0,2.0,3.0", "--config.data.std=1.0,2.0,3.0"], ["3 channel(s)", "have 1"]),
         (["--mode=evaluate"], ["--workdir=DIR", "--config=configs/NAME.py"]),
         (["--mode=evaluate", "--workdir=/nowhere"], ["no checkpoint in /nowhere", "python main.py --config="]),
+        (["--mode", "evaluate", "--workdir", "/nowhere"], ["no checkpoint in /nowhere"]),
+        (["--mode", "evaluate", "--config.data.dir", "x", "--workdir", "/nowhere"], ["no checkpoint in /nowhere"]),
+        ([QUICKSTART, "--workdir", "--json"], ["--workdir wants a value: --workdir=VALUE"]),
+        ([QUICKSTART, "--workdir="], ["--workdir= is empty", "shell"]),
+        ([QUICKSTART, "--config.data.dir="], ["data.dir is empty", "shell"]),
+        (
+            [QUICKSTART, "--batch_size=4", "--depth", "50", "-8"],
+            ["'--config.batch_size'", "'--config.model.depth'", "'--8'"],
+        ),
+        ([QUICKSTART, "batch_size=64", "evaluate"], ["Did you mean --config.batch_size=64", "--mode=evaluate"]),
+        ([QUICKSTART, "--config.depth=50"], ["'model.depth'", "All fields: configs/common.py"]),
         (["--mode=predict", "--workdir=/nowhere"], ["predict wants images", "IMAGE"]),
+        (["--mode=predict", "--workdir=x", "https://a.b/c.jpg"], ["https://a.b/c.jpg is a URL", "download it"]),
+        ([QUICKSTART, "--mode=predict", "--workdir=x", "a.jpg"], ["leave --config out"]),
+        (["--config.seed=1", "--mode=predict", "--workdir=x", "a.jpg"], ["--config.seed: predict takes all fields"]),
+        ([QUICKSTART, "--workdir=a\\b"], ["cannot be stored under", "--workdir=DIR"]),
+        ([QUICKSTART, "--workdir=/tmp/a[1]"], ["cannot be stored under"]),
+        ([QUICKSTART, "--workdir=/tmp/\udcff"], ["cannot be stored under", "not UTF-8"]),
+        (["--mode=predict", "--report=x", "y"], ["--report is for --mode=evaluate"]),
+        (["--mode=evaluate", "--top=3", "--csv=x"], ["--top is for --mode=predict", "--csv is for --mode=predict"]),
+        (["--mode=predict", "--top=0", "x"], ["--top=0 must be 1 or more"]),
         ([*tiny.ARGUMENTS, "--config.conv_impl=merge3"], ["conv_impl='merge3' cannot merge 4 groups by 3"]),
         ([*tiny.ARGUMENTS, "--config.conv_impl=native+merge3"], ["conv_impl='merge3' cannot merge 4 groups by 3"]),
         (
@@ -137,8 +160,42 @@ DO_NOT_FIT = {
 }
 
 
+EMPTY_OR_INFINITE = {
+    "data.mean": ("", "data.mean='' must be numbers"),
+    "schedule.boundaries_epochs": ("inf", "schedule.boundaries_epochs='inf' must be numbers that are finite"),
+    "schedule.boundaries_steps": ("nan", "schedule.boundaries_steps='nan' must be numbers that are finite"),
+    "num_steps": ("", "num_steps='' must be a whole number"),
+    "learning_rate": ("", "learning_rate='' must be a number"),
+}
+NOT_FINITE = {
+    "schedule.warmup_epochs": ("inf", "schedule.warmup_epochs=inf must be finite"),
+    "weight_decay": ("nan", "weight_decay=nan must be finite"),
+    "checkpoint.every_steps": ("99999999999", "a whole number below 2**31"),
+}
+OF_ALL_PARTS = {
+    "schedule.name": ("cosin", "unknown schedule.name 'cosin'"),
+    "compute_dtype": ("float16", "unknown compute_dtype 'float16'"),
+    "conv_impl": ("dens", "unknown conv_impl 'dens'"),
+    "model.stochastic_depth": ("2", "model.stochastic_depth=2.0 must be in [0, 1)"),
+    "num_epochs": ("0.0001", "are not one step of batch_size=128"),
+    "momentum": ("1.5", "momentum=1.5 must be in [0, 1)."),
+    "data.interpolation": ("x", "unknown data.interpolation 'x'"),
+}
+OF_ALL_PARTS_BUT_THE_EVALUATION = dict(list(OF_ALL_PARTS.items())[:-1])
+OF_THE_CONFIG_ALONE = {name: case for name, case in OF_ALL_PARTS.items() if name != "num_epochs"}
+
+
 @pytest.mark.parametrize(
-    ("command", "mistakes"), [([QUICKSTART], WRONG_TYPES), ([QUICKSTART], OUT_OF_RANGE), (tiny.ARGUMENTS, DO_NOT_FIT)]
+    ("command", "mistakes"),
+    [
+        ([QUICKSTART], WRONG_TYPES),
+        ([QUICKSTART], OUT_OF_RANGE),
+        (tiny.ARGUMENTS, DO_NOT_FIT),
+        ([QUICKSTART], EMPTY_OR_INFINITE),
+        ([QUICKSTART], NOT_FINITE),
+        ([QUICKSTART], OF_ALL_PARTS_BUT_THE_EVALUATION),
+        ([QUICKSTART], OF_THE_CONFIG_ALONE),
+    ],
 )
 def test_several_mistakes_come_in_one_message(refused, tmp_path, command, mistakes):
     overrides = [f"--config.{field}={value}" for field, (value, _) in mistakes.items()]
@@ -249,16 +306,67 @@ def test_evaluate_and_predict_print_json_last(run_main, untrained, tmp_path):
     paths = [str(tmp_path / name) for name in ("color.jpg", "grey.png")]
     Image.fromarray(rng.integers(0, 256, (40, 60, 3), np.uint8)).save(paths[0])
     Image.fromarray(rng.integers(0, 256, (28, 28), np.uint8)).save(paths[1])
-    status, output, error = run_main("--mode=predict", f"--workdir={untrained}", "--json", *paths)
+    table = f"--csv={tmp_path / 'table.csv'}"
+    status, output, error = run_main("--mode=predict", f"--workdir={untrained}", "--json", table, str(tmp_path))
     assert status == 0, error
     results = json.loads(output.splitlines()[-1])["images"]
     assert [result["image"] for result in results] == paths
+    assert len((tmp_path / "table.csv").read_text().splitlines()) == 3
     for result in results:
         probabilities = [prediction["probability"] for prediction in result["predictions"]]
         assert len(probabilities) == 5
         assert probabilities == sorted(probabilities, reverse=True)
         assert 0 < sum(probabilities) <= 1
         assert {prediction["class"] for prediction in result["predictions"]} <= set(tiny.INFO.class_names)
+
+
+def test_unset_fields_of_a_checkpoint_keep_their_types(refused, untrained):
+    message = refused("--mode=evaluate", f"--workdir={untrained}", "--config.model.dropout=0.1")
+    assert "model.dropout=0.1: only basic blocks" in message
+    base, unset = command_line.load(str(tiny.ROOT / "configs" / "resnet50.py")), {}
+    for name in command_line.field_names(base):
+        *parents, leaf = name.split(".")
+        parent = functools.reduce(getattr, parents, base)
+        if parent[leaf] is None and parent.get_type(leaf) is not str:
+            unset[name] = parent.get_type(leaf)
+    assert unset == command_line.OPTIONAL
+
+
+def test_many_names_are_not_all_printed():
+    message = unknown("network", "resnet5O", [f"resnet{number}" for number in range(100)], "All: list_models().")
+    assert message.endswith("? All: list_models().")
+    assert message.count("resnet") == 4  # the name and three suggestions
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&-", ">&- 2>&- <&-", ">/dev/full", "2>/dev/full"])
+def test_streams_that_are_closed_or_full(untrained, closed):
+    """What cannot be told stops nothing; what was asked for and cannot be written is an error."""
+    run = f"{shlex.quote(sys.executable)} main.py --mode=evaluate --json --workdir={untrained} {closed}"
+    process = subprocess.run(["sh", "-c", run], cwd=tiny.ROOT, capture_output=True, text=True, check=False)
+    assert process.returncode == (2 if closed == ">/dev/full" else 0), process.stderr
+    assert ("error: the output could not be written (No space left" in process.stderr) == (closed == ">/dev/full")
+    assert "Traceback" not in process.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("environment", "status", "said"),
+    [
+        ({"PYTHONIOENCODING": "ascii"}, 0, "\\xe9"),
+        ({"JAX_PLATFORMS": "cuda"}, 2, "error: JAX cannot use a device here"),
+    ],
+)
+def test_environments_of_other_machines(untrained, tmp_path, environment, status, said):
+    path = tmp_path / "\u00e9.png"
+    Image.fromarray(np.zeros((28, 28), np.uint8)).save(path)
+    command = [sys.executable, "main.py", "--mode=predict", f"--workdir={untrained}", str(path)]
+    process = subprocess.run(
+        command, cwd=tiny.ROOT, env={**os.environ, **environment}, capture_output=True, text=True, check=False
+    )
+    assert process.returncode == status, process.stderr
+    assert said in process.stdout + process.stderr
+    assert "Traceback" not in process.stderr
 
 
 @pytest.mark.slow

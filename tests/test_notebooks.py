@@ -18,8 +18,8 @@ FEWER = (
     (r"^EPOCHS = \d+", "EPOCHS = 0.4"),
 )
 START = 'f"--config=configs/{config}.py", '
-FIGURES = {"figure5": 2, "finetune": 1, "look_inside": 3, "predict": 1}
-DIFFERENCES = {"look_inside": 4, "predict": 1}  # that they print, of what should be the same
+FIGURES = {"figure5": 2, "finetune": 1, "look_inside": 4, "predict": 1}
+DIFFERENCES = {"look_inside": 5, "predict": 1}  # that they print, of what should be the same
 
 
 def code_of(notebook: pathlib.Path) -> str:

@@ -15,7 +15,7 @@ def test_a_batch_that_divides_has_no_problem(batch_size, num_devices):
 
 @pytest.mark.parametrize(
     ("batch_size", "num_devices", "advice"),
-    [(250, 8, "248 or 256"), (7, 8, "8"), (0, 8, "8"), (0, 1, "1"), (-3, 2, "2")],
+    [(250, 8, "248 or 256"), (7, 8, "8"), (0, 8, "8"), (0, 1, "1"), (-3, 2, "2"), (-8, 1, "8")],
 )
 def test_a_batch_that_does_not_divide(batch_size, num_devices, advice):
     (line,) = sharding.check_batch_size("evaluate.batch_size", batch_size, num_devices)

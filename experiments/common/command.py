@@ -5,7 +5,6 @@ import shlex
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 
 import jax
@@ -22,7 +21,7 @@ FAILED_STATUS = 1
 
 def main(study: Study, description: str | None) -> None:
     """Run the command of an experiment that trains, and exit."""
-    end(partial(execute, study, flags(study, description).parse_args()))
+    end(lambda: execute(study, flags(study, description).parse_args()))
 
 
 def end(do: Callable[[], int]) -> None:

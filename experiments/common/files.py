@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import io
 import json
+import os
 import re
 from argparse import Namespace
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -15,6 +16,7 @@ from etils import epath
 from experiments.common.study import ROOT
 from resnext_jax.errors import UserError, unknown
 from resnext_jax.files import cannot_write, in_bucket, write_whole
+from resnext_jax.json_files import parse_json
 
 MARK = "experiment.json"
 
@@ -28,7 +30,7 @@ def folder_of(arguments: Namespace, experiment: str, scales: Collection[str]) ->
 
 def absolute(path: str) -> str:
     """Return a path as it is meant where the command was typed; the runs are started in the repository."""
-    return path if in_bucket(path) else str(Path(path).expanduser().absolute())
+    return path if in_bucket(path) else str(Path(os.path.expanduser(path)).absolute())
 
 
 def claim_folder(out: str, experiment: str, scale: str, runs: Collection[str] = ()) -> Path:
@@ -43,10 +45,9 @@ def claim_folder(out: str, experiment: str, scale: str, runs: Collection[str] = 
     mark, problem = root / MARK, ""
     try:
         if mark.exists():
-            if not isinstance(theirs := json.loads(mark.read_text()), dict):
-                raise ValueError("it is no JSON object")
+            theirs = parse_json(mark.read_bytes(), {"experiment": str, "scale": str})
             if theirs != ours:
-                described = " --scale=".join(str(theirs.get(key)) for key in ours)
+                described = " --scale=".join(theirs[key] for key in ours)
                 problem = f"{out} has the results of {described}, not of {experiment} --scale={scale}."
         else:
             names = (

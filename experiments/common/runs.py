@@ -18,6 +18,7 @@ from experiments.common.study import ROOT, Evaluation, Run, flags_of
 from resnext_jax.checkpoint import DIRECTORY, finished_steps
 from resnext_jax.errors import PREEMPTED_STATUS, UserError
 from resnext_jax.files import write_whole
+from resnext_jax.json_files import parse_json, read_json
 from resnext_jax.progress import duration, say
 from resnext_jax.runtime.writer import read_metrics
 
@@ -28,6 +29,7 @@ FREE = (
     *("protocol", "evaluate.batch_size", "evaluate.ensemble", "evaluate.classes", "evaluate.class_map"),
     *("evaluate.real_labels", "conv_impl", "accumulation_steps", "debug_nans", "resume_changed"),
 )
+ROW = {"fields": dict, "top1": float, "top5": float}  # form of another evaluation; see `json_files.check_form`
 SAVE_S = 60.0  # for a run to save its step when it is told to end
 # Runs a script or module that ends when its standard input closes: the process that started it is gone.
 CHILD = """
@@ -77,12 +79,9 @@ def evaluations(run: Run) -> list[dict[str, Any]]:
 def same_recipe(run: Run) -> None:
     """Raise UserError where the run of this name was made with fields that change its numbers."""
     path = epath.Path(run.workdir) / "config.json"
-    try:
-        theirs = flatten_dict(dict(json.loads(path.read_text())), sep=".")
-    except FileNotFoundError:
+    if not path.exists():
         return
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{path} cannot be read ({error}): remove {run.workdir}, and the run is made again.") from error
+    theirs = flatten_dict(read_json(path, dict, f"Remove {run.workdir}, and the run is made again."), sep=".")
     ours = flatten_dict(json.loads(run.config().to_json_best_effort()), sep=".")
     changed = [name for name in sorted(ours.keys() & theirs.keys()) if ours[name] != theirs[name]]
     if changed := [name for name in changed if not name.startswith(FREE)]:
@@ -133,9 +132,10 @@ def make(runs: Sequence[Run], others: Sequence[Evaluation], data_dir: str | None
 
 def evaluated(run: Run, evaluation: Evaluation) -> dict[str, Any] | None:
     """Return the row of another evaluation of a run; None where there is none, or a damaged one."""
-    with contextlib.suppress(FileNotFoundError, ValueError, TypeError, KeyError):
-        found = json.loads(run.file(evaluation).read_text())
-        return found if found["fields"] == dict(evaluation.fields) else None
+    with contextlib.suppress(FileNotFoundError, ValueError):
+        found = parse_json(run.file(evaluation).read_bytes(), ROW)
+        sound = all(0 <= found[name] <= 1 for name in ("top1", "top5"))
+        return found if sound and found["fields"] == dict(evaluation.fields) else None
 
 
 def call(words: Sequence[str], log: Path) -> None:

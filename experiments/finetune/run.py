@@ -11,7 +11,6 @@ import statistics
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -108,4 +107,4 @@ def train(config: str, workdir: Path, *flags: str) -> float:
 
 
 if __name__ == "__main__":
-    end(partial(execute, parser_of(EXPERIMENT, TAKES, __doc__).parse_args()))
+    end(lambda: execute(parser_of(EXPERIMENT, TAKES, __doc__).parse_args()))

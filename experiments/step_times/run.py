@@ -11,7 +11,6 @@ import shlex
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from experiments.common.command import FAILED_STATUS, end, parser_of
 from experiments.common.draw import COLORS
 from resnext_jax.errors import UserError
 from resnext_jax.files import write_whole
+from resnext_jax.json_files import read_json
 from resnext_jax.progress import say
 
 EXPERIMENT = "step_times"
@@ -99,7 +99,9 @@ def execute(arguments: Namespace) -> int:
 
 
 def row_of(network: str, kept: epath.Path, scale: Scale) -> dict[str, Any]:
-    found = json.loads(kept.read_text()) if kept.exists() else None
+    form = {"estimated_cycles": float} if scale.unit != "s" else {"batch_size": float, "train": {"ours": float}}
+    form |= {"device?": str, "topology?": (str, None)}
+    found = read_json(kept, form, "Remove it, and it is measured again.") if kept.exists() else None
     ours = None
     if found is not None:
         ours = found["estimated_cycles"] / 1e6 if scale.unit != "s" else found["batch_size"] / found["train"]["ours"]
@@ -141,4 +143,4 @@ def draw(figure: Any, rows: Sequence[dict[str, Any]], ours: str) -> None:
 if __name__ == "__main__":
     parser = parser_of(EXPERIMENT, {name: scale.takes for name, scale in SCALES.items()}, __doc__)
     parser.add_argument("--run", action="store_true", help="full scale: time the networks here, print no commands")
-    end(partial(execute, parser.parse_args()))
+    end(lambda: execute(parser.parse_args()))

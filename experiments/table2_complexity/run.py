@@ -10,7 +10,6 @@ import dataclasses
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -117,4 +116,4 @@ def draw(figure: Any, rows: Sequence[dict[str, Any]]) -> None:
 
 
 if __name__ == "__main__":
-    end(partial(execute, parser_of(EXPERIMENT, TAKES, __doc__).parse_args()))
+    end(lambda: execute(parser_of(EXPERIMENT, TAKES, __doc__).parse_args()))

@@ -21,6 +21,7 @@ from resnext_jax.analysis.peer import import_torch, release_torch, torch_peer
 from resnext_jax.analysis.timing import SLOW_REPEATS, SLOW_S, images_per_s, ours, summary, synthetic_batch
 from resnext_jax.errors import UserError, raise_all, unknown
 from resnext_jax.models import zoo
+from resnext_jax.sharding import all_devices
 
 PEERS = ("torch", "none")
 TASKS = ("train", "inference")
@@ -125,7 +126,7 @@ def run(flag_values: flags.FlagValues, given: set[str]) -> None:
     impls, problems = command.conv_impls(flag_values)
     problems += [unknown("peer", peer, PEERS)] if peer not in PEERS else []
     raise_all(problems + [unknown("network", name, zoo.ARCHS) for name in networks if name not in zoo.ARCHS])
-    device = jax.devices()[0]
+    device = all_devices()[0]
     notes = fit(config, device.platform, peer, given)
     if peer == "torch":
         import_torch(device.platform)  # report what it lacks before the long compile

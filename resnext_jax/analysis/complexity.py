@@ -21,6 +21,7 @@ from resnext_jax.analysis.published import PUBLISHED, Figures, agrees
 from resnext_jax.errors import UserError, raise_all, unknown
 from resnext_jax.models import zoo
 from resnext_jax.models.complexity import Counts, products, stem_together
+from resnext_jax.ops.keys import seed_key
 
 
 class Complexity:
@@ -42,7 +43,7 @@ class Complexity:
         images = jax.ShapeDtypeStruct((1, self.image_size_px, self.image_size_px, channels), "float32")
         # Initialising runs the network, and draws parameters without any product.
         trace = jax.make_jaxpr(partial(model.init, train=False), return_shape=True)
-        program, variables = trace(jax.random.key(0), images)
+        program, variables = trace(seed_key(0), images)
         self.products = list(products(program.jaxpr))
         self.params = {
             stem_together(tuple(entry.key for entry in path)): leaf.size

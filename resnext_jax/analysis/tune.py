@@ -24,6 +24,8 @@ from resnext_jax.models.arch import IMAGENET_STEM
 from resnext_jax.ops import conv_table
 from resnext_jax.ops.conv_choice import ConvShape, chip_of, key_of, rule, section
 from resnext_jax.ops.grouped_conv import grouped_conv
+from resnext_jax.ops.keys import seed_key
+from resnext_jax.sharding import all_devices
 
 SMALL = "resnext20_8x4d_small"
 NETWORKS = (
@@ -55,7 +57,7 @@ def shapes_of(name: str) -> dict[ConvShape, int]:
     arch = zoo.ARCHS[name]
     model = zoo.NETWORKS[type(arch)](arch, 10, note)
     images = jax.ShapeDtypeStruct((1, size_px, size_px, channels), jnp.float32)
-    jax.eval_shape(lambda key, x: model.init(key, x, train=False), jax.random.key(0), images)
+    jax.eval_shape(lambda key, x: model.init(key, x, train=False), seed_key(0), images)
     return shapes
 
 
@@ -139,7 +141,7 @@ def run(flag_values: flags.FlagValues, _: Sequence[str]) -> None:
     """Measure what the flags ask for and write the table."""
     names = flag_values.networks or list(NETWORKS)
     raise_all([unknown("network", name, NETWORKS) for name in names if name not in NETWORKS])
-    device = jax.devices()[0]
+    device = all_devices()[0]
     platform, chip = device.platform, chip_of(device.device_kind)
     dtype = jnp.float32 if platform == "cpu" else jnp.bfloat16
     shapes = {shape: batch for name in names for shape, batch in shapes_of(name).items()}

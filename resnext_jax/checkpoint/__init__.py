@@ -14,6 +14,9 @@ from resnext_jax.checkpoint.arrays import by_path as by_path
 from resnext_jax.checkpoint.arrays import first_lines as first_lines
 from resnext_jax.checkpoint.arrays import mismatches as mismatches
 from resnext_jax.checkpoint.arrays import require_same_arrays as require_same_arrays
+from resnext_jax.checkpoint.checksums import damage as damage
+from resnext_jax.checkpoint.read import MODEL as MODEL
+from resnext_jax.checkpoint.read import NETWORK as NETWORK
 from resnext_jax.checkpoint.read import locate as locate
 from resnext_jax.checkpoint.read import read_arrays as read_arrays
 from resnext_jax.checkpoint.read import read_description as read_description

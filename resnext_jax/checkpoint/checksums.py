@@ -5,10 +5,13 @@ Orbax and TensorStore check the index that leads to the arrays, but not the arra
 
 import json
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from etils import epath
+
+from resnext_jax.files import cannot_read
+from resnext_jax.json_files import WHOLE, is_file_name, parse_json, shown
 
 CHECKSUMS_FILE = "checksums.json"
 # Orbax writes these after the checksums: the time of the commit, and in a bucket the mark of a finished save.
@@ -30,13 +33,20 @@ def damage(checkpoint: epath.Path, items: Iterable[str] = ()) -> str | None:
 
     Args:
       items: subdirectories to check; all by default.
+
+    Raises:
+      UserError: this user may not read it.
     """
     try:
-        sums = json.loads((checkpoint / CHECKSUMS_FILE).read_text())
-        sums = {str(name): (int(size), int(crc32)) for name, (size, crc32) in sums.items()}
+        sums = parse_json((checkpoint / CHECKSUMS_FILE).read_bytes(), {str: [WHOLE]})
+        for name, pair in sums.items():
+            if len(pair) != 2 or not all(map(is_file_name, name.split("/"))):
+                raise ValueError(f"the entry {shown(name)}")
     except FileNotFoundError:
         return f"{CHECKSUMS_FILE} is missing"
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+    except PermissionError as error:
+        raise cannot_read(checkpoint, error) from error
+    except (OSError, ValueError) as error:
         return f"{CHECKSUMS_FILE} cannot be read: {error}"
     prefixes = tuple(f"{item}/" for item in items) or ("",)
     names = [name for name in sums if name.startswith(prefixes)]
@@ -54,11 +64,13 @@ def files_below(directory: epath.Path, prefix: str = "") -> Iterable[str]:
             yield f"{prefix}{path.name}"
 
 
-def _difference(path: epath.Path, name: str, written: tuple[int, int]) -> str | None:
+def _difference(path: epath.Path, name: str, written: Sequence[int]) -> str | None:
     try:
         size, crc32 = _size_and_crc32(path)
     except FileNotFoundError:
         return f"{name} is missing"
+    except PermissionError as error:
+        raise cannot_read(path, error) from error
     except OSError as error:
         return f"{name} cannot be read: {error.strerror or error}"
     if size != written[0]:

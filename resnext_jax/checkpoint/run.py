@@ -1,6 +1,7 @@
 """The checkpoints of one run: find the newest sound one, restore it strictly, write new ones and remove old ones."""
 
 import contextlib
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -11,8 +12,18 @@ from flax import serialization
 from resnext_jax.checkpoint.arrays import require_same_arrays
 from resnext_jax.checkpoint.checksums import damage, files_below, write_checksums
 from resnext_jax.checkpoint.read import read_description
-from resnext_jax.checkpoint.store import DIRECTORY, absolute, finished_steps, handlers, reading, reason, tree_of
+from resnext_jax.checkpoint.store import (
+    DIRECTORY,
+    absolute,
+    finished_steps,
+    handlers,
+    reading,
+    reason,
+    require_steps_as_names,
+    tree_of,
+)
 from resnext_jax.errors import UserError, may_miss_a_process
+from resnext_jax.files import cannot_write, in_bucket
 from resnext_jax.types import PyTree, TrainState
 
 # Not inside `checkpoints`: orbax removes what it finds there in a bucket without its commit file.
@@ -33,9 +44,10 @@ def newest_sound(workdir: str, warn: Callable[[str], None]) -> int | None:
     first process calls this, before `Checkpoints` is opened.
 
     Raises:
-      UserError: all checkpoints are damaged; nothing is moved.
+      UserError: all checkpoints are damaged, or something else has a number as its name; nothing is moved.
     """
     directory = absolute(workdir) / DIRECTORY
+    require_steps_as_names(directory)
     found = {}
     for step in finished_steps(directory):
         what = damage(directory / str(step))
@@ -67,6 +79,9 @@ class Checkpoints:
       keep_best: number of checkpoints with the highest scores to keep in addition.
       keep_permanently: whether the checkpoint of a step is never removed.
       scores: validation scores by step. Add the score of a step when it is known, also after the save.
+
+    Raises:
+      UserError: the directory cannot be written.
     """
 
     def __init__(
@@ -89,7 +104,9 @@ class Checkpoints:
             # Called after all items are written and before the checkpoint gets its name.
             async_options=ocp.AsyncOptions(post_finalization_callback=self._write_checksums),
         )
-        self._manager = ocp.CheckpointManager(self.directory, options=options, item_handlers=handlers())
+        with self._writing():
+            self._require_writable()
+            self._manager = ocp.CheckpointManager(self.directory, options=options, item_handlers=handlers())
 
     def save(self, state: TrainState, description: dict[str, Any], progress: dict[str, Any] | None = None) -> None:
         """Waits for the previous save, copies the state to the host and writes it in the background.
@@ -107,6 +124,7 @@ class Checkpoints:
         arrays = {item: ocp.args.StandardSave(tree) for item, tree in _items(state).items()}
         items = ocp.args.Composite(**arrays, config=ocp.args.JsonSave({**description, "progress": progress or {}}))
         with self._writing():
+            self._require_writable()
             self._manager.save(step, args=items, force=True)
 
     def restore(self, step: int, like: TrainState) -> TrainState:
@@ -163,6 +181,12 @@ class Checkpoints:
         (directory,) = (path for path in self.directory.iterdir() if path.name.partition(".")[0] == name)
         write_checksums(directory)
 
+    def _require_writable(self) -> None:
+        """Raises OSError where a directory cannot be made: threads of orbax would wait for it for ten minutes."""
+        if not in_bucket(self.directory):
+            self.directory.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryDirectory(prefix=".probe-", dir=self.directory).cleanup()
+
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
         """Turns errors of a save by orbax, tensorstore and the file system into a `UserError`."""
@@ -175,8 +199,9 @@ class Checkpoints:
             before = [step for step in finished_steps(self.directory) if step < self._saving_step]
             newest = f"that of step {before[0]} before it is untouched" if before else "there is none before it"
             said = next((words for words in DISK_ERRORS if words in str(error)), None)  # tensorstore adds much text
+            what = f"the checkpoint of step {self._saving_step}" if self._saving_step else "checkpoints"
             raise UserError(
-                f"the checkpoint of step {self._saving_step} could not be written to {self.directory} "
+                f"{what} could not be written to {self.directory} "
                 f"({said or getattr(error, 'strerror', None) or reason(error)}); {newest}. Free disk space or fix the "
                 "directory, and run the same command again: it continues from the newest checkpoint."
             ) from error
@@ -197,9 +222,12 @@ def _set_aside(checkpoint: epath.Path, into: epath.Path) -> epath.Path:
     """Moves a checkpoint to `into/STEP`, or `into/STEP-2` and so on, and returns its new path."""
     names = (checkpoint.name, *(f"{checkpoint.name}-{number}" for number in range(2, 1000)))
     place = next(into / name for name in names if not (into / name).exists())
-    into.mkdir(parents=True, exist_ok=True)
-    if "://" not in str(checkpoint):
-        return checkpoint.rename(place)
+    if not in_bucket(checkpoint):
+        try:
+            into.mkdir(parents=True, exist_ok=True)
+            return checkpoint.rename(place)
+        except OSError as error:
+            raise cannot_write(place, error) from error
     for name in files_below(checkpoint):  # a bucket has no directories to rename
         (checkpoint / name).copy(place / name)
     checkpoint.rmtree()

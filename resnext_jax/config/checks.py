@@ -1,13 +1,19 @@
 """Every check of a config. They run before anything is built; each problem is one sentence that says what to change."""
 
+import math
+
+from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from resnext_jax import optim, sharding
 from resnext_jax.data.crops import CROPS
 from resnext_jax.data.policies import MAX_MAGNITUDE, POLICIES
 from resnext_jax.data.resize import FILTERS
-from resnext_jax.errors import unknown
+from resnext_jax.data.sources import ON_BAD_IMAGE, SOURCES
+from resnext_jax.errors import UserError, unknown
 from resnext_jax.evaluate.protocols import CANDIDATES, PROTOCOLS
+from resnext_jax.models import zoo
+from resnext_jax.ops import conv_choice
 from resnext_jax.ops.loss import LOSSES
 
 NONFINITE_POLICIES = ("stop", "skip")
@@ -19,6 +25,7 @@ def evaluation_problems(config: ConfigDict, num_devices: int) -> list[str]:
     lines = sharding.check_batch_size("evaluate.batch_size", config.evaluate.batch_size, num_devices)
     # A training run checks them too: it would write wrong ones into its checkpoints.
     for name, value, allowed in (
+        ("data set", data.name, SOURCES),
         ("data.interpolation", data.interpolation, FILTERS),
         ("protocol", config.protocol, PROTOCOLS),
         ("evaluate.classes", config.evaluate.classes, CANDIDATES),
@@ -37,11 +44,33 @@ def evaluation_problems(config: ConfigDict, num_devices: int) -> list[str]:
             f"data.mean={tuple(data.mean)} and data.std={tuple(data.std)} must have one entry per channel, and those "
             "of data.std must be positive."
         )
+    elif not all(0 <= mean <= 255 and std < float("inf") for mean, std in zip(data.mean, data.std, strict=True)):
+        lines.append(
+            f"data.mean={tuple(data.mean)} and data.std={tuple(data.std)} must be finite, and data.mean in [0, 255]."
+        )
+    elif 0 < max(data.mean) <= 1 or max(data.std) < 1:
+        lines.append(
+            f"data.mean={tuple(data.mean)} and data.std={tuple(data.std)} look like those of images from 0 to 1, and "
+            "ours have levels from 0 to 255: multiply both by 255, as 255 * 0.485 = 123.675."
+        )
     ranges = {
         "data.image_size_px": (data.image_size_px, data.image_size_px > 0, "positive"),
+        "data.resize_px": (data.resize_px, data.resize_px > 0, "positive"),
         "data.num_threads": (data.num_threads, data.num_threads >= 0, "0 or more"),
     }
-    return lines + _out_of_range(ranges)
+    return lines + _not_finite(config) + _out_of_range(ranges)
+
+
+def network_problems(config: ConfigDict) -> list[str]:
+    """Return what is wrong with the fields of the network, one sentence each."""
+    try:
+        zoo.select(**config.model)
+        lines = []
+    except UserError as error:
+        lines = list(error.problems)
+    if config.compute_dtype not in zoo.DTYPES:
+        lines.append(unknown("compute_dtype", config.compute_dtype, zoo.DTYPES))
+    return lines + conv_choice.problems_of(config.conv_impl)
 
 
 def protocol_problems(config: ConfigDict) -> list[str]:
@@ -91,6 +120,8 @@ def training_problems(config: ConfigDict, num_devices: int, num_processes: int =
         )
     if config.on_nonfinite not in NONFINITE_POLICIES:
         lines.append(unknown("on_nonfinite", config.on_nonfinite, NONFINITE_POLICIES))
+    if schedule.name not in optim.SCHEDULES:
+        lines.append(unknown("schedule.name", schedule.name, optim.SCHEDULES))
     traced = list(config.watch.profile_steps)
     whole = all(step == int(step) and step > 0 for step in traced)
     boundaries = list(schedule.boundaries_steps or schedule.boundaries_epochs)
@@ -115,7 +146,11 @@ def training_problems(config: ConfigDict, num_devices: int, num_processes: int =
             "the first step and the last, whole numbers from 1: 100,110",
         ),
         "watch.spike_nats": (config.watch.spike_nats, config.watch.spike_nats > 0, "positive"),
-        "schedule boundaries": (boundaries, boundaries == sorted(set(boundaries)), "increasing"),
+        "schedule boundaries": (
+            boundaries,
+            boundaries == sorted(set(boundaries)) and min(boundaries, default=0) >= 0,
+            "increasing, from 0",
+        ),
         "augment.color_jitter": (augment.color_jitter, 0 <= augment.color_jitter <= 1, "in [0, 1]"),
         "augment.lighting_std": (augment.lighting_std, augment.lighting_std >= 0, "0 or more"),
         "augment.pad_px": (augment.pad_px, augment.pad_px >= 0, "0 or more"),
@@ -138,12 +173,13 @@ def training_problems(config: ConfigDict, num_devices: int, num_processes: int =
 
 def recipe_problems(config: ConfigDict) -> list[str]:
     """Return what is wrong with the fields of recipes newer than the paper, one sentence each."""
-    augment, data, group = config.augment, config.data, config.bn_group_images or config.batch_size
+    augment, data, group = config.augment, config.data, config.bn_group_images or config.batch_size or 1
     tables = {
         "optimizer": (config.optimizer, optim.OPTIMIZERS),
         "weight_decay_of": (config.weight_decay_of, optim.DECAYED),
         "loss": (config.loss, LOSSES),
         "augment.policy": (augment.policy, POLICIES),
+        "data.on_bad_image": (data.on_bad_image, ON_BAD_IMAGE),
     }
     lines = [unknown(name, value, allowed) for name, (value, allowed) in tables.items() if value not in allowed]
     if group == 1 and (augment.mixup_alpha or augment.cutmix_alpha):
@@ -182,6 +218,24 @@ def recipe_problems(config: ConfigDict) -> list[str]:
         ),
     }
     return lines + _out_of_range(ranges)
+
+
+def _not_finite(config: ConfigDict) -> list[str]:
+    """Return a sentence for every number of a config that is not finite, or a whole number that int32 cannot hold."""
+    fields = flatten_dict(config.to_dict(), sep=".")
+    numbers = {name: value if isinstance(value, tuple | list) else (value,) for name, value in fields.items()}
+    return [
+        f"{name}={fields[name]!r} must be finite, and a whole number below 2**31."
+        if any(isinstance(value, int) for value in values)
+        else f"{name}={fields[name]!r} must be finite."
+        for name, values in numbers.items()
+        if name not in ("num_epochs", "seed")  # which have other bounds
+        and not all(
+            math.isfinite(value) if isinstance(value, float) else abs(value) < 2**31
+            for value in values
+            if isinstance(value, int | float)
+        )
+    ]
 
 
 def _out_of_range(ranges: dict[str, tuple[object, bool, str]]) -> list[str]:

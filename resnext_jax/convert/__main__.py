@@ -3,14 +3,14 @@
 import argparse
 import logging
 import os
-import pathlib
 import sys
 from collections.abc import Sequence
 
 from resnext_jax.convert.back import convert_back
 from resnext_jax.convert.take import FORMATS, convert
 from resnext_jax.convert.weights import others_note
-from resnext_jax.errors import UserError, report_error
+from resnext_jax.errors import UserError, report_error, user_errors_reported
+from resnext_jax.files import read_names
 
 BACK = "checkpoint"
 
@@ -29,7 +29,9 @@ def flags() -> argparse.ArgumentParser:
         command = commands.add_parser(their, help=f"{kinds[their]} -> a checkpoint")
         command.add_argument("file", metavar="FILE", help=kinds[their])
         command.add_argument("--model", required=True, help="the network: resnext_jax.list_models()")
-        command.add_argument("--out", required=True, metavar="DIR", help="a new directory, a workdir for main.py")
+        command.add_argument(
+            "--out", required=True, metavar="DIR", help="a new directory, a workdir for main.py; again, it resumes"
+        )
         command.add_argument(
             "--class_names", metavar="FILE", help="one per line, in label order; by default ImageNet's for 1000 classes"
         )
@@ -54,14 +56,16 @@ def main(argv: Sequence[str]) -> int:
         if arguments.format == BACK:
             print(f"{out}: {convert_back(file, out):,} arrays, for torchvision's load_state_dict")
             return 0
-        class_names = arguments.class_names and _lines(os.path.expanduser(arguments.class_names))
-        count, row = convert(
+        class_names = arguments.class_names and read_names(arguments.class_names)
+        count, row, done = convert(
             arguments.format, file, arguments.model, out, weights=arguments.weights, class_names=class_names
         )
     except UserError as error:
         return report_error(error)
     for line in others_note(arguments.format, arguments.model, row):
         print(line, file=sys.stderr)
+    if done:
+        print(f"{out} has been converted from the same file before, and is left as it is")
     print(
         f"{out}: {arguments.model}, all {count:,} arrays of {file}; images of {row.image_size_px} px cut out of "
         f"{row.resize_px}, {row.interpolation}{f', as for {row.name}' if row.name else ''}\n"
@@ -72,12 +76,7 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _lines(path: str) -> list[str]:
-    try:
-        return pathlib.Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--class_names={path} cannot be read: {error}. Give a text file, one name per line.") from None
-
-
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    with user_errors_reported():
+        status = main(sys.argv[1:])
+    sys.exit(status)

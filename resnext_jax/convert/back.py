@@ -1,14 +1,25 @@
 """Convert a checkpoint to a file that the torchvision network of the same name loads."""
 
+from typing import Any
+
 import jax
 import numpy as np
+from etils import epath
+from flax import traverse_util
 
-from resnext_jax.checkpoint import by_path, locate, read_description, read_variables, require_same_arrays
+from resnext_jax.checkpoint import MODEL, locate, read_description, read_variables
 from resnext_jax.convert import files, mapping
 from resnext_jax.convert.layers import layers_of
 from resnext_jax.convert.names import current_name, their_names
 from resnext_jax.errors import UserError
 from resnext_jax.models import zoo
+
+# Form of a JSON item (`json_files.check_form`).
+CONVERTED = {
+    "config": {"model": MODEL},
+    "dataset": {"class_names": [str]},
+    "source?": {"format": str, "counters": {str: range(-(2**63), 2**63)}, "dtypes": {str: str}},
+}
 
 
 def convert_back(path: str, out: str) -> int:
@@ -26,7 +37,7 @@ def convert_back(path: str, out: str) -> int:
       UserError: there is no checkpoint, torchvision has no such network, or the file cannot be written.
     """
     checkpoint = locate(path)
-    description = read_description(checkpoint)
+    description = read_description(checkpoint, CONVERTED)
     fields = description["config"]["model"]
     model, arch = fields.get("name"), zoo.select(**fields)
     if not model or arch != zoo.ARCHS[model] or not getattr(arch, "shortcut", True):
@@ -37,13 +48,18 @@ def convert_back(path: str, out: str) -> int:
     layers = layers_of(model, len(description["dataset"]["class_names"]))
     names = their_names("torchvision", model, layers)
     entries = mapping.entries_of("torchvision", layers, names)
-    variables = read_variables(checkpoint, jax.sharding.SingleDeviceSharding(jax.local_devices()[0]))
-    wanted = {"/".join(entry.path): jax.ShapeDtypeStruct(entry.shape, "float32") for entry in entries}
-    require_same_arrays(checkpoint, wanted, by_path(variables), "Only networks for color images can be converted.")
-
+    wanted = {entry.path: jax.ShapeDtypeStruct(entry.shape, "float32") for entry in entries}
+    variables = read_variables(
+        checkpoint,
+        jax.sharding.SingleDeviceSharding(jax.local_devices()[0]),
+        wanted=traverse_util.unflatten_dict(wanted),
+        advice="Only networks for color images can be converted.",
+    )
     arrays = mapping.from_variables(entries, jax.device_get(variables))
+    mapping.require_sound_values(arrays, str(checkpoint))
     source = description.get("source", {})
     if source.get("format") == "torchvision":
+        _require_names(checkpoint, source, set(arrays))
         arrays |= {name: np.array(count, np.int64) for name, count in source["counters"].items()}
         arrays = {name: arrays[current_name(name)].astype(dtype) for name, dtype in source["dtypes"].items()}
     else:
@@ -57,3 +73,16 @@ def convert_back(path: str, out: str) -> int:
                 arrays[counter] = np.array(counters.get(counter, step), np.int64)
     files.write_torch(out, arrays)
     return len(arrays)
+
+
+def _require_names(checkpoint: epath.Path, source: dict[str, Any], floats: set[str]) -> None:
+    """Checks that `source` names each array of the file once, with a dtype that holds its values."""
+    names = [current_name(name) for name in source["dtypes"]]
+    dtypes = dict(zip(names, source["dtypes"].values(), strict=True))
+    allowed = {True: ("int64",), False: mapping.EXACT}
+    wrong = any(dtype not in allowed[name in source["counters"]] for name, dtype in dtypes.items())
+    if wrong or sorted(names) != sorted(floats | source["counters"].keys()) or floats & source["counters"].keys():
+        raise UserError(
+            f"the checkpoint {checkpoint} has a list of the arrays of its source that is not the one of this network. "
+            "Convert the file again, or give another checkpoint."
+        )

@@ -10,6 +10,7 @@ import jax
 from flax import traverse_util
 
 from resnext_jax.models import zoo
+from resnext_jax.ops.keys import seed_key
 
 Kind = Literal["conv", "norm", "linear"]
 
@@ -46,7 +47,7 @@ def layers_of(name: str, num_classes: int) -> list[Layer]:
 
     with nn.intercept_methods(record):
         variables = jax.eval_shape(
-            partial(model.init, train=False), jax.random.key(0), jax.ShapeDtypeStruct((1, 224, 224, 3), "float32")
+            partial(model.init, train=False), seed_key(0), jax.ShapeDtypeStruct((1, 224, 224, 3), "float32")
         )
     flat: dict[tuple[str, ...], Any] = traverse_util.flatten_dict(variables)
     shapes = collections.defaultdict(dict)

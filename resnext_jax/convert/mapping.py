@@ -21,6 +21,7 @@ THEIR_NAMES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "r
 AXES = {4: (2, 3, 1, 0), 2: (1, 0), 1: (0,)}
 BACK = {4: (3, 2, 0, 1), 2: (1, 0), 1: (0,)}
 EXACT = ("float32", "float16", "bfloat16")  # dtypes that float32 holds exactly
+LARGEST = 1e12  # no weight or variance of a trained network comes near; a flipped bit of an exponent does
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,6 +96,32 @@ def to_variables(entries: Sequence[Entry], arrays: Arrays, *, file: str, model: 
         )
     variables = traverse_util.unflatten_dict({entry.path: entry.ours(arrays[entry.name]) for entry in entries})
     return {"batch_stats": {}, **variables}
+
+
+def require_sound_values(arrays: Arrays, where: str) -> None:
+    """Checks the values of floating-point arrays by name.
+
+    Raises:
+      UserError: some are not finite or absurdly large, or a variance is negative; the first of each array is named.
+    """
+    problems = []
+    for name, array in arrays.items():
+        values = array.astype(np.float32, copy=False)
+        lowest = 0.0 if name.endswith(THEIR_NAMES["var"]) else -LARGEST
+        if not values.size or (values.min() >= lowest and values.max() <= LARGEST):  # false for NaN
+            continue
+        wrong = np.argwhere(~((values >= lowest) & (values <= LARGEST)))
+        first = tuple(wrong[0].tolist())
+        problems.append(
+            f"{name}: {len(wrong):,} of {values.size:,} values, the first {values[first]:g} at {list(first)}"
+        )
+    if problems:
+        raise UserError(
+            f"{where} has values that are not finite or larger than {LARGEST:g}, or negative variances; nothing was "
+            "written:",
+            *first_lines(problems),
+            "It is damaged, or its training diverged: fetch it again, or give another one.",
+        )
 
 
 def from_variables(entries: Sequence[Entry], variables: PyTree) -> dict[str, np.ndarray]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from resnext_jax.checkpoint import DIRECTORY, Checkpoints
+from resnext_jax.checkpoint import DIRECTORY, Checkpoints, absolute, damage, finished_steps, read_description
 from resnext_jax.convert import files, mapping, names
 from resnext_jax.convert.layers import Layer, layers_of
 from resnext_jax.convert.torch7 import read_torch7
@@ -17,38 +17,42 @@ from resnext_jax.errors import UserError, raise_all
 from resnext_jax.files import sha256_of
 from resnext_jax.models import zoo
 from resnext_jax.models.arch import Arch
+from resnext_jax.progress import say
+from resnext_jax.runtime.lock import Lock
 from resnext_jax.types import TrainState
 
 FORMATS = ("torchvision", "timm", "torch7")
 NUM_CLASSES = 1000
+UNFINISHED = "0.orbax-checkpoint-tmp"  # the name of an unfinished save begins so
 
 
 def convert(
     their: str, file: str, model: str, out: str, *, weights: str | None = None, class_names: Sequence[str] | None = None
-) -> tuple[int, Weights]:
+) -> tuple[int, Weights, bool]:
     """Writes `out/checkpoints/0`.
 
     Args:
       their: format of the file, one of FORMATS.
       file: `.pth` or `.safetensors` ("torchvision", "timm"), or `.t7` ("torch7").
       model: row of `zoo.ARCHS`.
-      out: directory without a checkpoint.
+      out: directory without a checkpoint. If it has that of the same conversion, nothing is written.
       weights: name of the row of `weights.tsv` with the preprocessing; None finds it by checksum.
       class_names: names in label order; by default ImageNet's WordNet ids for 1000 classes, otherwise "class 0", ...
 
     Returns:
-      The number of arrays in the checkpoint, and the preprocessing.
+      The number of arrays in the checkpoint, the preprocessing, and whether it was there already.
 
     Raises:
-      UserError: the file is broken or belongs to another network, or `out` has checkpoints or cannot be written;
-        nothing is written.
+      UserError: the file is broken or belongs to another network, or `out` has other checkpoints or cannot be
+        written; nothing is written.
     """
     zoo.select(model)  # raises for an unknown name before a large file is read
-    if os.path.exists(os.path.join(out, DIRECTORY)):
-        raise UserError(f"{out} holds checkpoints already, and is left as it is. Give another --out=DIR.")
+    _is_done(out, None)
     layers, layer_names, stored = _read(their, file, model)
     entries = mapping.entries_of(their, layers, layer_names)
     arrays = {names.current_name(name): array for name, array in stored.items()}
+    if len(arrays) < len(stored):
+        raise UserError(f"{file} has an array under its old and its new name (norm.1 and norm1). Fetch it again.")
     norms = {entry.name.removesuffix("running_mean") for entry in entries}
     counters = {
         name: int(array)
@@ -57,6 +61,7 @@ def convert(
     }
     rest = {name: array for name, array in arrays.items() if name not in counters}
     variables = mapping.to_variables(entries, rest, file=file, model=model)
+    mapping.require_sound_values(rest, file)
 
     num_classes = layers[-1].shapes["bias"][0]
     if class_names is None:
@@ -79,12 +84,54 @@ def convert(
     description = {"config": _config(model, row, data_name), "dataset": dataset, "source": source}
     state = TrainState(np.zeros((), np.int32), variables["params"], variables["batch_stats"], opt_state=())
     try:
-        checkpoints = Checkpoints(out, keep_newest=1, keep_best=0)
+        absolute(out).mkdir(parents=True, exist_ok=True)
+        with Lock(out, say):
+            if not (done := _is_done(out, description)):
+                checkpoints = Checkpoints(out, keep_newest=1, keep_best=0)
+                checkpoints.save(state, description)
+                checkpoints.close()
     except OSError as error:
         raise UserError(f"{out} cannot be written ({error.strerror}). Give another --out=DIR.") from None
-    checkpoints.save(state, description)
-    checkpoints.close()
-    return len(entries), row
+    return len(entries), row, done
+
+
+def _is_done(out: str, wanted: dict[str, Any] | None) -> bool:
+    """Return whether `out` has the checkpoint of this conversion. An unfinished one, which a kill left, is none.
+
+    Args:
+      wanted: JSON item of the conversion; None for that of any file.
+
+    Raises:
+      UserError: `out` has other checkpoints, or a damaged one.
+    """
+    directory = absolute(out) / DIRECTORY
+    there = [path.name for path in directory.iterdir()] if directory.is_dir() else []
+    done = "0" in there and 0 in finished_steps(directory)
+    differ = [name for name in there if name != "0" and not name.startswith(UNFINISHED)]
+    if done and not differ:
+        saved = read_description(directory / "0")
+        pairs = [_identity(description) for description in (saved, wanted or saved) if "source" in description]
+        differ = [name for name, value in pairs[0].items() if value != pairs[-1][name]] if pairs else ["0 of a run"]
+    elif there and (absolute(out) / "config.json").exists():
+        differ = ["an unfinished one of a run"]
+    if differ:
+        raise UserError(
+            f"{out} holds checkpoints already ({', '.join(differ[:3])}), and is left as it is. Give another --out=DIR."
+        )
+    if done and wanted and (what := damage(directory / "0")):
+        raise UserError(f"{directory / '0'} is damaged ({what}). Remove {out}, and run the same command again.")
+    return done
+
+
+def _identity(description: dict[str, Any]) -> dict[str, Any]:
+    """Return what tells one conversion from another, by the words for a difference."""
+    source = description["source"]
+    return {
+        "of another file": (source.get("format"), source.get("sha256")),
+        "of another --model": description["config"].get("model"),
+        "with other --weights": source.get("weights"),
+        "with other --class_names": description["dataset"].get("class_names"),
+    }
 
 
 def _read(their: str, file: str, model: str) -> tuple[list[Layer], list[str], dict[str, np.ndarray]]:

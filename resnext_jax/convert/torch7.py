@@ -14,14 +14,14 @@ from typing import Any
 
 import numpy as np
 
-from resnext_jax.convert.files import open_bytes
+from resnext_jax.convert.files import MAX_DIMENSIONS, array_at, open_bytes
 from resnext_jax.errors import UserError
+from resnext_jax.json_files import MAX_SHOWN
 
 NIL, NUMBER, STRING, TABLE, OBJECT, BOOLEAN, FUNCTION = range(7)
 FUNCTIONS_WITH_INDEX = (7, 8)
 CPU = dict(Double="<f8", Half="<f2", Long="<i8", Int="<i4", Short="<i2", Char="i1", Byte="u1")
 DTYPES = {"Float": "<f4", "Cuda": "<f4", **CPU, **{f"Cuda{name}": dtype for name, dtype in CPU.items()}}
-MAX_DIMENSIONS = 16
 MAX_DEPTH = 150  # nested tables; a network has about 20
 
 
@@ -106,11 +106,13 @@ class _Reader:
             module = self.seen[index] = Module(class_name, {})
             fields = self.read()
             if not isinstance(fields, dict):
-                raise _BrokenError(f"an object of {class_name} before byte {self.at:,} has no table of fields")
+                raise _BrokenError(
+                    f"an object of {class_name[:MAX_SHOWN]} before byte {self.at:,} has no table of fields"
+                )
             module.fields.update(fields)
             return module
         if match[1] not in DTYPES:
-            raise _BrokenError(f"at byte {self.at:,} stands the class {class_name}, which is not known")
+            raise _BrokenError(f"at byte {self.at:,} stands the class {class_name[:MAX_SHOWN]}, which is not known")
         dtype = np.dtype(DTYPES[match[1]])
         array = self.seen[index] = self.tensor(dtype) if match[2] == "Tensor" else self.storage(dtype)
         return array
@@ -130,9 +132,13 @@ class _Reader:
         return Function()
 
     def storage(self, dtype: np.dtype) -> np.ndarray:
-        count, start = self.int64(), self.at
-        self.skip(count * dtype.itemsize if count >= 0 else -1)
-        return np.frombuffer(self.data, dtype, count, start)
+        count = self.int64()
+        try:
+            array = array_at(self.data, self.at, dtype, (count,))
+        except ValueError as error:
+            raise _BrokenError(error) from None
+        self.at += array.nbytes
+        return array
 
     def tensor(self, dtype: np.dtype) -> np.ndarray:
         start, num_dims = self.at, self.int32()
@@ -145,15 +151,16 @@ class _Reader:
             return np.empty(0, dtype)
         fits = isinstance(storage, np.ndarray) and storage.ndim == 1 and storage.dtype == dtype and offset >= 0
         fits = fits and all(size >= 0 for size in sizes) and all(stride >= 0 for stride in strides)
-        if fits and 0 not in sizes:
+        if fits and 0 in sizes:
+            return np.empty(0, dtype)  # as of sizes that no array can have: (0, 2**62)
+        if fits:
             last = offset + sum((size - 1) * stride for size, stride in zip(sizes, strides, strict=True))
             fits = last < len(storage) and int(np.prod(sizes, dtype=object)) <= len(storage)
         if not fits:
             raise _BrokenError(f"the tensor {sizes} at byte {start:,} does not lie within its storage")
-        if 0 in sizes:
-            return np.empty(sizes, dtype)
-        view = np.lib.stride_tricks.as_strided
-        return view(storage[offset:], sizes, [stride * dtype.itemsize for stride in strides], writeable=False)
+        # The stride of a single element may be any number, also one that is too large for numpy.
+        strides = [stride * dtype.itemsize if size > 1 else 0 for size, stride in zip(sizes, strides, strict=True)]
+        return np.lib.stride_tricks.as_strided(storage[offset:], sizes, strides, writeable=False)
 
     def int32(self) -> int:
         return self.unpack("<i")

@@ -6,7 +6,7 @@ compared one by one, so that a network of other structure is refused even where 
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from itertools import groupby, islice, zip_longest
+from itertools import groupby, zip_longest
 from typing import Any
 
 import numpy as np
@@ -14,10 +14,12 @@ import numpy as np
 from resnext_jax.convert.layers import Layer
 from resnext_jax.convert.torch7 import Module
 from resnext_jax.errors import UserError
+from resnext_jax.json_files import MAX_SHOWN
 from resnext_jax.models.arch import Arch
 
 EPSILON = 1e-5
 MAX_STEPS, MAX_DEPTH = 100_000, 100
+KERNELS_PX = range(1, 100)
 SHAPELESS = {"ReLU": "relu", "CAddTable": "add", "SpatialAveragePooling": "average pool"}
 NOTHING = ("Identity", "View", "Reshape")
 ARRAYS = ("weight", "bias", "running_mean", "running_var")
@@ -28,7 +30,7 @@ class Step:
     """One step of a network of Torch7.
 
     Attributes:
-      text: what it does; see above.
+      text: what it does; see above; "" for a module that does nothing itself.
       name: numbers of the nested modules, from 1 as in Lua ("1", "5.2.1.1.4").
       arrays: those of `ARRAYS` that it has.
     """
@@ -49,20 +51,30 @@ def torch7_arrays(
     Raises:
       UserError: the file holds no network, or one of another structure; the first difference is named.
     """
-    found = list(islice(_steps(network, "", file), MAX_STEPS + 1))
-    if len(found) > MAX_STEPS:
-        raise UserError(f"{file} holds a network of more than {MAX_STEPS:,} steps; {model} has {len(layers)} layers.")
-    for number, (step, want) in enumerate(zip_longest(found, _wanted(arch, layers)), start=1):
+    found = []
+    for number, (step, want) in enumerate(
+        zip_longest(_bounded(_steps(network, "", file), file), _wanted(arch, layers)), start=1
+    ):
         there = f"{step.text!r} (module {step.name})" if step else "nothing more"
         if step is None or step.text != want:
             raise UserError(
                 f"{file} does not hold a {model}: step {number} is {there} there, and {want or 'nothing more'!r} in "
                 f"{model}. Give the network that the file belongs to with --model=NAME."
             )
+        found.append(step)
     return (
         [step.name for step in found if step.arrays],
         {f"{step.name}.{array}": value for step in found for array, value in step.arrays.items()},
     )
+
+
+def _bounded(steps: Iterator[Step], file: str) -> Iterator[Step]:
+    """Yield the steps with a text. Those without count too: a small file may hold one empty module 2**40 times."""
+    for count, step in enumerate(steps):
+        if count >= MAX_STEPS:
+            raise UserError(f"{file} holds a network of more than {MAX_STEPS:,} modules. Give a file of one network.")
+        if step.text:
+            yield step
 
 
 def _wanted(arch: Arch, layers: Sequence[Layer]) -> Iterator[str]:
@@ -113,9 +125,12 @@ def _steps(module: Any, name: str, file: str, depth: int = 0) -> Iterator[Step]:
             f"{file} holds {type(module).__name__}{where}, where a network of Torch7 (nn.Sequential) is due. Save the "
             "network by itself there: torch.save(FILE, model:clearState())."
         )
-    kind, fields = module.class_name.rpartition(".")[2], module.fields
+    kind, fields = module.class_name.rpartition(".")[2][:MAX_SHOWN], module.fields
+    yield Step("", name, {})
     if kind in ("Sequential", "ConcatTable"):
-        inside = fields.get("modules") or {}
+        inside = fields.get("modules")
+        inside = inside if isinstance(inside, dict) else {}
+        yield from (Step("", name, {}) for _ in inside)  # keys take time too
         for number, key in enumerate(sorted(key for key in inside if isinstance(key, int)), start=1):
             if kind == "ConcatTable":
                 yield Step("split" if number == 1 else "beside", name, {})
@@ -129,6 +144,9 @@ def _steps(module: Any, name: str, file: str, depth: int = 0) -> Iterator[Step]:
 
 
 def _module_text(kind: str, fields: dict[Any, Any], name: str, file: str) -> str:
+    # Of other values only the type is named: a table may hold itself.
+    fields = {key: value if isinstance(value, float | bool) else type(value).__name__ for key, value in fields.items()}
+
     def pair(first: str, second: str) -> str:
         one, other = fields.get(first), fields.get(second)
         return f"{one:g}" if isinstance(one, float) and one == other else f"({one}, {other})"
@@ -136,7 +154,8 @@ def _module_text(kind: str, fields: dict[Any, Any], name: str, file: str) -> str
     if kind in ("SpatialConvolution", "SpatialConvolutionMM"):
         kernel, pad, groups = pair("kW", "kH"), pair("padW", "padH"), fields.get("groups", 1.0)
         text = f"conv {kernel}x{kernel} stride {pair('dW', 'dH')}"
-        per_group = fields.get("nInputPlane", 0) / groups if isinstance(groups, float) and groups > 0 else 0
+        inputs = fields.get("nInputPlane")
+        per_group = inputs / groups if isinstance(inputs, float) and isinstance(groups, float) and groups > 0 else 0
         padding = "" if kernel.isdigit() and pad == f"{int(kernel) // 2}" else f" padding {pad}"
         return f"{text} of {per_group:g} channels per group{padding}"
     if kind == "SpatialBatchNormalization":
@@ -164,7 +183,7 @@ def _arrays_of(kind: str, fields: dict[Any, Any]) -> dict[str, np.ndarray]:
         # Kept as a matrix where nn computes by matrix products.
         weight, height, width = arrays.get("weight"), fields.get("kH"), fields.get("kW")
         if weight is not None and weight.ndim == 2 and isinstance(height, float) and isinstance(width, float):
-            window = (int(height), int(width))
-            if min(window) > 0 and weight.shape[1] % (window[0] * window[1]) == 0:
+            window = (int(height), int(width)) if height in KERNELS_PX and width in KERNELS_PX else (0, 0)
+            if weight.size and min(window) > 0 and weight.shape[1] % (window[0] * window[1]) == 0:
                 arrays["weight"] = weight.reshape(len(weight), -1, *window)
     return arrays

@@ -1,7 +1,10 @@
 """The message for a missing data set: the places that were searched, and the ways to prepare it."""
 
 import importlib.util
+import os
 from collections.abc import Sequence
+
+from etils import epath
 
 from resnext_jax.errors import THIS_COMMAND, UserError
 
@@ -17,7 +20,7 @@ _OF_OWN = (
     "as records, from class folders FROM/train/<class>/* and FROM/validation/<class>/*:",
     f"{COMMAND} folder --dir=FROM --out=DIR",
 )
-_FOLDERS = ("as files DIR/train/<class>/*.JPEG and DIR/validation/<class>/*.JPEG (also DIR/val; also .jpg, .png)",)
+_FOLDERS = ("as files DIR/train/<class>/*.JPEG and DIR/validation/<class>/*.JPEG (also DIR/val; also .png and others)",)
 # data set -> ways to prepare it, each a sentence and the commands
 PREPARE: dict[str, tuple[tuple[str, ...], ...]] = {
     "cifar10": (_TFDS_BUILD,),
@@ -57,9 +60,32 @@ def bucket_problems(*paths: str | None) -> list[str]:
     return [f"{found} is in a bucket, which gcsfs reads and writes, and it is not installed: pip install gcsfs"]
 
 
-def absent(name: str, split: str, places: Sequence[str]) -> UserError:
-    """Return the error for a data set that is in none of `places`."""
+def other_folders(data_dir: str) -> str:
+    """Return a sentence about the folders in `data_dir` that are no splits; an empty string if there is none."""
+    try:
+        names = sorted(path.name for path in epath.Path(data_dir).iterdir() if path.is_dir())
+    except OSError:
+        return ""
+    others = [name for name in names if name not in ("train", "validation", "val") and not name.startswith(".")]
+    if not others:
+        return ""
+    listed = ", ".join(others[:5]) + (", ..." if len(others) > 5 else "")
+    return (
+        f"{data_dir} has {len(others):,} other folder(s): {listed}. If they are the classes, move them into "
+        f"{os.path.join(data_dir, 'train')}/, and some images of each class into "
+        f"{os.path.join(data_dir, 'validation')}/<class>/; if they are the splits, rename them."
+    )
+
+
+def absent(name: str, split: str, places: Sequence[str], data_dir: str | None = None) -> UserError:
+    """Return the error for a data set that is in none of `places`.
+
+    Args:
+      data_dir: directory for class folders that was searched; the message tells what else is there.
+    """
     lines = [f"data set {name!r} ({split} split) was not found. Looked for:", *(f"  - {place}" for place in places)]
+    if data_dir and _FOLDERS[0] in "".join(way[0] for way in PREPARE[name]) and (text := other_folders(data_dir)):
+        lines.append(text)
     lines.append("Prepare it in one of these ways, then add --config.data.dir=DIR:")
     for sentence, *commands in PREPARE[name]:
         lines += [f"  - {sentence}", *(f"      {command.format(name=name)}" for command in commands)]

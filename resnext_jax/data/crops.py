@@ -43,6 +43,7 @@ class Crop:
       size_px: height and width of the crop.
       resize_px: short side of the image from which evaluation cuts the center, at least size_px; unused in training.
       interpolation: a row of `resize.FILTERS`, for evaluation.
+      rounding: of evaluation; see `decode.rounding_of`.
       alter: (image, rng) -> image of the same size, for training; `policies.make_alter`.
     """
 
@@ -50,6 +51,7 @@ class Crop:
     size_px: int
     resize_px: int = 0
     interpolation: str = "bicubic"
+    rounding: str = decode.TORCH7
     alter: Alter | None = None
 
     def problems(self, info: DatasetInfo) -> list[str]:
@@ -81,4 +83,5 @@ class Crop:
 
     def center(self, record: Record, num_channels: int) -> Square:
         """Return the crop of evaluation."""
-        return decode.center_crop(pixels(record, num_channels), self.size_px, self.resize_px, self.interpolation)
+        image = pixels(record, num_channels)
+        return decode.center_crop(image, self.size_px, self.resize_px, self.interpolation, self.rounding)

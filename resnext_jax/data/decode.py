@@ -1,6 +1,7 @@
 """Decode an image file and crop it to the uint8 square that goes to the device.
 
-The crops and their rounding are those of the original Torch code (fb.resnet.torch, datasets/transforms.lua). Scaling is
+The crops and their rounding are those of the original Torch code (fb.resnet.torch, datasets/transforms.lua); converted
+weights are tested with TorchVision's rounding, which timm shares. Scaling is
 Pillow's bicubic, which filters before it shrinks, as in later reproductions; Torch's sampled four points. Intact JPEGs
 in color or gray are read by libjpeg-turbo (simplejpeg), with the same pixels as Pillow. Pillow reads all other files
 and decides which are broken.
@@ -12,23 +13,24 @@ import math
 import os
 import pathlib
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import simplejpeg
 from jaxtyping import UInt8
 from PIL import Image, ImageChops, UnidentifiedImageError
+from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, TiffImageFile
 
-from resnext_jax.data import partial, resize
+from resnext_jax.data import jpeg, limits, partial, png, resize
 from resnext_jax.errors import UserError
 
 MIN_AREA_FRACTION = 0.08
 MIN_ASPECT, MAX_ASPECT = 3 / 4, 4 / 3
 NUM_TRIES = 10
-MAX_PIXELS = 89_478_485  # 256 MB of RGB; above it Pillow warns of decompression bombs
-# Long side divided by short side. No scaled image exceeds MAX_PIXELS then, at a short side of up to 640 px.
-MAX_ELONGATION = 200
-# Formats that occur in ImageNet as .JPEG files; none that runs a program, such as EPS.
-FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF")
+# Formats of photographs; none that runs a program, such as EPS.
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
+_ROWS_OF_PIXELS = 1 << 20  # converted at once
+TORCH7, TORCHVISION = "torch7", "torchvision"  # whose rounding an evaluation has
 
 
 def decode(data: bytes, name: str, *, num_channels: int = 3) -> UInt8[np.ndarray, "height width channel"]:
@@ -42,21 +44,46 @@ def decode(data: bytes, name: str, *, num_channels: int = 3) -> UInt8[np.ndarray
       num_channels: 3, or 1 for a data set of gray images.
 
     Raises:
-      UserError: truncated, broken, larger than MAX_PIXELS, more elongated than MAX_ELONGATION, or not an image.
+      UserError: truncated, broken, damaged, not an image, too large or too elongated (`limits`), or with values of
+        32 bits.
     """
     if num_channels == 3 and (pixels := _plain_jpeg(data)) is not None:
         return pixels
     with _opened(data, name) as image:
-        image.load()
-        if image.mode.startswith("I"):  # 16 bits, which Pillow would clip at 255
-            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-        elif image.mode == "P":
-            image = image.convert("RGBA")  # its transparency may be a table, which RGB cannot take
-        elif image.mode == "CMYK" and image.format == "JPEG" and num_channels == 3:
-            # Pillow assumes that every CMYK JPEG is Adobe's, and has inverted the channels.
-            image = ImageChops.invert(Image.merge("RGB", image.split()[:3]))
-        image = image.convert("RGB" if num_channels == 3 else "L")
-        return np.asarray(image).reshape(image.height, image.width, num_channels)
+        _load(image, data)
+        pixels = np.empty((image.height, image.width, num_channels), np.uint8)
+        rows = max(1, _ROWS_OF_PIXELS // image.width)
+        for top in range(0, image.height, rows):  # a copy of the whole would be large
+            bottom = min(top + rows, image.height)
+            part = image if rows >= image.height else image.crop((0, top, image.width, bottom))
+            pixels[top:bottom] = _eight_bits(part, image, num_channels).reshape(bottom - top, image.width, num_channels)
+        return pixels
+
+
+def _load(image: Image.Image, data: bytes) -> None:
+    """Decodes the pixels; raises ValueError for damage that Pillow does not report."""
+    if damage := jpeg.damage(data) if data.startswith(jpeg.START) else None:
+        raise ValueError(damage)
+    image.load()
+    if damage := png.damage(data) if image.format == "PNG" else None:
+        raise ValueError(damage)
+
+
+def _eight_bits(part: Image.Image, whole: Image.Image, num_channels: int) -> np.ndarray:
+    """Return some rows of an image as RGB or gray."""
+    if part.mode.startswith("I"):  # 16 bits, which Pillow would clip at 255
+        values, bits = np.asarray(part), 16
+        if isinstance(whole, TiffImageFile):
+            bits = whole.tag_v2.get(BITSPERSAMPLE, (16,))[0]
+            if whole.tag_v2.get(PHOTOMETRIC_INTERPRETATION) == 0:  # zero is white
+                values = (1 << bits) - 1 - values
+        part = Image.fromarray((values >> (bits - 8)).astype(np.uint8))
+    elif part.mode == "P":
+        part = part.convert("RGBA")  # its transparency may be a table, which RGB cannot take
+    elif part.mode == "CMYK" and whole.format == "JPEG" and num_channels == 3:
+        # Pillow assumes that every CMYK JPEG is Adobe's, and has inverted the channels.
+        part = ImageChops.invert(Image.merge("RGB", part.split()[:3]))
+    return np.asarray(part.convert("RGB" if num_channels == 3 else "L"))
 
 
 def _plain_jpeg(data: bytes) -> np.ndarray | None:
@@ -67,29 +94,29 @@ def _plain_jpeg(data: bytes) -> np.ndarray | None:
 
 def _plain_shape(data: bytes) -> tuple[int, int] | None:
     """Return height and width of a JPEG in color or gray of an allowed size; None for other files."""
-    if not data.startswith(b"\xff\xd8"):
+    header = jpeg.read_header(data)
+    if header is None or header.color_space not in ("YCbCr", "RGB", "Gray"):
         return None
-    try:
-        height, width, color_space, _ = simplejpeg.decode_jpeg_header(data)
-    except ValueError:
-        return None
-    plain = color_space in ("YCbCr", "RGB", "Gray") and _is_taken(height, width)
-    return (height, width) if plain else None
-
-
-def _is_taken(height: int, width: int) -> bool:
-    return height * width <= MAX_PIXELS and max(height, width) <= MAX_ELONGATION * min(height, width)
+    height, width = header.height, header.width
+    needed = limits.OUTPUT_BYTES * height * width + header.coefficient_bytes
+    return None if limits.refusal(height, width, needed) else (height, width)
 
 
 def check(data: bytes, name: str) -> None:
     """Raises the errors of `decode` in less time: a JPEG is decoded at an eighth of its size."""
+    if _plain_shape(data) is not None:
+        with contextlib.suppress(ValueError):  # for Pillow to judge
+            simplejpeg.decode_jpeg(data, "GRAY", True, True, 1, 1)
+            return
     with _opened(data, name) as image:
         image.draft("L", (1, 1))
-        image.load()
+        _load(image, data)
 
 
 def size(data: bytes, name: str) -> tuple[int, int]:
     """Return height and width of an image file; raises UserError if its header cannot be read."""
+    if (shape := _plain_shape(data)) is not None:
+        return shape
     with _opened(data, name) as image:
         return image.height, image.width
 
@@ -98,12 +125,11 @@ def size(data: bytes, name: str) -> tuple[int, int]:
 def _opened(data: bytes, name: str) -> Iterator[Image.Image]:
     """Yields the image; every error becomes a `UserError`."""
     try:
+        if refusal := limits.webp_refusal(data):
+            raise ValueError(refusal)
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            if not _is_taken(image.height, image.width):
-                raise ValueError(
-                    f"{image.width} x {image.height} pixels, where at most {MAX_PIXELS:,} are taken, and at most "
-                    f"{MAX_ELONGATION} times as many along one side as along the other"
-                )
+            if refusal := limits.refusal_of(image, jpeg.coefficient_bytes(data)):
+                raise ValueError(refusal)
             yield image
     except Exception as error:  # a broken file can raise almost anything in Pillow
         # Pillow would print the buffer in memory.
@@ -176,28 +202,44 @@ def read_random_sized_crop(
     return resize.bicubic(pixels, size_px, size_px)
 
 
+def rounding_of(description: dict[str, Any]) -> str:
+    """Return whose rounding belongs to the weights of a checkpoint.
+
+    Args:
+      description: JSON item of the checkpoint; that of converted weights has their `source`.
+    """
+    return TORCHVISION if description.get("source", {}).get("format") in ("torchvision", "timm") else TORCH7
+
+
 def center_crop(
-    image: UInt8[np.ndarray, "height width channel"], size_px: int, resize_px: int, interpolation: str = "bicubic"
+    image: UInt8[np.ndarray, "height width channel"],
+    size_px: int,
+    resize_px: int,
+    interpolation: str = "bicubic",
+    rounding: str = TORCH7,
 ) -> UInt8[np.ndarray, "size_px size_px channel"]:
     """Return the central square after `scale_short_side` to `resize_px`, which is at least `size_px`."""
-    return central(scale_short_side(image, resize_px, interpolation), size_px, size_px)
+    return central(scale_short_side(image, resize_px, interpolation, rounding), size_px, size_px, rounding)
 
 
 def scale_short_side(
-    image: UInt8[np.ndarray, "height width channel"], short_px: int, interpolation: str
+    image: UInt8[np.ndarray, "height width channel"], short_px: int, interpolation: str, rounding: str = TORCH7
 ) -> UInt8[np.ndarray, "new_height new_width channel"]:
     """Return the image with the short side resized to `short_px` by one of `resize.FILTERS`; the long rounds down."""
-    height, width = image.shape[:2]
-    if width < height:
-        height, width = int(height / width * short_px), short_px
-    else:
-        height, width = short_px, int(width / height * short_px)
+    short, long = sorted(image.shape[:2])
+    # Of 319 x 341 px with a short side of 232 px these are 247 and 248.
+    long_px = int(long / short * short_px) if rounding == TORCH7 else int(short_px * long / short)
+    height, width = (long_px, short_px) if image.shape[1] < image.shape[0] else (short_px, long_px)
     return resize.scale(image, height, width, interpolation)
 
 
 def central(
-    image: UInt8[np.ndarray, "height width channel"], height: int, width: int
+    image: UInt8[np.ndarray, "height width channel"], height: int, width: int, rounding: str = TORCH7
 ) -> UInt8[np.ndarray, "new_height new_width channel"]:
-    """Return the center of an image; an odd margin has its extra pixel at the top and the left."""
-    top, left = math.ceil((image.shape[0] - height) / 2), math.ceil((image.shape[1] - width) / 2)
+    """Return the center of an image; of an odd margin Torch7 has the extra pixel at the top and the left.
+
+    TorchVision rounds half a pixel to the nearest even number.
+    """
+    half = math.ceil if rounding == TORCH7 else round
+    top, left = half((image.shape[0] - height) / 2), half((image.shape[1] - width) / 2)
     return image[top : top + height, left : left + width]

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from resnext_jax.data.decode import center_crop
+from resnext_jax.data.decode import TORCH7, center_crop
 from resnext_jax.errors import UserError
 
 GRAY_WEIGHTS = ((0.299,), (0.587,), (0.114,))
@@ -26,7 +26,8 @@ def prepare(image: np.ndarray, data: dict[str, Any]) -> UInt8[np.ndarray, "1 siz
 
     Args:
       image: gray (with or without a channel dimension) or RGB image of any size.
-      data: `config.data`. The image is converted between RGB and gray to have as many channels as `mean`.
+      data: `config.data`, and `rounding` if it is not the original's (`decode.rounding_of`). The image is converted
+        between RGB and gray to have as many channels as `mean`.
 
     Raises:
       UserError: another shape or dtype.
@@ -44,4 +45,5 @@ def prepare(image: np.ndarray, data: dict[str, Any]) -> UInt8[np.ndarray, "1 siz
         image = np.repeat(image, 3, axis=-1)
     # Without a crop the images have the size of the network: the whole short side is kept.
     resize_px = data["image_size_px"] if data["crop"] == "none" else data["resize_px"]
-    return center_crop(image, data["image_size_px"], resize_px, data["interpolation"])[None]
+    rounding = data.get("rounding", TORCH7)
+    return center_crop(image, data["image_size_px"], resize_px, data["interpolation"], rounding)[None]

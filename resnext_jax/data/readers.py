@@ -1,6 +1,8 @@
 """Sources of images and labels by index; `sources` opens them by name."""
 
+import contextlib
 import gzip
+import io
 import math
 import zlib
 from collections.abc import Sequence
@@ -12,6 +14,8 @@ from jaxtyping import Integer, UInt8
 
 from resnext_jax.errors import UserError
 from resnext_jax.types import DatasetInfo
+
+MAX_IDX_BYTES = 1 << 28  # five times Fashion-MNIST's training images; some kilobytes of gzip unpack to gigabytes
 
 Images = UInt8[np.ndarray, "batch height width channel"]
 Labels = Integer[np.ndarray, " batch"]
@@ -144,22 +148,33 @@ class SyntheticSource:
 
 
 def read_idx(path: epath.PathLike) -> UInt8[np.ndarray, "..."]:
-    """Return the array in an idx file of bytes, plain or gzipped; raises UserError if it is broken or another file."""
+    """Return the array in an idx file of bytes, plain or gzipped; raises UserError if it is broken or another file.
+
+    Only as much is unpacked as the header announces, and at most MAX_IDX_BYTES.
+    """
     advice = "Fetch the file again, or remove it."
     try:
-        content = epath.Path(path).read_bytes()
-        if content[:2] == b"\x1f\x8b":
-            content = gzip.decompress(content)
+        with contextlib.ExitStack() as stack:
+            file = stack.enter_context(epath.Path(path).open("rb"))
+            is_gzip = file.read(2) == b"\x1f\x8b"
+            file.seek(0)
+            content = io.BufferedReader(stack.enter_context(gzip.open(file))) if is_gzip else file
+            # header, big-endian: two zeros, type 8 = uint8, number of dimensions; then each dimension
+            start = content.read(4)
+            num_dims = start[3] if start[:3] == b"\0\0\x08" and len(start) == 4 else 0
+            sizes = content.read(4 * num_dims)
+            if num_dims == 0 or len(sizes) < 4 * num_dims:
+                start = start.hex() or "nothing"
+                raise UserError(f"{path} is not an idx file of bytes (it begins with {start}, not 000008). {advice}")
+            shape = np.frombuffer(sizes, ">i4").tolist()
+            shape_text, announced = " x ".join(map(str, shape)), math.prod(shape)
+            if announced > MAX_IDX_BYTES and min(shape) >= 0:
+                raise UserError(f"{path} announces {shape_text} values; at most {MAX_IDX_BYTES:,} are read. {advice}")
+            most = min(max(0, announced), MAX_IDX_BYTES) + 1024  # with the end, which has a checksum
+            data = content.read(most)
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path} could not be read: {error}. {advice}") from None
-    # header, big-endian: two zeros, type 8 = uint8, number of dimensions; then each dimension
-    num_dims = content[3] if content[:3] == b"\0\0\x08" and len(content) >= 4 else 0
-    if num_dims == 0 or len(content) < 4 + 4 * num_dims:
-        start = content[:4].hex() or "nothing"
-        raise UserError(f"{path} is not an idx file of bytes (it begins with {start}, not 000008). {advice}")
-    shape = np.frombuffer(content, ">i4", num_dims, 4).tolist()
-    data = np.frombuffer(content, np.uint8, offset=4 + 4 * num_dims)
-    if min(shape) < 0 or data.size != math.prod(shape):
-        shape_text = " x ".join(map(str, shape))
-        raise UserError(f"{path} holds {data.size} values where its header says {shape_text}. {advice}")
-    return data.reshape(shape)
+    if min(shape) < 0 or len(data) != announced:
+        more = " or more" if len(data) == most else ""
+        raise UserError(f"{path} holds {len(data)}{more} values where its header says {shape_text}. {advice}")
+    return np.frombuffer(data, np.uint8).reshape(shape)

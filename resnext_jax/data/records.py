@@ -22,13 +22,24 @@ from etils import epath
 from resnext_jax.data.readers import Labels, Record
 from resnext_jax.errors import UserError, raise_all
 from resnext_jax.files import sha256_of
+from resnext_jax.json_files import WHOLE, is_file_name, read_json, shown
 from resnext_jax.types import DatasetInfo
 
 MANIFEST = "manifest.json"
 UNFINISHED = "unfinished.json"  # `prepare` has this file instead until the last shard is written
 FORMAT = "resnext_jax records 1"
 HEADER = struct.Struct("<IH")
+LABEL_BYTES = 4  # of a file of labels; a record takes more
 WRITER_OPTIONS = "group_size:1,uncompressed"  # a record is read alone, and JPEGs do not shrink
+FILE = {"file": str, "num_images": WHOLE, "num_bytes": WHOLE, "sha256": str}  # forms of JSON values
+CONTENT = {
+    "format": str,
+    "name": str,
+    "class_names": [str],
+    "settings": dict,
+    "notes": dict,
+    "splits": {str: {"num_images": WHOLE, "shards": [FILE], "labels": FILE}},
+}
 _READER_OPTIONS = {"max_parallelism": "0"}
 
 
@@ -105,28 +116,48 @@ def read_manifest(directory: epath.PathLike) -> Manifest | None:
     path = epath.Path(directory) / MANIFEST
     if not path.exists():
         return None
-    try:
-        content = json.loads(path.read_text())
-        if content["format"] != FORMAT:
-            raise UserError(
-                f"{path} is of the format {content['format']!r}; this version reads {FORMAT!r}. Prepare the data "
-                "again, or use the version that wrote it."
-            )
-        splits, problems = {}, []
-        for key, split in content["splits"].items():
-            splits[key] = Split(tuple(File(**shard) for shard in split["shards"]), File(**split["labels"]))
-            said, found = split["num_images"], splits[key].num_images
-            if said != found:
-                problems.append(
-                    f"{path} says {said:,} images for {key}, but its shards have {found:,}. "
-                    "Copy it or prepare the data again."
-                )
-        name, class_names = content["name"], tuple(content["class_names"])
-        manifest = Manifest(name, class_names, splits, content["settings"], content["notes"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is damaged ({error!r}). Copy it again, or prepare the data again.") from None
+    advice = "Copy it again, or prepare the data again."
+    found = read_json(path, {"format": str}, advice)["format"]
+    if found != FORMAT:
+        raise UserError(
+            f"{path} is of the format {shown(found)}; this version reads {FORMAT!r}. Prepare the data again, or use "
+            "the version that wrote it."
+        )
+    content = read_json(path, CONTENT, advice)
+    splits, problems = {}, []
+    for key, split in content["splits"].items():
+        splits[key] = Split(tuple(map(file_of, split["shards"])), file_of(split["labels"]))
+        said, found = split["num_images"], splits[key].num_images
+        if said != found:
+            problems.append(f"{path} says {said:,} images for {key}, but its shards have {found:,}. {advice}")
+        problems += [f"{path} is damaged ({problem}). {advice}" for problem in _size_problems(splits[key])]
     raise_all(problems)
-    return manifest
+    return Manifest(content["name"], tuple(content["class_names"]), splits, content["settings"], content["notes"])
+
+
+def file_of(fields: dict[str, Any]) -> File:
+    """Return the entry of a file from JSON of the form FILE."""
+    return File(*(fields[name] for name in File._fields))
+
+
+def size_problem(file: File) -> str | None:
+    """Return what is wrong with the name or the sizes of a file in themselves."""
+    if not is_file_name(file.file):
+        return f"{shown(file.file)} is no name of a file"
+    if file.num_images * LABEL_BYTES > file.num_bytes:
+        return f"{file.file} cannot hold {file.num_images:,} images in {file.num_bytes:,} bytes"
+    return None
+
+
+def _size_problems(split: Split) -> list[str]:
+    """Return what contradicts itself in the names and sizes of a split; sizes on disk are left to `check_files`."""
+    problems = [problem for file in (*split.shards, split.labels) if (problem := size_problem(file))]
+    if not split.labels.num_bytes == LABEL_BYTES * split.labels.num_images == LABEL_BYTES * split.num_images:
+        problems.append(
+            f"{split.labels.file} has {split.labels.num_images:,} labels in {split.labels.num_bytes:,} bytes for "
+            f"{split.num_images:,} images"
+        )
+    return problems
 
 
 def check_files(directory: epath.PathLike, files: tuple[File, ...], *, checksums: bool = False) -> list[str]:
@@ -199,4 +230,10 @@ class RecordSource:
         content = path.read_bytes()
         if hashlib.sha256(content).hexdigest() != self.split.labels.sha256:
             raise UserError(f"{path} has other content than was written. Copy it again, or prepare the data again.")
-        return np.frombuffer(content, "<i4").astype(np.int32)
+        labels = np.frombuffer(content, "<i4").astype(np.int32)
+        if (wrong := labels[(labels < 0) | (labels >= self.info.num_classes)]).size:
+            raise UserError(
+                f"{path} has the label {wrong[0]}, and {MANIFEST} {self.info.num_classes:,} classes. Prepare the data "
+                "again."
+            )
+        return labels

@@ -8,13 +8,14 @@ import threading
 from collections.abc import Sequence
 
 import numpy as np
-from etils import epath
 
 from resnext_jax.data.readers import GatherSource, Images, Labels, Record, Source, WrappedSource
 from resnext_jax.errors import UserError, raise_all, unknown
+from resnext_jax.files import read_names
 
 ON_BAD_IMAGE = ("error", "replace")
 MOST_BAD_IN_A_ROW = 100
+MOST_LISTED = 5  # names in a message
 
 
 def read_class_list(path: str, allowed: Sequence[str]) -> list[str]:
@@ -23,29 +24,24 @@ def read_class_list(path: str, allowed: Sequence[str]) -> list[str]:
     Raises:
       UserError: no such file, no name in it, a name twice, or one that is not in `allowed`.
     """
-    try:
-        names = [line.strip() for line in epath.Path(path).read_text().splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"{path} could not be read: {reason}. A class list has one class name per line.") from None
-    if not names:
-        raise UserError(f"{path} has no class name in it. Write one per line.")
-    known = set(allowed)
+    names, known = read_names(path), set(allowed)
     strangers = [name for name in dict.fromkeys(names) if name not in known]
     problems = []
-    if len(allowed) <= 20:
+    # The closest match takes a millisecond for each name: only few are looked up.
+    if len(strangers) <= MOST_LISTED and len(allowed) <= 20:
         problems += [f"{path}: {unknown('class', name, allowed)}" for name in strangers]
     elif strangers:
-        listed = ", ".join(strangers[:5]) + (", ..." if len(strangers) > 5 else "")
+        listed = ", ".join(strangers[:MOST_LISTED]) + (", ..." if len(strangers) > MOST_LISTED else "")
         problems.append(
             f"{path}: {len(strangers)} class(es) are not among the {len(allowed):,} of the data set: {listed}. "
             f"Its names look like {allowed[0]!r}; remove or correct those lines."
         )
+    repeated = [(name, count) for name, count in collections.Counter(names).items() if count > 1]
     problems += [
-        f"{path} has {name!r} {count} times. Keep one of these lines."
-        for name, count in collections.Counter(names).items()
-        if count > 1
+        f"{path} has {name!r} {count} times. Keep one of these lines." for name, count in repeated[:MOST_LISTED]
     ]
+    if len(repeated) > MOST_LISTED:
+        problems.append(f"{path} has {len(repeated) - MOST_LISTED:,} more names several times.")
     raise_all(problems)
     return names
 

@@ -111,7 +111,7 @@ def open_tfds(name: str, split: str, data_dir: str | None, places: Sequence[str]
     patterns = ("dataset_info.json", "[0-9]*/dataset_info.json", f"{folder}/[0-9]*/dataset_info.json")
     found = next((versions for pattern in patterns if (versions := [path.parent for path in root.glob(pattern)])), None)
     if found is None:
-        raise absent(name, split, [*places, f"{root / folder} (TFDS)"])
+        raise absent(name, split, [*places, f"{root / folder} (TFDS)"], data_dir)
     directory = max(found, key=lambda path: [int(number) for number in path.name.split(".") if number.isdigit()])
 
     import tensorflow_datasets as tfds  # slow to import, and only this needs it

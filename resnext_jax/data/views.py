@@ -45,7 +45,7 @@ class Views:
     sort: Callable[[int, int], Sort] | None = None
 
 
-def ten_crop(size_px: int, resize_px: int, interpolation: str) -> Views:
+def ten_crop(size_px: int, resize_px: int, interpolation: str, rounding: str = decode.TORCH7) -> Views:
     """Return the center and the four corners of the whole resized rectangle, and those of its mirror.
 
     The center of the mirror is not the mirror of the center if an odd number of pixels is left beside it.
@@ -55,26 +55,27 @@ def ten_crop(size_px: int, resize_px: int, interpolation: str) -> Views:
       size_px: height and width of each crop.
       resize_px: short side of the resized image, at least size_px.
       interpolation: row of `resize.FILTERS`.
+      rounding: see `decode.rounding_of`.
     """
 
     def cut(image: Pixels, _: Sort) -> tuple[np.ndarray, ...]:
-        image = decode.scale_short_side(image, resize_px, interpolation)
+        image = decode.scale_short_side(image, resize_px, interpolation, rounding)
         bottom, right = image.shape[0] - size_px, image.shape[1] - size_px
         corners = ((0, 0), (0, right), (bottom, 0), (bottom, right))
         crops = []
         for side in (image, image[:, ::-1]):
-            crops.append(decode.central(side, size_px, size_px))
+            crops.append(decode.central(side, size_px, size_px, rounding))
             crops += [side[top : top + size_px, left : left + size_px] for top, left in corners]
         return (np.stack(crops),)
 
     return Views(shapes=lambda _: ((10, size_px, size_px),), cut=cut)
 
 
-def multi_scale(size_px: int, resize_px: int, interpolation: str) -> Views:
+def multi_scale(size_px: int, resize_px: int, interpolation: str, rounding: str = decode.TORCH7) -> Views:
     """Return the whole image at the five scales of SCALES, for a network that is applied densely.
 
     Every shape needs its own compiled program, so there must be few: the long side is cut at both ends to a whole
-    number of sevenths of the short side, `LONGEST` at most. `resize_px` is unused.
+    number of sevenths of the short side, `LONGEST` at most. `resize_px` and `rounding` are unused: no library has this.
 
     Args:
       size_px: smallest short side, that of the center crop.

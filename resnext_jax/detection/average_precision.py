@@ -6,7 +6,6 @@ cocodataset.org; pycocotools/cocoeval.py, `evaluateImg`, `accumulate` and `summa
 """
 
 import dataclasses
-from collections.abc import Iterator
 
 import numpy as np
 from jaxtyping import Bool, Float64, Int
@@ -23,7 +22,7 @@ PROPOSALS = (100, 1000)
 ABSENT = -1.0  # COCO's score of a class or a size without objects
 _BELOW_ONE = 1 - 1e-10  # a perfect IoU may round to a little less than 1
 
-_LOW, _HIGH = np.array(list(AREAS.values())).T
+_AREAS = np.array(list(AREAS.values()))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,28 +44,20 @@ def evaluate(data: DetectionData, found: Detections) -> Scores:
 
     Equal scores of one class are ranked as they come, images in the order of the data set.
     """
-    num_classes = len(data.class_names)
+    own, num_classes = data.annotations, len(data.class_names)
     precision = np.full((num_classes, len(AREAS), len(IOU_THRESHOLDS), len(RECALLS)), ABSENT)
     recall = np.full((num_classes, len(AREAS), len(MOST_DETECTIONS), len(IOU_THRESHOLDS)), ABSENT)
-    num_objects = _count_objects(data.annotations, num_classes)
-    matches = _match_all(data.annotations, found, len(data), MOST_DETECTIONS[-1])
-    for label, group in _of_classes(matches):
-        own = num_objects[label - 1]
-        order = np.argsort(-group.score, kind="stable")
-        true, false = group.true[..., order], group.false[..., order]
-        for place, most in enumerate(MOST_DETECTIONS):
-            taken = group.rank[order] < most
-            hits, misses = true[..., taken].cumsum(-1), false[..., taken].cumsum(-1)
-            last = hits[..., -1] if taken.any() else np.zeros(hits.shape[:-1])
-            present = own > 0
-            recall[label - 1, present, place] = last[present] / own[present, None]
-            if most == MOST_DETECTIONS[-1]:
-                for area in np.flatnonzero(present):
-                    precision[label - 1, area] = _precision(hits[area], misses[area], int(own[area]))
-    unfound = num_objects > 0
-    empty = (precision[:, :, 0, 0] == ABSENT) & unfound  # of a class without a single detection
-    precision[empty], recall[empty] = 0, 0
-    return Scores(_summary(precision, recall), np.array([_mean(own[0]) for own in precision]))
+    num_objects = _count_objects(own, num_classes)
+    for label in np.flatnonzero(num_objects.any(1)).tolist():
+        matches = _match_class(own, found, label + 1, MOST_DETECTIONS[-1], _AREAS)
+        order = np.argsort(-matches.score, kind="stable")
+        hits, misses = matches.true[..., order].cumsum(-1), matches.false[..., order].cumsum(-1)
+        for area in np.flatnonzero(num_objects[label]):
+            count = int(num_objects[label, area])
+            precision[label, area] = _precision(hits[area], misses[area], count)
+            for place, most in enumerate(MOST_DETECTIONS):
+                recall[label, area, place] = matches.true[area][:, matches.rank < most].sum(-1) / count
+    return Scores(_summary(precision, recall), np.array([_mean(of_class[0]) for of_class in precision]))
 
 
 def proposal_recall(data: DetectionData, proposals: Detections) -> dict[str, float]:
@@ -76,14 +67,14 @@ def proposal_recall(data: DetectionData, proposals: Detections) -> dict[str, flo
     """
     own = dataclasses.replace(data.annotations, label=np.ones_like(data.annotations.label))
     of_one = dataclasses.replace(proposals, label=np.ones(len(proposals), np.int32))
-    num_objects = _count_objects(own, 1)[0, 0]
-    hits = np.zeros((len(PROPOSALS), len(IOU_THRESHOLDS)))
-    for match in _match_all(own, of_one, len(data), PROPOSALS[-1]):
-        for place, most in enumerate(PROPOSALS):
-            hits[place] += match.true[0][:, match.rank < most].sum(1)
-    recall = hits / num_objects if num_objects else np.full_like(hits, ABSENT)
-    result = {f"ar{most}": float(own.mean()) for most, own in zip(PROPOSALS, recall, strict=True)}
-    return result | {f"recall50_{most}": float(own[0]) for most, own in zip(PROPOSALS, recall, strict=True)}
+    num_objects = int(_count_objects(own, 1)[0, 0])
+    matches = _match_class(own, of_one, 1, PROPOSALS[-1], _AREAS[:1])
+    result = {}
+    for most in PROPOSALS:
+        hits = matches.true[0][:, matches.rank < most].sum(-1)
+        recall = hits / num_objects if num_objects else np.full(len(hits), ABSENT)
+        result |= {f"ar{most}": float(recall.mean()), f"recall50_{most}": float(recall[0])}
+    return result
 
 
 def require_each_once(images: Int[np.ndarray, " evaluated"], num_images: int) -> None:
@@ -98,57 +89,44 @@ def require_each_once(images: Int[np.ndarray, " evaluated"], num_images: int) ->
 
 @dataclasses.dataclass(frozen=True)
 class _Matches:
-    """Detections of one class, in one image or in several: rank within the image, and right or wrong.
+    """Detections of one class: the rank of each within its image, and whether it is right or wrong.
 
-    A detection that is neither true nor false is left out: it lies on a crowd, or is of another size.
+    A detection that is neither true nor false does not count: it lies on a crowd, or is of another size.
     """
 
-    label: int
     score: Float64[np.ndarray, " detections"]
     rank: Int[np.ndarray, " detections"]
     true: Bool[np.ndarray, "areas thresholds detections"]
     false: Bool[np.ndarray, "areas thresholds detections"]
 
 
-def _match_all(own: Annotations, found: Detections, num_images: int, most: int) -> Iterator[_Matches]:
-    """Yield the matches of each class and image with detections, by class and then by image; the best come first."""
-    order = np.lexsort((own.image, own.label))
-    keys = own.label[order].astype(np.int64) * num_images + own.image[order]
-    score = found.score.astype(np.float64)
-    key = found.label.astype(np.int64) * num_images + found.image
-    ranked = np.lexsort((-score, key))
-    present, first = np.unique(key[ranked], return_index=True)
-    starts, ends = np.searchsorted(keys, present), np.searchsorted(keys, present, "right")
-    lasts = np.minimum(np.append(first[1:], len(ranked)), first + most)
-    for place, start, end, one, last in zip(present.tolist(), starts, ends, first, lasts, strict=True):
-        taken, objects = ranked[one:last], order[start:end]
-        boxes = found.boxes[taken].astype(np.float64)
-        area, crowd = own.area[objects], own.crowd[objects]
-        ignored = crowd | (area < _LOW[:, None]) | (area > _HIGH[:, None])
-        matched, excused = _match(_iou(boxes, own.boxes[objects], crowd), ignored, crowd)
-        size = boxes[:, 2] * boxes[:, 3]
-        other_size = (size < _LOW[:, None]) | (size > _HIGH[:, None])
-        excused |= ~matched & other_size[:, None]
-        rank = np.arange(len(taken))
-        yield _Matches(place // num_images, score[taken], rank, matched & ~excused, ~matched & ~excused)
+def _match_class(
+    own: Annotations, found: Detections, label: int, most: int, areas: Float64[np.ndarray, "areas 2"]
+) -> _Matches:
+    """Return the matches of the best `most` detections of a class in each image, image after image.
 
-
-def _of_classes(matches: Iterator[_Matches]) -> Iterator[tuple[int, _Matches]]:
-    """Yield the matches of each class in all images."""
-    pending: list[_Matches] = []
-
-    def joined() -> tuple[int, _Matches]:
-        columns = ("score", "rank", "true", "false")
-        arrays = (np.concatenate([getattr(one, name) for one in pending], -1) for name in columns)
-        return pending[0].label, _Matches(pending[0].label, *arrays)
-
-    for match in matches:
-        if pending and match.label != pending[0].label:
-            yield joined()
-            pending = []
-        pending.append(match)
-    if pending:
-        yield joined()
+    `areas` are the lowest and the highest area of objects that count.
+    """
+    low, high = areas[:, :1], areas[:, 1:]
+    taken, objects = np.flatnonzero(found.label == label), np.flatnonzero(own.label == label)
+    taken = taken[np.lexsort((-found.score[taken], found.image[taken]))]
+    rank = np.arange(len(taken)) - np.searchsorted(found.image[taken], found.image[taken])
+    taken, rank = taken[rank < most], rank[rank < most]
+    image, image_of_object = found.image[taken], own.image[objects]
+    boxes, true_boxes = found.boxes[taken].astype(np.float64), own.boxes[objects]
+    area, crowd = own.area[objects], own.crowd[objects]
+    ignored = crowd | (area < low) | (area > high)
+    matched = np.zeros((len(areas), len(IOU_THRESHOLDS), len(taken)), bool)
+    excused = np.zeros_like(matched)
+    for one in np.unique(image_of_object).tolist():
+        here = slice(*np.searchsorted(image, (one, one + 1)))
+        there = slice(*np.searchsorted(image_of_object, (one, one + 1)))
+        iou = _iou(boxes[here], true_boxes[there], crowd[there])
+        matched[..., here], excused[..., here] = _match(iou, ignored[:, there], crowd[there])
+    size = boxes[:, 2] * boxes[:, 3]
+    other_size = (size < low) | (size > high)
+    excused |= ~matched & other_size[:, None]
+    return _Matches(found.score[taken].astype(np.float64), rank, matched & ~excused, ~matched & ~excused)
 
 
 def _iou(
@@ -176,11 +154,9 @@ def _match(
     and of equal ones the last. Any number may share a crowd.
     """
     thresholds = np.minimum(IOU_THRESHOLDS, _BELOW_ONE)
-    lanes = (len(AREAS), len(thresholds))
+    lanes = (len(ignored), len(thresholds))
     matched = np.zeros((*lanes, len(iou)), bool)
     excused = np.zeros((*lanes, len(iou)), bool)
-    if not iou.size:
-        return matched, excused
     free = np.ones((*lanes, iou.shape[1]), bool)
     counts, last = ~ignored[:, None], iou.shape[1] - 1
     rows, columns = np.indices(lanes)
@@ -197,7 +173,7 @@ def _match(
 
 
 def _count_objects(own: Annotations, num_classes: int) -> Int[np.ndarray, "classes areas"]:
-    inside = ~own.crowd & (own.area >= _LOW[:, None]) & (own.area <= _HIGH[:, None])
+    inside = ~own.crowd & (own.area >= _AREAS[:, :1]) & (own.area <= _AREAS[:, 1:])
     return np.stack([np.bincount(own.label[area] - 1, minlength=num_classes) for area in inside], 1)
 
 

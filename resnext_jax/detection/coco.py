@@ -8,6 +8,7 @@ import dataclasses
 import json
 import math
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -73,19 +74,22 @@ def read_annotations(parts: Sequence[tuple[str, str]]) -> DetectionData:
         if classes is not None and sorted(own) != sorted(classes):
             problems.append(f"{path} has other classes than {parts[0][0]}. Files of one split need equal classes.")
         classes = own if classes is None else classes
-        found = _checked(lists["images"], lambda entry: _image_row(entry, folder), path, "image(s)", problems)  # noqa: B023
-        images += found
+        images += _checked(lists["images"], partial(_image_row, folder=folder), path, "image(s)", problems)
         entries += _checked(lists["annotations"], _annotation_row, path, "annotation(s)", problems)
     where = " and ".join(path for path, _ in parts)
     classes = sorted(classes or ())
-    for what, rows in (("classes", classes), ("images", images), ("annotations", entries)):
-        if not rows and not problems:
-            problems.append(f"{where}: there are no {what}. {_FORMAT} Give a file that has some.")
     raise_all(problems)
-    names = [name for _, name in classes]
-    problems += [f"{where}: {len(names) - len(set(names))} class name(s) come twice. Rename them."] * (
-        len(set(names)) < len(names)
+    missing = {"classes": classes, "images": images, "annotations": entries}
+    raise_all(
+        [
+            f"{where}: there are no {what}. {_FORMAT} Give a file with some."
+            for what, rows in missing.items()
+            if not rows
+        ]
     )
+    names = [name for _, name in classes]
+    if repeated := len(names) - len(set(names)):
+        problems.append(f"{where}: {repeated} class name(s) come more than once. Give every class its own name.")
     images.sort(key=lambda row: row[0])
     image_ids, class_ids = (np.array([row[0] for row in rows], np.int64) for rows in (images, classes))
     table = np.array([row[:3] for row in entries], np.int64)
@@ -128,34 +132,14 @@ def subset(data: DetectionData, images: Int[np.ndarray, " images"]) -> Detection
     )
 
 
-def to_coco(data: DetectionData) -> dict[str, Any]:
-    """Return a data set as the content of a file of annotations."""
-    own = data.annotations
-    columns = (own.id, data.image_ids[own.image], data.class_ids[own.label - 1], own.boxes, own.area, own.crowd)
-    return {
-        "images": [
-            {"id": id_, "file_name": file, "height": height, "width": width}
-            for id_, file, (height, width) in zip(
-                data.image_ids.tolist(), data.files, data.size_px.tolist(), strict=True
-            )
-        ],
-        "annotations": [
-            {"id": id_, "image_id": image, "category_id": label, "bbox": box, "area": area, "iscrowd": int(crowd)}
-            for id_, image, label, box, area, crowd in zip(*(column.tolist() for column in columns), strict=True)
-        ],
-        "categories": [
-            {"id": id_, "name": name} for id_, name in zip(data.class_ids.tolist(), data.class_names, strict=True)
-        ],
-    }
-
-
 def kept_in_training(
     boxes: Float64[np.ndarray, "annotations 4"], sizes_px: Int64[np.ndarray, "annotations 2"]
 ) -> Bool[np.ndarray, " annotations"]:
     """Return which boxes (x, y, width, height) have a part inside of their image (height, width)."""
     low = np.maximum(boxes[:, :2], 0)
     high = np.minimum(boxes[:, :2] + boxes[:, 2:], sizes_px[:, ::-1])
-    return (boxes[:, 2:] > 0).all(1) & (high > low).all(1)
+    inside = (boxes[:, 2:] > 0) & (high > low)
+    return inside[:, 0] & inside[:, 1]
 
 
 def _degenerate(own: Annotations, size_px: np.ndarray, files: tuple[str, ...], where: str) -> tuple[str, ...]:
@@ -171,10 +155,11 @@ def _degenerate(own: Annotations, size_px: np.ndarray, files: tuple[str, ...], w
     )
 
 
-def _lists(content: Any, path: str) -> dict[str, list]:
-    names = ("images", "annotations", "categories")
-    lists = {name: content.get(name) for name in names} if isinstance(content, dict) else {}
-    wrong = [name for name in names if not isinstance(lists.get(name), list)]
+def _lists(content: Any, path: str) -> dict[str, list[Any]]:
+    lists: dict[str, Any] = dict.fromkeys(("images", "annotations", "categories"))
+    if isinstance(content, dict):
+        lists = {name: content.get(name) for name in lists}
+    wrong = [name for name, own in lists.items() if not isinstance(own, list)]
     if wrong:
         raise UserError(f"{path} has no list {', '.join(wrong)}. {_FORMAT} Results of a detector are another file.")
     return lists

@@ -1,8 +1,8 @@
 """The two networks of Faster R-CNN on a ResNet or ResNeXt, which share nothing (appendix B; He et al. 2015).
 
-All stages but the last are the trunk: conv1 to conv4, of stride 16. The RPN reads its outputs at every cell. In the Fast
-R-CNN network the last stage, conv5, reads the features of each region. Both have the parameters of the classification
-network under the same names, so its weights fit. Batch norm always uses the running statistics.
+All stages but the last are the trunk: conv1 to conv4, of stride 16. The RPN reads its outputs at every cell. In the
+Fast R-CNN network the last stage, conv5, reads the features of each region. Both have the parameters of the
+classification network under the same names, so its weights fit. Batch norm always uses the running statistics.
 
 Images come with padding at the right and at the bottom. Everything that reads more than one pixel sees zeros there, as
 at the border of an image without padding; so the outputs of the image's part do not depend on the padding.
@@ -29,6 +29,7 @@ from resnext_jax.ops.pool import global_average, max_pool
 from resnext_jax.types import PyTree
 
 Images = Float[Array, "batch height width channel"]
+Features = Float[Array, "batch out_height out_width out_channels"]
 Sizes = Float[Array, "batch 2"]
 
 POOLS = {"max": roi.roi_max_pool, "align": roi.roi_align}
@@ -80,7 +81,7 @@ def mask_padding(x: Float[Array, "batch height width *channels"], size_px: Sizes
     return jnp.where(inside.reshape(*inside.shape, *(1,) * (x.ndim - 3)), x, 0)
 
 
-def _trunk(arch: Arch, numerics: Numerics, images: Images, size_px: Sizes) -> Images:
+def _trunk(arch: Arch, numerics: Numerics, images: Images, size_px: Sizes) -> Features:
     """Return the outputs of all stages but the last; the layers belong to the module that calls it."""
     mask = partial(mask_padding, size_px=size_px, canvas=images.shape[1:3])
 
@@ -104,7 +105,7 @@ def _trunk(arch: Arch, numerics: Numerics, images: Images, size_px: Sizes) -> Im
 class RpnNetwork(nn.Module):
     """The trunk and the RPN's head: a 3x3 convolution, and of each cell a logit and a box code for each anchor.
 
-    Call it with normalized images and their sizes without padding. Anchors go by row, column and shape (`anchors.grid`).
+    Call it with normalized images and their sizes without padding. The anchors are in the order of `anchors.grid`.
     """
 
     arch: Arch

@@ -41,8 +41,8 @@ def nms(
       num_inputs: most candidates to look at, the best ones; None for all.
     """
     num_inputs = min(num_inputs or len(scores), len(scores))
-    num_blocks = -(-num_inputs // BLOCK)
-    block_boxes = -(-num_inputs // num_blocks)
+    block_boxes = min(BLOCK, num_inputs)
+    num_blocks = -(-num_inputs // block_boxes)
 
     scores = jnp.where(scores > -jnp.inf, scores, -jnp.inf)
     order = jnp.argsort(scores, stable=True, descending=True)[:num_inputs].astype(jnp.int32)

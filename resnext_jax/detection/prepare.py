@@ -19,7 +19,7 @@ from resnext_jax.data.prepare.images import LOOSE, Images
 from resnext_jax.data.prepare.job import Job, prepare
 from resnext_jax.data.prepare.pool import worker_pool
 from resnext_jax.detection import voc
-from resnext_jax.detection.coco import to_coco
+from resnext_jax.detection.results import to_coco
 from resnext_jax.detection.sources import LAYOUTS, PREPARED, FileImages, annotations_file, open_source, require_apart
 from resnext_jax.errors import UserError, raise_all
 

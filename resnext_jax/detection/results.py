@@ -11,7 +11,7 @@ from etils import epath
 from jaxtyping import Bool, Float, Int
 
 from resnext_jax.detection.average_precision import AREAS, MOST_DETECTIONS
-from resnext_jax.detection.coco import read_json, to_coco
+from resnext_jax.detection.coco import read_json
 from resnext_jax.detection.types import DetectionData, Detections
 from resnext_jax.errors import UserError, raise_all
 from resnext_jax.files import write_whole
@@ -44,8 +44,30 @@ def from_corners(
 def join(parts: Sequence[Detections]) -> Detections:
     """Return the detections of several batches or processes as one."""
     if not parts:
-        return Detections(*(np.zeros(0, np.int32),) * 2, np.zeros(0, np.float32), np.zeros((0, 4), np.float32))
+        none = np.zeros(0, np.int32)
+        return Detections(none, none, np.zeros(0, np.float32), np.zeros((0, 4), np.float32))
     return Detections(*(np.concatenate([getattr(part, name) for part in parts]) for name in vars(parts[0])))
+
+
+def to_coco(data: DetectionData) -> dict[str, Any]:
+    """Return a data set as the content of a file of annotations."""
+    own = data.annotations
+    columns = (own.id, data.image_ids[own.image], data.class_ids[own.label - 1], own.boxes, own.area, own.crowd)
+    return {
+        "images": [
+            {"id": id_, "file_name": file, "height": height, "width": width}
+            for id_, file, (height, width) in zip(
+                data.image_ids.tolist(), data.files, data.size_px.tolist(), strict=True
+            )
+        ],
+        "annotations": [
+            {"id": id_, "image_id": image, "category_id": label, "bbox": box, "area": area, "iscrowd": int(crowd)}
+            for id_, image, label, box, area, crowd in zip(*(column.tolist() for column in columns), strict=True)
+        ],
+        "categories": [
+            {"id": id_, "name": name} for id_, name in zip(data.class_ids.tolist(), data.class_names, strict=True)
+        ],
+    }
 
 
 def write_results(path: epath.PathLike, data: DetectionData, found: Detections) -> None:
@@ -109,7 +131,7 @@ def evaluate_by_pycocotools(data: DetectionData, found: Detections) -> dict[str,
     if not len(found):
         raise UserError("pycocotools cannot evaluate without a detection. Lower --config.evaluate.min_score.")
     with contextlib.redirect_stdout(io.StringIO()):
-        truth = COCO()
+        truth: Any = COCO()  # its types know results in files only
         truth.dataset = {"info": {}, **to_coco(data)}
         truth.createIndex()
         evaluation = COCOeval(truth, truth.loadRes(_entries(data, found)), "bbox")

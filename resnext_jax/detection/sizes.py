@@ -43,7 +43,7 @@ class Sizes:
         by_area = np.argsort(canvases.prod(1), kind="stable")
         resized = self.resized(size_px)
         fits = (resized[:, None] <= canvases[by_area]).all(-1)
-        lost = np.flatnonzero(~fits.any(1))
+        lost = np.flatnonzero(fits.sum(1) == 0)
         if lost.size:
             (height, width), (rows, columns) = size_px[lost[0]].tolist(), resized[lost[0]].tolist()
             raise UserError(

@@ -17,7 +17,8 @@ from PIL import Image
 
 from resnext_jax.data import decode
 from resnext_jax.data.absent import bucket_problems
-from resnext_jax.data.folder import SPLITS, list_names
+from resnext_jax.data.folder import SPLITS
+from resnext_jax.data.listing import list_names
 from resnext_jax.data.readers import Record
 from resnext_jax.data.records import MANIFEST, UNFINISHED, RecordSource, read_manifest
 from resnext_jax.data.sources import open_source as open_images
@@ -59,10 +60,19 @@ class FileImages:
     def __init__(self, data: DetectionData, root: str, *, check_sizes: bool = True):
         self.data, self.root = data, root
         self.info = DatasetInfo("coco", len(data), data.class_names, None)
-        self._require_files()
+        missing = self._missing()
+        problems = []
+        if missing:
+            named = ", ".join(data.files[index] for index in sorted(missing)[:MOST_NAMED])
+            problems.append(
+                f"{root}: {len(missing):,} of {len(data):,} images of the annotations are missing: {named}"
+                f"{', ...' * (len(missing) > MOST_NAMED)}. Copy them there, or correct file_name in the annotations."
+            )
         if check_sizes:
+            there = [index for index in range(len(data)) if index not in missing]
             with ThreadPoolExecutor(SIZE_THREADS) as threads:
-                raise_all(_summary(list(threads.map(self._size_problem, range(len(data)))), root))
+                problems += _summary(list(threads.map(self._size_problem, there)), root)
+        raise_all(problems)
 
     def __len__(self) -> int:
         return len(self.data)
@@ -81,21 +91,16 @@ class FileImages:
     def all_labels(self) -> Int32[np.ndarray, " images"]:
         return np.arange(len(self), dtype=np.int32)
 
-    def _require_files(self) -> None:
+    def _missing(self) -> set[int]:
         folders: dict[str, set[str]] = {}
-        missing = []
-        for file in self.data.files:
+        missing = set()
+        for index, file in enumerate(self.data.files):
             folder, name = os.path.split(os.path.join(self.root, file))
             if folder not in folders:  # one listing is quicker than a question for each image
                 folders[folder] = set(list_names(folder)) if epath.Path(folder).is_dir() else set()
             if name not in folders[folder]:
-                missing.append(file)
-        if missing:
-            named = ", ".join(missing[:MOST_NAMED]) + (", ..." if len(missing) > MOST_NAMED else "")
-            raise UserError(
-                f"{self.root}: {len(missing):,} of {len(self):,} images of the annotations are missing: {named}. Copy "
-                "them there, or correct file_name in the annotations."
-            )
+                missing.add(index)
+        return missing
 
     def _size_problem(self, index: int) -> str | None:
         path, (height, width) = self.locate(index), self.data.size_px[index].tolist()
@@ -146,11 +151,7 @@ def size_problem(name: str, found: tuple[int, int], wanted: tuple[int, int]) -> 
 
 
 def open_source(
-    directory: str,
-    split: str,
-    *,
-    annotations: str | None = None,
-    check_sizes: bool = True,
+    directory: str, split: str, *, annotations: str | None = None, check_sizes: bool = True
 ) -> DetectionSource:
     """Open one split of a data set in COCO's format.
 

@@ -14,7 +14,7 @@ from xml.etree import ElementTree
 from etils import epath
 
 from resnext_jax.data import decode
-from resnext_jax.data.folder import is_image, list_names
+from resnext_jax.data.listing import is_image, list_names
 from resnext_jax.errors import UserError, raise_all
 
 MOST_NAMED = 5

@@ -12,13 +12,29 @@ from ml_collections import ConfigDict
 
 from resnext_jax import sharding
 from resnext_jax.builders import build_model, first_difference, open_data, require_same_on_all_hosts
-from resnext_jax.checkpoint import locate, read_description, read_variables, require_same_arrays
+from resnext_jax.checkpoint import NETWORK, locate, read_description, read_variables
+from resnext_jax.data.decode import rounding_of
 from resnext_jax.data.sources import Source
 from resnext_jax.errors import UserError
+from resnext_jax.evaluate.answers import Recorder
 from resnext_jax.evaluate.protocols import Classes, Member
 from resnext_jax.evaluate.results import classes_of, conditions, evaluate_by_protocol, fill, in_words
+from resnext_jax.json_files import WHOLE
 from resnext_jax.models.zoo import Network
+from resnext_jax.ops.keys import seed_key
 from resnext_jax.types import PyTree
+
+NAMED = {"config": dict, "dataset": NETWORK["dataset"]}  # forms of JSON items (`json_files.check_form`)
+PATH = (str, None)
+EVALUATED = NAMED | {
+    "config": NETWORK["config"]
+    | {
+        "protocol?": str,
+        "data": NETWORK["config"]["data"]
+        | {"name": str, "dir": PATH, "class_list?": PATH, "on_bad_image?": str, "num_threads": WHOLE},
+        "evaluate": {"batch_size": WHOLE, "ensemble?": PATH, "classes?": str, "class_map?": PATH, "real_labels?": PATH},
+    }
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,12 +60,12 @@ class LoadedCheckpoint:
     variables: PyTree
     others: tuple[tuple[Member, PyTree], ...] = ()
 
-    def evaluate(self, variables: PyTree) -> dict[str, float]:
+    def evaluate(self, variables: PyTree, recorder: Recorder | None = None) -> dict[str, float]:
         """The results of the config's protocol, by name, with these variables for the checkpoint's own."""
         own = Member(self.model, self.config.data.mean, self.config.data.std)
         members = [(own, variables), *self.others]
         args = [member for member, _ in members], [arrays for _, arrays in members]
-        return evaluate_by_protocol(self.config, *args, self.source, self.classes, self.place)
+        return evaluate_by_protocol(self.config, *args, self.source, self.classes, self.place, recorder)
 
     @property
     def num_known(self) -> int:
@@ -80,11 +96,14 @@ def load_checkpoint(
       UserError: there is none, or it does not fit the config or the data.
     """
     checkpoint = locate(workdir)
-    description = read_description(checkpoint)
+    # With a config of the command line the checkpoint's own is not used.
+    description = read_description(checkpoint, EVALUATED if config is None else NAMED)
     config = config or ConfigDict(description["config"])
     assert config is not None
     fill(config)
     prepare(config)
+    with config.unlocked(), config.ignore_type():
+        config.data.rounding = rounding_of(description)
     source = open_data(config, "validation")
     classes = classes_of(config, source, description["dataset"], str(checkpoint))
     require_same_on_all_hosts(place, validation=source)
@@ -122,15 +141,15 @@ def _network(
 ) -> tuple[Network, PyTree]:
     """The network of a config with the variables of a checkpoint."""
     model = build_model(config, len(description["dataset"]["class_names"]), place)
-    variables = read_variables(checkpoint, sharding.replicated(place.mesh), raw=raw)
     images = jax.ShapeDtypeStruct(
         (1, config.data.image_size_px, config.data.image_size_px, len(config.data.mean)), "float32"
     )
-    require_same_arrays(
+    variables = read_variables(
         checkpoint,
-        jax.eval_shape(partial(model.init, train=False), jax.random.key(0), images),
-        variables,
-        "Leave out --config, for the checkpoint brings its own, or give the one that it was trained with.",
+        sharding.replicated(place.mesh),
+        raw=raw,
+        wanted=jax.eval_shape(partial(model.init, train=False), seed_key(0), images),
+        advice="Leave out --config, for the checkpoint brings its own, or give the one that it was trained with.",
     )
     return model, variables
 
@@ -145,7 +164,7 @@ def _other(
     raw: bool,
 ) -> tuple[Member, PyTree]:
     """Another member of the ensemble of `first`, on whose images, and in whose sizes, it is tested."""
-    theirs = read_description(checkpoint)
+    theirs = read_description(checkpoint, NETWORK)
     differ = first_difference(description["dataset"]["class_names"], theirs["dataset"]["class_names"])
     if differ is not None:
         raise UserError(

@@ -29,14 +29,14 @@ class Protocol:
 
     Attributes:
       image_size_px, resize_px: sizes of the center crop; None for those of the config.
-      views: (image_size_px, resize_px, interpolation) -> the views of an image; None for the centre crop alone.
+      views: (image_size_px, resize_px, interpolation, rounding) -> the views of an image; None for the center crop.
       mirrored: every view also counts as seen in a mirror.
       dense: the classifier is applied at every position, and averaged.
     """
 
     image_size_px: int | None = None
     resize_px: int | None = None
-    views: Callable[[int, int, str], Views] | None = None
+    views: Callable[[int, int, str, str], Views] | None = None
     mirrored: bool = False
     dense: bool = False
 
@@ -86,7 +86,8 @@ class Classes:
     """What the labels of the data mean to a network.
 
     Attributes:
-      label_of: (data classes,), the network's label of each class of the data.
+      label_of: (data classes,), the network's label of each class of the data; (images,), that of each image, where
+        the batch's labels are the images' indices (`answers.Recorder`).
       candidates: the network's labels that an answer may have, ascending; None for all of them.
       accepted: (images, most) the right answers for each image, filled up with -1; the batch's labels are then the
         images' numbers. None where the label is the one right answer.
@@ -112,6 +113,14 @@ def score_step(
       mirrored: see `Protocol`.
       classes: see `Classes`.
     """
+    logits, labels = logits_and_labels(variables, batch, members=members, mirrored=mirrored, classes=classes)
+    return count_right(logits, labels, batch.mask, classes)
+
+
+def logits_and_labels(
+    variables: Sequence[PyTree], batch: Batch, *, members: Sequence[Member], mirrored: bool, classes: Classes
+) -> tuple[Float[Array, "batch candidates"], Int[Array, " batch"]]:
+    """The logits of the candidates, and the labels among them (rows of `Classes.accepted` if there are any)."""
     views = batch.image if isinstance(batch.image, tuple) else (batch.image[:, None],)
     scores = [
         view_scores(own, views, member=member, mirrored=mirrored)
@@ -126,9 +135,16 @@ def score_step(
     logits = scores[0]
     if len(scores) > 1:
         logits = jax.nn.logsumexp(jnp.stack([jax.nn.log_softmax(one) for one in scores]), axis=0) - np.log(len(scores))
+    return logits, labels
+
+
+def count_right(
+    logits: Float[Array, "batch candidates"], labels: Int[Array, " batch"], mask: Array, classes: Classes
+) -> metrics.Sums:
+    """The sums of the logits and labels of `logits_and_labels`."""
     if classes.accepted is not None:
-        return metrics.count_any(logits, jnp.asarray(classes.accepted)[labels], batch.mask)
-    return metrics.count(logits, labels, batch.mask)
+        return metrics.count_any(logits, jnp.asarray(classes.accepted)[labels], mask)
+    return metrics.count(logits, labels, mask)
 
 
 def view_scores(

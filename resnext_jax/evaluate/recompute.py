@@ -194,8 +194,15 @@ def recompute_checkpoint(loaded: LoadedCheckpoint) -> tuple[epath.Path, dict[str
     Raises:
       UserError: they exist already, or the training images are not those of the checkpoint.
     """
-    config, place, step = loaded.config, loaded.place, int(loaded.checkpoint.name)
-    raise_all(sharding.check_batch_size("batch_size", config.batch_size, place.mesh.size))
+    config, place, name = loaded.config, loaded.place, loaded.checkpoint.name
+    problems = sharding.check_batch_size("batch_size", config.batch_size, place.mesh.size)
+    if not name.isdecimal() or loaded.checkpoint.parent.name != DIRECTORY:
+        problems.append(
+            f"recompute_bn writes beside {DIRECTORY}/STEP of a workdir, and {loaded.checkpoint} is not in one: copy it "
+            f"to DIR/{DIRECTORY}/STEP, and give --workdir=DIR."
+        )
+    raise_all(problems)
+    step = int(name)
     workdir = str(loaded.checkpoint.parent.parent)
     path = checkpoint_path(workdir, step)
     if is_saved(path, place):

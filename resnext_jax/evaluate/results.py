@@ -1,6 +1,7 @@
 """Evaluation of a checkpoint or an ensemble by a protocol: from the fields of a config to one row of results."""
 
-import json
+import collections
+import os
 from collections.abc import Generator, Sequence
 from functools import partial
 from typing import Any
@@ -11,13 +12,16 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from resnext_jax import metrics, sharding
+from resnext_jax.data.decode import TORCH7
 from resnext_jax.data.imagenet_classes import imagenet_classes
 from resnext_jax.data.real_labels import NumberedSource, read_real_labels
 from resnext_jax.data.sources import Source
 from resnext_jax.data.views import view_batches
 from resnext_jax.errors import UserError
+from resnext_jax.evaluate.answers import Recorder, answer_step
 from resnext_jax.evaluate.protocols import PROTOCOLS, Classes, Member, Protocol, score_step
 from resnext_jax.evaluate.validation import add_up, center_batches
+from resnext_jax.json_files import WHOLE, parse_json
 from resnext_jax.types import Batch, PyTree
 
 # The fields of an evaluation that the config of converted weights leaves out.
@@ -80,17 +84,20 @@ def read_class_map(path: str, num_data_classes: int, num_classes: int) -> np.nda
     """
     advice = "One label per line, in the order of the data's classes, or the manifest.json of a prepared imagenet5k."
     try:
-        text = epath.Path(path).expanduser().read_text()
-        labels = json.loads(text)["notes"]["imagenet1k_labels"] if text.startswith("{") else text.split()
-        labels = [int(str(label)) for label in labels]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        content = epath.Path(os.path.expanduser(path)).read_bytes()
+        if content.startswith(b"{"):
+            labels = parse_json(content, {"notes": {"imagenet1k_labels": [WHOLE]}})["notes"]["imagenet1k_labels"]
+        else:
+            labels = [int(label) for label in content.decode("utf-8-sig").split()]
+    except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or repr(error)
         raise UserError(f"evaluate.class_map={path} cannot be read: {reason}. {advice}") from None
     if len(labels) != num_data_classes:
         raise UserError(
             f"evaluate.class_map={path} has {len(labels):,} labels, and the data {num_data_classes:,} classes. {advice}"
         )
-    wrong = next((x for x in labels if not 0 <= x < num_classes or labels.count(x) > 1), None)
+    times = collections.Counter(labels)
+    wrong = next((x for x in labels if not 0 <= x < num_classes or times[x] > 1), None)
     if wrong is not None:
         raise UserError(
             f"evaluate.class_map={path} has the label {wrong}: each must be in [0, {num_classes:,}), the checkpoint's "
@@ -106,6 +113,7 @@ def evaluate_by_protocol(
     source: Source,
     classes: Classes,
     place: sharding.Place,
+    recorder: Recorder | None = None,
 ) -> dict[str, float]:
     """Loss, top-1, top-5 with their intervals, and the number of images.
 
@@ -114,18 +122,27 @@ def evaluate_by_protocol(
       members: the networks, each with its normalisation.
       variables: variables of each network, replicated.
       classes: what their labels mean to the networks.
+      recorder: collects the answer for every image.
     """
     protocol = PROTOCOLS[config.protocol]
     if protocol.dense:
         members = [member.dense(config.data.image_size_px) for member in members]
     if classes.accepted is not None:
         source = NumberedSource(source)
+    if recorder is not None:
+        source, classes = recorder.watch(source, classes)
     everywhere, split = sharding.replicated(place.mesh), sharding.batch_sharding(place.mesh)
     step = jax.jit(
-        partial(score_step, members=members, mirrored=protocol.mirrored, classes=classes),
+        partial(
+            score_step if recorder is None else answer_step,
+            members=members,
+            mirrored=protocol.mirrored,
+            classes=classes,
+        ),
         in_shardings=(everywhere, split),
         out_shardings=everywhere,
     )
+    step = step if recorder is None else recorder.keep(step)
     sums = add_up(step, tuple(variables), batches_of(config, protocol, source, place), source, place)
     if not sums.images:
         raise UserError(f"none of the {len(source):,} images has a right answer in {config.evaluate.real_labels}.")
@@ -140,7 +157,7 @@ def batches_of(config: ConfigDict, protocol: Protocol, source: Source, place: sh
     data = config.data
     return view_batches(
         source,
-        protocol.views(data.image_size_px, data.resize_px, data.interpolation),
+        protocol.views(data.image_size_px, data.resize_px, data.interpolation, data.get("rounding", TORCH7)),
         batch_size=config.evaluate.batch_size,
         process=(place.process_index, place.process_count),
         num_threads=data.num_threads,

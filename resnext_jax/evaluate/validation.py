@@ -6,6 +6,7 @@ from ml_collections import ConfigDict
 
 from resnext_jax import metrics
 from resnext_jax.data.crops import Crop
+from resnext_jax.data.decode import TORCH7
 from resnext_jax.data.pipeline import evaluation_batches
 from resnext_jax.data.sources import Source
 from resnext_jax.evaluate.classify import evaluate
@@ -45,6 +46,7 @@ def center_batches(
         image_size_px or config.data.image_size_px,
         resize_px or config.data.resize_px,
         config.data.interpolation,
+        config.data.get("rounding", TORCH7),
     )
     return evaluation_batches(
         source,

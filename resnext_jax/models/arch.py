@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Literal
 
-from resnext_jax.errors import UserError, raise_all, unknown
+from resnext_jax.errors import raise_all, unknown
 
 BlockKind = Literal["basic", "bottleneck"]
 
@@ -77,9 +77,8 @@ def by_depth(
     Raises:
       UserError: a family or depth that does not exist, or a cardinality that the block cannot have.
     """
-    if family not in FAMILIES:
-        raise UserError(unknown("model.family", family, FAMILIES))
-    problems = []
+    problems = [unknown("model.family", family, FAMILIES)] if family not in FAMILIES else []
+    block, blocks = "bottleneck", ()
     if cardinality < 1 or bottleneck_width < 1:
         problems.append(
             f"model.cardinality={cardinality} and model.bottleneck_width={bottleneck_width}: both must be 1 or more."
@@ -90,7 +89,7 @@ def by_depth(
                 f"model.depth={depth}: the ImageNet depths are {sorted(IMAGENET_BLOCKS)}; take one of them."
             )
         block, blocks = IMAGENET_BLOCKS.get(depth, ("bottleneck", ()))
-    else:
+    elif family in FAMILIES:
         num_blocks, rest = divmod(depth - 2, 9)
         if rest or num_blocks < 1:
             name = "CIFAR" if family == "cifar" else "small"

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from resnext_jax.models.zoo import Network
+from resnext_jax.ops.keys import seed_key
 
 Place = tuple[str, ...]  # ("stage2", "block1", "conv1")
 
@@ -49,7 +50,7 @@ def multiply_adds(model: Network, image_shape: tuple[int, int, int]) -> int:
     plain = model.clone(choose_conv=lambda shape: "native", dtype=jnp.dtype("float32"))
     image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     # Initialising runs the network, and draws parameters without any product.
-    program = jax.make_jaxpr(partial(plain.init, train=False))(jax.random.key(0), image)
+    program = jax.make_jaxpr(partial(plain.init, train=False))(seed_key(0), image)
     return sum(found.counts.multiply_adds for found in products(program.jaxpr))
 
 

@@ -39,9 +39,9 @@ class Numerics:
 
 # N(0, sqrt(2 / (k * k * C_out))), the original's rule; the fan-out is *not* divided by the groups. Flax's default
 # (fan-in of one group) would make a 32x4d kernel 4 times as large.
-FAN_OUT_NORMAL = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+FAN_OUT_NORMAL = nn.initializers.variance_scaling(2.0, "fan_out", "normal", dtype=jnp.float32)
 # U(-1/sqrt(fan_in), 1/sqrt(fan_in)), Torch's rule for a fully connected layer.
-FAN_IN_UNIFORM = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+FAN_IN_UNIFORM = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform", dtype=jnp.float32)
 
 
 class Conv(nn.Module):
@@ -59,7 +59,7 @@ class Conv(nn.Module):
         kernel, impl = self._kernel(x), self._algorithm(x.shape[1], x.shape[2], math.prod(x.shape[3:]))
         y = self._convolve(x.astype(self.numerics.dtype), kernel, impl)
         if self.bias:
-            bias = self.param("bias", nn.initializers.zeros, (self.features,))
+            bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
             y = y + bias.astype(self.numerics.dtype)[None, None, None]
         return y
 
@@ -163,13 +163,13 @@ class BatchNorm(nn.Module):
           pool: max-pool after the batch norm. It is computed before it.
         """
         channels = math.prod(x.shape[3:]) if kernel is None else kernel.shape[3]
-        scale = self.param("scale", nn.initializers.ones, (channels,))
-        bias = self.param("bias", nn.initializers.zeros, (channels,))
-        running_mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,))
-        running_var = self.variable("batch_stats", "var", jnp.ones, (channels,))
+        scale = self.param("scale", nn.initializers.ones, (channels,), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,), jnp.float32)
+        running_var = self.variable("batch_stats", "var", jnp.ones, (channels,), jnp.float32)
         # Batch norm keeps the order of a channel's values, or reverses it where its scale is negative. So with the sign
         # of the scale put on x a max-pool may come first, and all that follows sees a quarter of x.
-        sign = jnp.ones(channels) if pool is None else jnp.where(scale < 0, -1.0, 1.0)
+        sign = jnp.ones(channels, jnp.float32) if pool is None else jnp.where(scale < 0, jnp.float32(-1.0), 1.0)
         if pool is not None:
             x = x * sign.astype(x.dtype)[None, None, None]
         if kernel is not None:
@@ -177,7 +177,9 @@ class BatchNorm(nn.Module):
             mean, variance = mean[None], variance[None]
         else:
             running = (running_mean.value * sign)[None], running_var.value[None]
-            mean, variance = batch_norm.group_statistics(x, self.group_images) if train else running
+            # Sums of bfloat16 are shifted by the running mean, which costs no pass; see `batch_norm.group_statistics`.
+            shift = running[0][0] if x.dtype == jnp.bfloat16 else None
+            mean, variance = batch_norm.group_statistics(x, self.group_images, shift) if train else running
             pooled = x if pool is None else pool(x)
             y = batch_norm.normalize(pooled, mean, variance, scale * sign, bias, BN_EPSILON)
         if train and not self.is_initializing():

@@ -96,6 +96,7 @@ def select(
     preactivation: bool = False,
     dropout: float | None = None,
     stochastic_depth: float = 0.0,
+    **strange: Any,
 ) -> Row:
     """Return the network of a config's `model` fields; see `arch.Arch` for those that are not here.
 
@@ -103,21 +104,28 @@ def select(
       name: a row of `ARCHS`; "" for the network of the next four arguments.
       family, depth, cardinality, bottleneck_width: see `by_depth`.
       dropout: replaces the row's rate, if it is set.
+      strange: fields of a checkpoint that are none of these.
 
     Raises:
-      UserError: there is no such row or no such depth, or the network does not support a setting.
+      UserError: there is no such row, depth or field, or the network does not support a setting.
     """
-    if name and name not in ARCHS:
-        raise UserError(unknown("model.name", name, ARCHS))
-    arch = ARCHS[name] if name else by_depth(depth, cardinality, bottleneck_width, family)
+    problems = [f"model.{field} is no field of a network that this version knows." for field in strange]
+    arch = ARCHS.get(name)
+    if name and arch is None:
+        problems.append(unknown("model.name", name, ARCHS, "resnext_jax.list_models() returns all."))
+    elif arch is None:
+        try:
+            arch = by_depth(depth, cardinality, bottleneck_width, family)
+        except UserError as error:
+            problems += error.problems
     changes: dict[str, Any] = {} if shortcut else {"shortcut": False}
     changes |= {"preactivation": True} if preactivation else {}
     changes |= {"stochastic_depth": stochastic_depth} if stochastic_depth else {}
-    problems = [
+    problems += [
         f"model.{field}={value}: {name} has no residual blocks. Leave it at {getattr(Arch, field)}, or take a ResNet "
         "or ResNeXt."
         for field, value in changes.items()
-        if not isinstance(arch, Arch)
+        if arch is not None and not isinstance(arch, Arch)
     ]
     if not 0 <= stochastic_depth < 1:
         problems.append(f"model.stochastic_depth={stochastic_depth} must be in [0, 1).")
@@ -130,12 +138,13 @@ def select(
         changes["dropout"] = dropout
         if not 0 <= dropout < 1:
             problems.append(f"model.dropout={dropout} must be in [0, 1).")
-        if not (isinstance(arch, VggArch) or (isinstance(arch, Arch) and arch.block == "basic")):
+        if arch and not (isinstance(arch, VggArch) or (isinstance(arch, Arch) and arch.block == "basic")):
             problems.append(
                 f"model.dropout={dropout}: only basic blocks (wrn28_10, resnet18, ...) and VGG have a place for "
                 "dropout. Leave it unset, or take one of them."
             )
     raise_all(problems)
+    assert arch is not None
     return dataclasses.replace(arch, **changes)
 
 

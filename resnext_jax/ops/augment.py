@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, UInt8
 
 from resnext_jax.ops.erase import erase
+from resnext_jax.ops.keys import seed_key
 
 Image = Float[Array, "height width channel"]
 
@@ -28,8 +29,8 @@ LUMA = (0.299, 0.587, 0.114)
 
 def image_keys(seed: int, step: Int[Array, ""], batch_size: int) -> Key[Array, " batch"]:
     """Return one key per image, a function of (seed, step, position in the global batch)."""
-    step_key = jax.random.fold_in(jax.random.key(seed), step)
-    return jax.vmap(partial(jax.random.fold_in, step_key))(jnp.arange(batch_size))
+    step_key = jax.random.fold_in(seed_key(seed), step)
+    return jax.vmap(partial(jax.random.fold_in, step_key))(jnp.arange(batch_size, dtype=jnp.int32))
 
 
 def normalize(
@@ -60,20 +61,20 @@ def color_jitter(key: Key[Array, ""], image: Image, strength: float) -> Image:
 def pca_lighting(key: Key[Array, ""], image: Image, std: float) -> Image:
     """Add `255 * V @ (a * lambda)` to every pixel, a ~ N(0, std) each (Krizhevsky et al. 2012, section 4.1)."""
     alpha = std * jax.random.normal(key, (3,), jnp.float32) * jnp.asarray(LIGHTING_EIGENVALUES, jnp.float32)
-    shift = jnp.asarray(LIGHTING_EIGENVECTORS, jnp.float32) @ alpha
+    shift = jnp.matmul(jnp.asarray(LIGHTING_EIGENVECTORS, jnp.float32), alpha, precision="highest")
     return image + 255.0 * shift[None, None]
 
 
 def flip(key: Key[Array, ""], image: Image) -> Image:
     """Mirror left and right with probability 1/2."""
-    return jnp.where(jax.random.bernoulli(key), image[:, ::-1], image)
+    return jnp.where(jax.random.bernoulli(key, jnp.float32(0.5)), image[:, ::-1], image)
 
 
 def pad_crop(key: Key[Array, ""], image: Image, pad_px: int) -> Image:
     """Pad with zeros on every side and crop the original size at a uniformly drawn place."""
-    top_left = jax.random.randint(key, (2,), 0, 2 * pad_px + 1)
+    top_left = jax.random.randint(key, (2,), 0, 2 * pad_px + 1, jnp.int32)
     padded = jnp.pad(image, ((pad_px, pad_px), (pad_px, pad_px), (0, 0)))
-    return jax.lax.dynamic_slice(padded, (top_left[0], top_left[1], 0), image.shape)
+    return jax.lax.dynamic_slice(padded, (top_left[0], top_left[1], jnp.int32(0)), image.shape)
 
 
 def make_augment(

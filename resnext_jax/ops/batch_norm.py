@@ -5,6 +5,7 @@ recipe sets the groups: images [0, g), [g, 2g), ... of the global batch, by a pl
 device, no communication is needed. Otherwise the partitioner adds it, and the numbers do not change.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -14,11 +15,18 @@ from jaxtyping import Array, Float
 
 
 def group_statistics(
-    x: Float[Array, "batch height width *channel"], group_images: int
+    x: Float[Array, "batch height width *channel"], group_images: int, shift: Float[Array, " channels"] | None = None
 ) -> tuple[Float[Array, "group channels"], Float[Array, "group channels"]]:
     """Return mean and biased variance of each channel over groups of `group_images` images, in one float32 pass.
 
     A group is consecutive images; 0 makes the whole batch one group. Channels in blocks are flattened.
+
+    The sums are those of `x - shift`: the difference of the mean square and the squared mean has few correct digits
+    where the mean is much larger than the standard deviation.
+
+    Args:
+      shift: a guess of the mean; by default the mean of the values in the middle of the images of each group. These
+        must be known before the pass begins, so that a TPU cannot compute the sums while it computes x.
 
     Raises:
       ValueError: the groups do not divide the batch.
@@ -26,17 +34,20 @@ def group_statistics(
     images = group_images or x.shape[0]
     if x.shape[0] % images:
         raise ValueError(f"a batch of {x.shape[0]} images does not divide into batch-norm groups of {images}")
-    return _per_group(_statistics, x.shape[0] // images, x)
+    return _per_group(functools.partial(_statistics, shift=shift), x.shape[0] // images, x)
 
 
 def _statistics(
-    x: Float[Array, "images height width *channel"],
+    x: Float[Array, "images height width *channel"], shift: Float[Array, " channels"] | None
 ) -> tuple[Float[Array, " channels"], Float[Array, " channels"]]:
-    x = x.astype(jnp.float32)
+    if shift is None:
+        shift = jax.lax.stop_gradient(x[:, x.shape[1] // 2, x.shape[2] // 2].astype(jnp.float32).mean(axis=0))
+    shift = shift.reshape(x.shape[3:])
+    x = x.astype(jnp.float32) - shift[None, None, None]
     mean = x.mean(axis=(0, 1, 2))
     # Clamped, because the difference may round below zero.
     variance = jnp.maximum(jnp.square(x).mean(axis=(0, 1, 2)) - jnp.square(mean), 0.0)
-    return mean.reshape(-1), variance.reshape(-1)
+    return (shift + mean).reshape(-1), variance.reshape(-1)
 
 
 def normalize(
@@ -52,17 +63,17 @@ def normalize(
     The arithmetic is float32; the result has the dtype of `x`. One row (running statistics) is for the whole batch.
     """
     factor = jax.lax.rsqrt(variance + epsilon) * scale[None]
-    offset = bias[None] - mean * factor
-    return _per_group(_scale_and_shift, mean.shape[0], x, factor, offset).reshape(x.shape)
+    return _per_group(functools.partial(_scale_and_shift, bias=bias), mean.shape[0], x, mean, factor).reshape(x.shape)
 
 
 def _scale_and_shift(
     x: Float[Array, "images height width *channel"],
+    mean: Float[Array, " channels"],
     factor: Float[Array, " channels"],
-    offset: Float[Array, " channels"],
+    bias: Float[Array, " channels"],
 ) -> Float[Array, "images height width *channel"]:
-    factor, offset = (row.reshape(1, 1, 1, *x.shape[3:]) for row in (factor, offset))
-    return (x.astype(jnp.float32) * factor + offset).astype(x.dtype)
+    mean, factor, bias = (row.reshape(1, 1, 1, *x.shape[3:]) for row in (mean, factor, bias))
+    return ((x.astype(jnp.float32) - mean) * factor + bias).astype(x.dtype)
 
 
 def _per_group(function: Callable, groups: int, x: Float[Array, "batch height width *channel"], *rows: Array) -> Any:

@@ -21,7 +21,7 @@ def layer_keys(keys: Key[Array, " batch"] | None, number: int) -> Key[Array, " b
 
 def dropout(x: Float[Array, "batch *dims"], keys: Key[Array, " batch"], rate: float) -> Float[Array, "batch *dims"]:
     """Return x, each value 0 with probability `rate`, and otherwise divided by `1 - rate`; see `layer_keys`."""
-    kept = jax.vmap(lambda key: jax.random.bernoulli(key, 1.0 - rate, x.shape[1:]))(keys)
+    kept = jax.vmap(lambda key: jax.random.bernoulli(key, jnp.float32(1.0 - rate), x.shape[1:]))(keys)
     return jnp.where(kept, x / (1.0 - rate), jnp.zeros((), x.dtype))
 
 
@@ -32,6 +32,6 @@ def stochastic_depth(
 
     Source: Huang et al. 2016 (arXiv 1603.09382). The scale is for training, as in timm; inference needs none.
     """
-    kept = jax.vmap(lambda key: jax.random.bernoulli(key, 1.0 - rate))(keys)
-    factor = jnp.where(kept, 1.0 / (1.0 - rate), 0.0).astype(x.dtype)
+    kept = jax.vmap(lambda key: jax.random.bernoulli(key, jnp.float32(1.0 - rate)))(keys)
+    factor = jnp.where(kept, jnp.float32(1.0 / (1.0 - rate)), 0.0).astype(x.dtype)
     return x * factor.reshape(-1, *[1] * (x.ndim - 1))

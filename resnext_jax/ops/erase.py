@@ -22,7 +22,7 @@ def erase(
     place; if there is none, the image is unchanged.
     """
     height, width = image.shape[:2]
-    drawn = jax.random.uniform(jax.random.fold_in(key, ERASE), (2 * NUM_TRIES + 3,))
+    drawn = jax.random.uniform(jax.random.fold_in(key, ERASE), (2 * NUM_TRIES + 3,), jnp.float32)
     chance, place, areas, aspects = drawn[0], drawn[1:3], drawn[3 : 3 + NUM_TRIES], drawn[3 + NUM_TRIES :]
     areas = height * width * _between(areas, *AREA_FRACTIONS)
     aspects = jnp.exp(_between(aspects, *map(math.log, ASPECTS)))
@@ -43,5 +43,5 @@ def _between(share: Array, low: float, high: float) -> Array:
 
 
 def _within(size: int, start: Array, length: Array) -> Bool[Array, " size"]:
-    places = jnp.arange(size)
+    places = jnp.arange(size, dtype=jnp.int32)
     return (places >= start) & (places < start + length)

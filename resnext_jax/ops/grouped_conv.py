@@ -139,8 +139,8 @@ def _block_diagonal(
     _, _, group_in_channels, out_channels = kernel.shape
     # Four dimensions throughout: broadcasting into seven is slow on a TPU.
     tiled = jnp.tile(kernel, (1, 1, merge, 1))
-    row = jnp.arange(merge * group_in_channels) // group_in_channels
-    column = jnp.arange(out_channels) // (out_channels // groups) % merge
+    row = jnp.arange(merge * group_in_channels, dtype=jnp.int32) // group_in_channels
+    column = jnp.arange(out_channels, dtype=jnp.int32) // (out_channels // groups) % merge
     return jnp.where((row[:, None] == column[None])[None, None], tiled, jnp.zeros((), kernel.dtype))
 
 

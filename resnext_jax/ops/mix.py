@@ -64,13 +64,13 @@ def _draw(
 ) -> tuple[Float[Array, "1 height width 1"], Float[Array, ""]]:
     """Return how much of its own value each pixel of a group keeps, and the weight of its own label."""
     share_key, key = jax.random.split(jax.random.fold_in(key, MIX))
-    choice, *place = jax.random.uniform(key, (3,))
+    choice, *place = jax.random.uniform(key, (3,), jnp.float32)
     both = mixup_alpha > 0 and cutmix_alpha > 0
     blends = choice < 0.5 if both else jnp.bool_(mixup_alpha > 0)
     alpha = jnp.where(blends, jnp.float32(mixup_alpha), jnp.float32(cutmix_alpha))
     share = jax.random.beta(share_key, alpha, alpha, (), jnp.float32)
     center = jnp.floor(jnp.stack(place) * jnp.array([height, width], jnp.float32)).astype(jnp.int32)
-    outside = jnp.where(box(share, center, height, width), 0.0, 1.0)
+    outside = jnp.where(box(share, center, height, width), jnp.float32(0.0), 1.0)
     kept = jnp.where(blends, share, outside)[None, :, :, None]
     return kept, jnp.where(blends, share, outside.mean())  # of what the borders left of the box
 
@@ -83,7 +83,7 @@ def box(share: Float[Array, ""], center: Int[Array, "2"], height: int, width: in
     half = 0.5 * jnp.sqrt(1.0 - share)
 
     def within(size: int, middle: Array) -> Array:
-        places, reach = jnp.arange(size), jnp.floor(half * size).astype(jnp.int32)
+        places, reach = jnp.arange(size, dtype=jnp.int32), jnp.floor(half * size).astype(jnp.int32)
         return (places >= middle - reach) & (places < middle + reach)
 
     return within(height, center[0])[:, None] & within(width, center[1])[None]

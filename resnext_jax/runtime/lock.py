@@ -13,8 +13,10 @@ from etils import epath
 
 from resnext_jax.errors import UserError
 from resnext_jax.files import in_bucket, write_whole
+from resnext_jax.json_files import WHOLE, parse_json
 
 RENEW_EVERY_S, STALE_AFTER_S, LOOK_AGAIN_S = 10.0, 60.0, 1.0
+HOLDER = {"token": str, "host": str, "pid": WHOLE, "since?": str, "machine?": (str, None), "command?": str}
 
 
 class Lock:
@@ -36,7 +38,7 @@ class Lock:
         until_s = time.monotonic() + STALE_AFTER_S
         if first and self._own["machine"] and first.get("machine") == self._own["machine"]:
             commands = [os.fsdecode(path.read_bytes()) for path in Path("/proc").glob(f"{first['pid']}/cmdline")]
-            if commands == [first["command"]]:  # not a dead one, nor another process that has its number now
+            if commands == [first.get("command")]:  # not a dead one, nor another process that has its number now
                 raise self._refused(first)
             until_s = 0.0
         elif first:
@@ -77,9 +79,16 @@ class Lock:
 
     def _other(self) -> dict | None:
         try:
-            holder = json.loads(self._path.read_text() or "{}")  # empty while it is created
+            holder = parse_json(self._path.read_bytes(), HOLDER)
         except FileNotFoundError:
             return None
+        except ValueError:  # empty while it is created, or damaged: an unknown run, which may still renew it
+            holder = {}
+        except OSError as error:
+            raise UserError(
+                f"{self._path} cannot be read: {error.strerror or error}. It says whether another run is at work in "
+                "that workdir: make it readable, or give another --workdir."
+            ) from error
         return None if holder.get("token") == self._own["token"] else {"token": "", **holder}
 
     def _refused(self, other: dict) -> UserError:

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from resnext_jax import streams
 from resnext_jax.errors import UserError
 
 NAMES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
@@ -122,7 +123,7 @@ def leave(status: int) -> NoReturn:
     waiting = threading.Thread(target=jax.distributed.shutdown, daemon=True)
     waiting.start()
     waiting.join(LEAVE_S)
-    sys.stdout.flush()
+    streams.flush()
     os._exit(status)
 
 

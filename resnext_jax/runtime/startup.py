@@ -23,7 +23,9 @@ def keep_compiled(directory: str | None) -> None:
         user: what lies there is run, so that it must not be anybody else's to write.
     """
     if directory is None and not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "resnext_jax"
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "resnext_jax"
+        if str(cache).startswith("~"):
+            return  # a user without a home and without a name
         # JAX does not ask on which processor a program for the CPU was compiled.
         directory = str(cache / f"compiled-{platform.machine()}-{_processor():08x}")
         try:

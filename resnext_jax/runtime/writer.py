@@ -12,6 +12,7 @@ from etils import epath
 
 from resnext_jax.errors import UserError
 from resnext_jax.files import cannot_write, in_bucket, write_whole
+from resnext_jax.json_files import WHOLE, check_form, parse_json
 
 # tensorboardX imports PyTorch if it is installed, only to accept its tensors. That takes longer than everything else
 # at start-up, so the import fails here.
@@ -26,6 +27,7 @@ finally:
 
 METRICS_FILE = "metrics.jsonl"
 TENSORBOARD = "tensorboard"
+ROW = {"step": WHOLE, "phase": str, str: float}  # form of a JSON value (`json_files.check_form`)
 
 
 class MetricsWriter:
@@ -115,11 +117,11 @@ def read_metrics(workdir: str) -> list[dict[str, Any]]:
     rows = []
     for number, line in enumerate(lines, start=1):
         try:
-            row = json.loads(line)
-            if not isinstance(row, dict) or "step" not in row:
-                raise ValueError("no row of metrics")
+            row = None
+            row = parse_json(line, dict)
+            check_form(row, ROW)
         except ValueError as error:
-            if number == len(lines):
+            if number == len(lines) and row is None:
                 break  # a kill in the middle of a write; what follows belongs to steps that are made again
             raise UserError(
                 f"line {number} of {path} cannot be read ({error}): {line[:80]!r}. Fix or remove that line, or move "

@@ -12,7 +12,7 @@ import jax
 from ml_collections import ConfigDict
 
 from resnext_jax import builders, sharding
-from resnext_jax.config.checks import evaluation_problems, training_problems
+from resnext_jax.config.checks import evaluation_problems, network_problems, training_problems
 from resnext_jax.data.sources import Source
 from resnext_jax.errors import UserError, raise_all
 from resnext_jax.evaluate import recompute, validation
@@ -61,10 +61,7 @@ class Classification:
         training: Source | None = None,
         validation: Source | None = None,
     ):
-        num_devices = place.mesh.size
-        raise_all(
-            training_problems(config, num_devices, place.process_count) + evaluation_problems(config, num_devices)
-        )
+        raise_all(problems_of(config, place) + recipe.length_problems(config, info))
         self.config, self.place, self.info, self._training, self._validation = config, place, info, training, validation
         self.model_name = recipe.model_name_of(config)
         self.title = f"{self.model_name} on {config.data.name}"
@@ -180,6 +177,13 @@ class Classification:
         )
 
 
+def problems_of(config: ConfigDict, place: Place) -> list[str]:
+    """Return what is wrong with a config on these devices, whatever the data are, one sentence each."""
+    num_devices = place.mesh.size
+    lines = training_problems(config, num_devices, place.process_count) + evaluation_problems(config, num_devices)
+    return lines + network_problems(config)
+
+
 def open_classification(config: ConfigDict, place: Place) -> Classification:
     """Open the data of a config and return the task of training on it.
 
@@ -188,7 +192,13 @@ def open_classification(config: ConfigDict, place: Place) -> Classification:
     """
     task, error = None, None
     try:
-        training, validation = builders.open_data(config, "train"), builders.open_data(config, "validation")
+        faults = problems_of(config, place)
+        if evaluation_problems(config, place.mesh.size):  # the data may not open with these
+            raise UserError(*faults)
+        try:
+            training, validation = builders.open_data(config, "train"), builders.open_data(config, "validation")
+        except UserError as caught:
+            raise UserError(*faults, *caught.problems) from caught
         task = Classification(config, place, training.info, training=training, validation=validation)
         task.state_shapes()  # an impossible network is found before anything is written
     except UserError as caught:

@@ -1,5 +1,6 @@
 """Starting from the weights of another run: what the checkpoint decides, what is taken from it, what is new."""
 
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -7,7 +8,16 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from resnext_jax.checkpoint import locate, read_description, read_variables, require_same_arrays
+from resnext_jax.checkpoint import (
+    DIRECTORY,
+    NETWORK,
+    absolute,
+    finished_steps,
+    locate,
+    read_description,
+    read_variables,
+    require_same_arrays,
+)
 from resnext_jax.errors import UserError
 from resnext_jax.sharding import Place, replicated
 from resnext_jax.types import PyTree, TrainState
@@ -16,8 +26,11 @@ HEAD = "classifier"  # the module that depends on the classes
 PREPROCESSING = {"image_size_px": 224, "resize_px": 256, "interpolation": "bicubic", "mean": None, "std": None}
 
 
-def fill_from_checkpoint(config: ConfigDict) -> ConfigDict:
-    """The config with every field that it leaves open (None) as `config.init_from` has it: network and preprocessing.
+def fill_from_checkpoint(config: ConfigDict, workdir: str) -> ConfigDict:
+    """Return the config with every field that it leaves open (None) as a checkpoint has it: network, preprocessing.
+
+    Args:
+      workdir: of the run. Its own newest checkpoint has the fields too; then `config.init_from` is not needed any more.
 
     Raises:
       UserError: there is no such checkpoint, or fields are open and none is given.
@@ -30,7 +43,7 @@ def fill_from_checkpoint(config: ConfigDict) -> ConfigDict:
                 "workdir of a run or what python -m resnext_jax.convert wrote."
             )
         return config
-    theirs = read_description(locate(config.init_from))["config"]
+    theirs = _own_config(workdir) or read_description(locate(config.init_from), NETWORK)["config"]
     filled = config.copy_and_resolve_references()
     with filled.unlocked(), filled.ignore_type():
         if config.model.name is None:
@@ -39,6 +52,15 @@ def fill_from_checkpoint(config: ConfigDict) -> ConfigDict:
             value = theirs["data"].get(name, PREPROCESSING[name])
             filled.data[name] = tuple(value) if isinstance(value, list) else value
     return filled
+
+
+def _own_config(workdir: str) -> dict[str, Any] | None:
+    """Return the config of the newest checkpoint of a run that can be read; None before its first one."""
+    directory = absolute(workdir) / DIRECTORY
+    for step in finished_steps(directory):
+        with contextlib.suppress(UserError):
+            return read_description(directory / str(step))["config"]
+    return None
 
 
 def initial_weights(
@@ -55,7 +77,7 @@ def initial_weights(
       UserError: arrays of the backbone are missing, extra or misshapen. The message names them with both shapes.
     """
     checkpoint = locate(init_from)
-    same_classes = read_description(checkpoint)["dataset"]["class_names"] == dataset["class_names"]
+    same_classes = read_description(checkpoint, NETWORK)["dataset"]["class_names"] == dataset["class_names"]
     left_out = () if same_classes else (HEAD,)
     theirs = read_variables(checkpoint, replicated(place.mesh))
     ours = {"params": _without(state.params, left_out), "batch_stats": state.batch_stats}

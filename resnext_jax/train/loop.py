@@ -21,7 +21,14 @@ from resnext_jax.train.cadence import cadence_of
 from resnext_jax.train.monitor import Monitor, open_monitor
 from resnext_jax.train.nans import NanDebugger
 from resnext_jax.train.task import Task
-from resnext_jax.train.workdir import RunWriter, check_shared, prepare_workdir, summarize, write_facts
+from resnext_jax.train.workdir import (
+    RunWriter,
+    check_shared,
+    prepare_workdir,
+    summarize,
+    warn_of_lost_rows,
+    write_facts,
+)
 from resnext_jax.types import PyTree, TrainState
 
 
@@ -39,7 +46,11 @@ def train(task: Task, config: ConfigDict, workdir: str, place: Place, environmen
     """
     log = say if place.is_primary else lambda line: None
     cadence = cadence_of(config, task.total_steps, task.steps_per_epoch)
-    description = {"config": json.loads(config.to_json_best_effort()), "dataset": task.dataset}
+    description = {
+        "config": json.loads(config.to_json_best_effort()),
+        "dataset": task.dataset,
+        "settings": resume.jax_settings(),
+    }
     with contextlib.ExitStack() as stack:
         notice = stack.enter_context(preemption.Preemption(place.process_count))
 
@@ -52,9 +63,10 @@ def train(task: Task, config: ConfigDict, workdir: str, place: Place, environmen
             task, checkpoints, newest, description, workdir, place, allow_changes=config.resume_changed, log=log
         )
         state = start.state
+        warn_of_lost_rows(workdir, start.lost_rows, log)
         if start.step >= task.total_steps and not (start.owes_evaluation or start.owes_final):
             log(f"{workdir} is done: {start.step:,} of {task.total_steps:,} steps.")
-            summarize(workdir, task, log)
+            summarize(workdir, task, log, start.lost_rows)
             return
         if start.step:
             log(f"resuming {workdir} at step {start.step:,} of {task.total_steps:,}")
@@ -63,7 +75,7 @@ def train(task: Task, config: ConfigDict, workdir: str, place: Place, environmen
         batches = stack.enter_context(contextlib.closing(task.batches(start.step)))
         if place.is_primary:
             write_facts(config, workdir, environment, state.params, task.model_name, log)
-        writer = RunWriter(workdir, task, checkpoints, description, lock, start.step)
+        writer = RunWriter(workdir, task, checkpoints, description, lock, start.step, start.lost_rows)
         stack.callback(writer.close)
         monitor = open_monitor(task, config, start, workdir, place, log)
         stack.callback(monitor.close)
@@ -99,7 +111,7 @@ def train(task: Task, config: ConfigDict, workdir: str, place: Place, environmen
         if start.owes_final:
             with monitor.paused():
                 writer.evaluate_finally(state.variables, max(start.step, task.total_steps))
-        summarize(workdir, task, log)
+        summarize(workdir, task, log, start.lost_rows)
 
 
 def open_workdir(workdir: str, place: Place) -> None:

@@ -1,5 +1,6 @@
 """The parts of a classification recipe that are not in `builders`: loss, length, schedule and optimizer."""
 
+import math
 from collections.abc import Callable
 
 import jax
@@ -8,7 +9,6 @@ from jaxtyping import Array
 from ml_collections import ConfigDict
 
 from resnext_jax import metrics, optim
-from resnext_jax.errors import UserError
 from resnext_jax.models import zoo
 from resnext_jax.ops.mix import Labels
 from resnext_jax.train.finetune import HEAD
@@ -65,20 +65,28 @@ def classification_loss(
 
 
 def total_steps_of(config: ConfigDict, info: DatasetInfo) -> int:
-    """Return the number of steps of the run.
-
-    Raises:
-      UserError: there is not one.
-    """
+    """Return the number of steps of the run; 0 if `length_problems` has something to say."""
     steps = config.num_steps
-    if steps is None:
-        steps = round(config.num_epochs * (info.num_images / config.batch_size))
+    return round(config.num_epochs * (info.num_images / config.batch_size)) if steps is None else steps
+
+
+def length_problems(config: ConfigDict, info: DatasetInfo) -> list[str]:
+    """Return what is wrong with the length of the run and of its warm-up, one sentence each.
+
+    Values that `config.checks` refuses are passed over.
+    """
+    epochs, warmup_epochs = config.num_epochs, config.schedule.warmup_epochs
+    if config.batch_size < 1 or not 0 < epochs < math.inf or (config.num_steps is not None and config.num_steps < 1):
+        return []
+    steps = total_steps_of(config, info)
     if steps < 1:
-        raise UserError(
-            f"num_epochs={config.num_epochs} of {info.num_images:,} images are not one step of batch_size="
-            f"{config.batch_size}: raise num_epochs, or set num_steps."
-        )
-    return steps
+        return [
+            f"num_epochs={epochs} of {info.num_images:,} images are not one step of batch_size={config.batch_size}: "
+            "raise num_epochs, or set num_steps."
+        ]
+    if not 0 <= warmup_epochs < math.inf:
+        return []
+    return optim.warmup_problems(warmup_epochs, info.num_images / config.batch_size, steps)
 
 
 def schedule_of(config: ConfigDict, steps_per_epoch: float, total_steps: int) -> optax.Schedule:

@@ -5,6 +5,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import jax
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
@@ -40,6 +41,9 @@ FREE = (
     "recompute_bn_images",
     "resume_changed",
 )
+# Settings of JAX that change a run although the program is the same, by their environment variables, and their usual
+# values. Dtypes, precisions and the kind of keys are explicit in the program.
+SETTINGS: dict[str, Any] = {"JAX_THREEFRY_PARTITIONABLE": True}  # False: other random numbers
 # The length of a run may change if the learning rate does not depend on it.
 LENGTH = ("num_epochs", "num_steps")
 
@@ -55,6 +59,7 @@ class StartPoint:
       losses: mean losses of the rows of training so far.
       owes_evaluation: the checkpoint of this step was saved, and its evaluation did not follow.
       owes_final: the row of the task's final phase is missing.
+      lost_rows: number of rows that were written before the checkpoint, and are gone.
     """
 
     state: TrainState
@@ -63,6 +68,12 @@ class StartPoint:
     losses: list[float]
     owes_evaluation: bool
     owes_final: bool
+    lost_rows: int = 0
+
+
+def jax_settings() -> dict[str, Any]:
+    """Return the values of SETTINGS in this process."""
+    return {name: getattr(jax.config, name.lower()) for name in SETTINGS}
 
 
 def claim(
@@ -114,7 +125,7 @@ def find_start(
 
     Args:
       newest: step of the newest intact checkpoint; None if there is none.
-      description: `config` and `dataset` of this start.
+      description: `config`, `dataset` and `settings` of this start.
       allow_changes: continue even if fields changed that change the trajectory.
 
     Raises:
@@ -124,6 +135,9 @@ def find_start(
     progress: dict[str, Any] = {}
     if newest is None:
         step, state = 0, task.initial_state(log)
+        for name, value in description["settings"].items():
+            if value != SETTINGS[name]:
+                log(f"note: {name} is {value!r}, which makes another run than the usual {SETTINGS[name]!r}")
     else:
         step, saved = newest, checkpoints.description(newest)
         check_whole(saved, newest, workdir)
@@ -141,6 +155,8 @@ def find_start(
     phases = {row["phase"] for row in rows if row["step"] == step}
     evaluation = not progress.get("evaluated", True) and "evaluate" not in phases
     final = task.final_phase is not None and not (step >= task.total_steps and task.final_phase in phases)
+    # Rows that a save follows; the evaluation of its step comes after it.
+    kept = sum(row["step"] < step or (row["step"] == step and row["phase"] == "train") for row in rows)
     return StartPoint(
         state=state,
         step=step,
@@ -148,6 +164,7 @@ def find_start(
         losses=[row["loss"] for row in rows if row["phase"] == "train" and row["step"] <= step and "loss" in row],
         owes_evaluation=bool(from_first_process(place, evaluation)),
         owes_final=bool(from_first_process(place, final)),
+        lost_rows=max(0, progress.get("rows", 0) - kept),
     )
 
 
@@ -183,7 +200,7 @@ def check_resumable(
     """Compare what a run is asked for with what its checkpoint was trained with.
 
     Args:
-      now: `config` and `dataset`, as in a checkpoint's JSON item.
+      now: `config`, `dataset` and `settings`, as in a checkpoint's JSON item. One without settings had the usual ones.
       before: those of the checkpoint.
       checkpoint: name of the checkpoint in messages.
       length_may_change: whether the number of steps may change.
@@ -194,7 +211,8 @@ def check_resumable(
       UserError: with every field that would change the trajectory, both values, and what to do.
     """
     ours, theirs = _fields(now), _fields(before)
-    changed = [name for name in sorted(ours.keys() | theirs.keys()) if ours.get(name) != theirs.get(name)]
+    names = sorted(ours.keys() | theirs.keys())
+    changed = [name for name in names if ours.get(name) != theirs.get(name, SETTINGS.get(name))]
     free = (*FREE, *(LENGTH if length_may_change else ()))
     refused = [name for name in changed if name in ours and name in theirs and not _is_free(name, free)]
     if refused and not allow:
@@ -216,7 +234,7 @@ def _is_free(name: str, free: tuple[str, ...]) -> bool:
 
 
 def _fields(description: dict[str, Any]) -> dict[str, Any]:
-    """Return every field of the config as `model.name`, and what the order of the images depends on."""
+    """Return every field of the config as `model.name`, the settings, and what the order of the images depends on."""
     num_images = description["dataset"].get("num_images")
     counted = {} if num_images is None else {"images in the training set": num_images}
-    return flatten_dict(description["config"], sep=".") | counted
+    return flatten_dict(description["config"], sep=".") | counted | description.get("settings", {})

@@ -1,10 +1,10 @@
 """The first state of a run: a function of (model, seed) alone."""
 
-import jax
 import jax.numpy as jnp
 import optax
 
 from resnext_jax.models.zoo import Network
+from resnext_jax.ops.keys import seed_key
 from resnext_jax.types import TrainState
 
 
@@ -24,7 +24,7 @@ def create_state(
       image_shape: (height, width, channel) of a training image; parameters depend on the channels alone.
       averages: whether to keep exponential moving averages.
     """
-    variables = model.init(jax.random.key(seed), jnp.zeros((1, *image_shape), jnp.float32), train=False)
+    variables = model.init(seed_key(seed), jnp.zeros((1, *image_shape), jnp.float32), train=False)
     params = variables["params"]
     return TrainState(
         step=jnp.zeros((), jnp.int32),

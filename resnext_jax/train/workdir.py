@@ -11,12 +11,12 @@ from clu import parameter_overview
 from etils import epath
 from ml_collections import ConfigDict
 
-from resnext_jax.checkpoint import DIRECTORY, Checkpoints
+from resnext_jax.checkpoint import DIRECTORY, Checkpoints, absolute
 from resnext_jax.errors import UserError
 from resnext_jax.files import write_whole
 from resnext_jax.runtime.curves import CURVES_FILE, draw_curves
 from resnext_jax.runtime.lock import Lock
-from resnext_jax.runtime.writer import MetricsWriter, read_metrics
+from resnext_jax.runtime.writer import METRICS_FILE, MetricsWriter, read_metrics
 from resnext_jax.sharding import Place, from_first_process, raise_if_any
 from resnext_jax.train.step import all_finite
 from resnext_jax.train.step_sums import not_finite
@@ -26,7 +26,7 @@ from resnext_jax.types import Metric, PyTree, TrainState
 
 def prepare_workdir(workdir: str) -> None:
     """Create the directory and test that it can be written, before any time is spent."""
-    path = epath.Path(workdir)
+    path = absolute(workdir)
     probe = path / f".probe-{time.time_ns()}"
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -99,9 +99,10 @@ class RunWriter:
     """Writes rows, checkpoints and evaluations. Only the primary process writes rows and curves.
 
     Args:
-      description: JSON item of every checkpoint: `config` and `dataset`.
+      description: JSON item of every checkpoint: `config`, `dataset` and `settings`.
       lock: lock of the workdir, which the primary process holds; None on the others.
       start_step: steps before this start. Later rows, which a killed run left, are removed.
+      lost_rows: number of earlier rows that are missing in the file of metrics.
     """
 
     def __init__(
@@ -112,12 +113,15 @@ class RunWriter:
         description: dict[str, Any],
         lock: Lock | None,
         start_step: int,
+        lost_rows: int = 0,
     ):
         self._workdir, self._task, self._checkpoints, self._description = workdir, task, checkpoints, description
         self._lock, self._metrics = lock, MetricsWriter(workdir, start_step) if lock else None
         self._is_finite = jax.jit(all_finite)
+        self._num_rows = lost_rows + len(read_metrics(workdir))
 
     def write_row(self, step: int, phase: str, scalars: dict[str, float]) -> None:
+        self._num_rows += 1
         if self._metrics:
             self._metrics.write(step, step / self._task.steps_per_epoch, phase, scalars)
 
@@ -132,7 +136,7 @@ class RunWriter:
         if self._metrics and self._lock:
             self._metrics.flush()
             self._lock.check()
-        self._checkpoints.save(state, self._description, progress)
+        self._checkpoints.save(state, self._description, progress | {"rows": self._num_rows})
 
     def evaluate(self, variables: PyTree, step: int) -> None:
         """Evaluate, and remember the score of the checkpoint of this step."""
@@ -157,9 +161,10 @@ class RunWriter:
             draw_curves(read_metrics(self._workdir), self._workdir, self._task.title, self._task.score)
 
 
-def summarize(workdir: str, task: Task, log: Callable[[str], None]) -> None:
-    """Print the last and the best evaluation, and where the results are."""
+def summarize(workdir: str, task: Task, log: Callable[[str], None], lost_rows: int = 0) -> None:
+    """Print the last and the best evaluation, where the results are, and how many rows are missing."""
     rows = read_metrics(workdir)
+    warn_of_lost_rows(workdir, lost_rows, log)
     evaluations = [row for row in rows if row["phase"] == "evaluate"]
     if not evaluations:
         return
@@ -173,6 +178,16 @@ def summarize(workdir: str, task: Task, log: Callable[[str], None]) -> None:
         log(f"{name:10}{row['step']:>10,}{row['epoch']:>9.2f}{_columns(row, task.metrics)}")
     log(line)
     log(f"checkpoints  {root / DIRECTORY}\ncurves       {root / CURVES_FILE}\n")
+
+
+def warn_of_lost_rows(workdir: str, lost_rows: int, log: Callable[[str], None]) -> None:
+    """Say how many rows of the metrics are missing, if any."""
+    if lost_rows:
+        log(
+            f"warning: {lost_rows:,} rows of {epath.Path(workdir) / METRICS_FILE} are missing: it was truncated or "
+            "removed after they were written. The weights are not affected. To have them, put a copy of the file in "
+            "its place before the next start; tensorboard/ has the same numbers."
+        )
 
 
 def _columns(row: dict[str, Any], metrics: Sequence[Metric]) -> str:

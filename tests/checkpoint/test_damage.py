@@ -3,6 +3,8 @@
 import functools
 import re
 import resource
+import shutil
+import threading
 from typing import Any
 
 import jax
@@ -119,6 +121,42 @@ def test_the_newest_is_set_aside_and_the_one_before_is_used(workdir, damage):
     assert f"moved to {workdir / 'damaged_checkpoints' / '8-2'}" in said[1]
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "said", "reads"),
+    [
+        ("20240501", "copy", "20240501: holds the checkpoint of step 8", False),
+        ("0012", "copy", "0012: a step is written 12", False),
+        ("2024", "empty", "2024: no checkpoint", False),
+        ("9", "file", "9: no checkpoint", False),
+        ("5", "copy", "5: holds the checkpoint of step 8", True),  # what is older is not read
+        ("best", "copy", None, True),
+        ("8 copy", "empty", None, True),
+    ],
+)
+def test_a_number_must_be_the_step_of_its_checkpoint(workdir, name, content, said, reads):
+    """Orbax would take it for a step: a run would go on there, and remove what is older."""
+    checkpoints = workdir / "checkpoints"
+    if content == "copy":
+        shutil.copytree(checkpoints / "8", checkpoints / name)
+    else:
+        (checkpoints / name).mkdir() if content == "empty" else (checkpoints / name).write_text("notes")
+    before = tiny.digests(workdir)
+    if said is None:
+        assert newest_sound(str(workdir), pytest.fail) == 8
+    else:
+        with pytest.raises(UserError, match=said):
+            newest_sound(str(workdir), pytest.fail)
+    if reads:
+        assert locate(str(workdir)) == checkpoints / "8"
+    else:
+        with pytest.raises(UserError, match=said):
+            locate(str(workdir))
+        if name == "20240501":
+            with pytest.raises(UserError, match="holds the checkpoint of step 8"):
+                locate(str(checkpoints / name))
+    assert tiny.digests(workdir) == before
+
+
 def test_where_none_is_sound_nothing_is_moved(workdir):
     truncate(workdir / "checkpoints" / "8")
     lose_a_file(workdir / "checkpoints" / "4")
@@ -182,6 +220,24 @@ def test_a_disk_that_is_full_from_the_start(tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert list((tmp_path / "run").iterdir()) == []
+
+
+def test_a_directory_that_cannot_be_made_is_said_at_once(tmp_path):
+    """Threads of orbax would wait ten minutes for it, and Python at its end for them."""
+    before = set(threading.enumerate())
+    (tmp_path / "checkpoints").write_text("in the way")
+    with pytest.raises(UserError, match="checkpoints could not be written to"):
+        Checkpoints(str(tmp_path), keep_newest=9, keep_best=0)
+    (tmp_path / "checkpoints").unlink()
+    checkpoints = Checkpoints(str(tmp_path), keep_newest=9, keep_best=0)
+    (tmp_path / "checkpoints").rmdir()
+    (tmp_path / "checkpoints").write_text("in the way")
+    with pytest.raises(UserError, match="the checkpoint of step 12 could not be written"):
+        checkpoints.save(state_of(12, 1), DESCRIPTION, PROGRESS)
+    checkpoints.close()
+    for thread in set(threading.enumerate()) - before:
+        thread.join(timeout=10)
+        assert thread.daemon or not thread.is_alive()
 
 
 GLOO = "UNKNOWN: Gloo AllGather failed: Connection reset by peer"

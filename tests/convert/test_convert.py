@@ -3,11 +3,15 @@
 import dataclasses
 import importlib
 import json
+import re
+import shutil
 import struct
+import time
 from collections import OrderedDict
 
 import numpy as np
 import pytest
+import tiny
 import torch
 from PIL import Image
 from sklearn.datasets import load_sample_images
@@ -23,6 +27,7 @@ from resnext_jax.models import zoo
 from resnext_jax.models.arch import Arch
 from resnext_jax.models.densenet import DenseNetArch
 from resnext_jax.models.vgg import VggArch
+from resnext_jax.runtime.lock import Lock
 from resnext_jax.types import TrainState
 
 MEAN, STD = np.array([0.485, 0.456, 0.406], np.float32), np.array([0.229, 0.224, 0.225], np.float32)
@@ -143,9 +148,30 @@ def test_published_networks_of_torchvision(tmp_path, torchvision, name):
     assert_close(net(images), torch_logits(network, images))
     assert net.class_names[:2] == ("tench", "goldfish")
     assert net.config["data"]["resize_px"] == (256 if name == "resnet18" else 232)
+    weights = torchvision.models.get_model_weights(name)[f"IMAGENET1K_V{1 if name == 'resnet18' else 2}"]
+    same_pixels(net, weights, [(height, width) for height in (300, 375, 401) for width in range(300, 501)])
     if name == "resnet18":
         assert main(["checkpoint", out, "--to=torchvision", f"--out={tmp_path / 'back.pth'}"]) == 0
         same_files(tmp_path / "net.pth", tmp_path / "back.pth")
+
+
+def same_pixels(net, weights, sizes):
+    """Asserts that images of these sizes are prepared as torchvision's transforms of `weights` do."""
+    transforms, rng = weights.transforms(mean=(0, 0, 0), std=(1, 1, 1)), np.random.default_rng(0)
+    for height, width in sizes:
+        pixels = rng.integers(0, 256, (height, width, 3), np.uint8)
+        want = np.rint(255 * transforms(Image.fromarray(pixels)).permute(1, 2, 0).numpy())
+        np.testing.assert_array_equal(net.preprocess(pixels)[0], want, err_msg=f"{height} x {width}")
+
+
+@pytest.mark.parametrize("their", ["torchvision", "timm"])
+def test_images_are_prepared_as_by_torchvision(tmp_path, torchvision, tiny_torchvision, their):
+    """Half a pixel of margin is rounded to even; 232 * 341 / 319 is 248."""
+    net = resnext_jax.load(converted(tmp_path, tiny_torchvision("tiny_resnext"), "tiny_resnext", their=their))
+    weights = torchvision.models.ResNet50_Weights
+    for version in (weights.IMAGENET1K_V1, weights.IMAGENET1K_V2):
+        net.config["data"].update(resize_px=version.transforms().resize_size[0], interpolation="bilinear")
+        same_pixels(net, version, [(375, 500), (500, 333), (319, 341), (300, 301), (224, 225)])
 
 
 def write_safetensors(path, arrays):
@@ -193,7 +219,15 @@ def save_as_ours(workdir, network, step, class_names):
     variables = to_variables(entries, arrays, file="memory", model="tiny_resnext")
     state = TrainState(np.int32(step), variables["params"], variables["batch_stats"], ())
     checkpoints = Checkpoints(str(workdir), keep_newest=1, keep_best=0)
-    config = {"model": {"name": "tiny_resnext"}, "evaluate": {"batch_size": 256}, "data": {"mean": [1.0, 2.0, 3.0]}}
+    sizes = {"image_size_px": 32, "resize_px": 32, "crop": "none", "mean": [1.0, 2.0, 3.0], "std": [1.0, 1.0, 1.0]}
+    config = {
+        "model": {"name": "tiny_resnext"},
+        "conv_impl": "auto",
+        "compute_dtype": "float32",
+        "bn_group_images": 32,
+        "data": {"name": "builtin", "dir": None, "num_threads": 0, **sizes},
+        "evaluate": {"batch_size": 256},
+    }
     dataset = {"name": "folder", "class_names": class_names}
     checkpoints.save(state, {"config": config, "dataset": dataset})
     checkpoints.close()
@@ -285,6 +319,40 @@ def test_wrong_arrays_are_named_with_both_sides(refused, tiny_torchvision):
         assert line in text
 
 
+@pytest.mark.parametrize("kind", ["pth", "safetensors", "checkpoint"])
+def test_values_that_no_network_has_are_named(refused, tmp_path, tiny_torchvision, capsys, kind):
+    network = tiny_torchvision("tiny_resnext")
+    state = network.state_dict()
+    state["conv1.weight"][1, 2, 3, 4] = float("nan")
+    state["bn1.running_var"][[3, 5]] = -0.1
+    state["bn1.running_mean"][3] = -0.1
+    state["fc.bias"][4] = 1.47e38
+    if kind == "checkpoint":
+        save_as_ours(tmp_path / "run", network, 9, list("abcde"))
+        assert main(["checkpoint", str(tmp_path / "run"), "--to=torchvision", f"--out={tmp_path / 'x.pth'}"]) == 2
+        assert not (tmp_path / "x.pth").exists()
+        text = " ".join(capsys.readouterr().err.split())
+    else:
+        file = "FILE" if kind == "pth" else str(tmp_path / "net.safetensors")
+        write_safetensors(tmp_path / "net.safetensors", {name: tensor.numpy() for name, tensor in state.items()})
+        text = refused("torchvision", file, "--model=tiny_resnext", state=state)
+    for line in (
+        "conv1.weight: 1 of 9,408 values, the first nan at [1, 2, 3, 4]",
+        "bn1.running_var: 2 of 64 values, the first -0.1 at [3]",
+        "fc.bias: 1 of 5 values, the first 1.47e+38 at [4]",
+    ):
+        assert line in text
+    assert "running_mean" not in text
+
+
+def test_an_array_under_an_old_and_a_new_name(refused, tiny_torchvision):
+    state = tiny_torchvision("tiny_densenet").state_dict()
+    new = "features.denseblock1.denselayer1.norm1.weight"
+    state[new.replace("norm1", "norm.1")] = state[new]
+    text = refused("torchvision", "FILE", "--model=tiny_densenet", state=state)
+    assert "under its old and its new name" in text
+
+
 def test_wrong_models(refused, tiny_torchvision):
     state = tiny_torchvision("tiny_resnext").state_dict()
     text = refused("torchvision", "FILE", "--model=resnet18", state=state)
@@ -337,9 +405,75 @@ def test_class_names(refused, tiny_torchvision, tmp_path, capsys):
     arguments = ["torchvision", str(tmp_path / "net.pth"), "--model=tiny_resnext", f"--out={tmp_path / 'out'}"]
     assert main([*arguments, f"--class_names={names}"]) == 0
     assert resnext_jax.load(str(tmp_path / "out")).class_names == tuple("abcde")
+    before = tiny.digests(tmp_path / "out")
     capsys.readouterr()
     assert main(arguments) == 2
-    assert "holds checkpoints already" in capsys.readouterr().err
+    assert "holds checkpoints already (with other --class_names)" in capsys.readouterr().err
+    names.write_bytes("\ufeffa \r\nb\r\n\tc\r\nd\r\ne\r\n\r\n".encode())
+    assert main([*arguments, f"--class_names={names}"]) == 0
+    assert "has been converted from the same file before" in capsys.readouterr().out
+    assert tiny.digests(tmp_path / "out") == before
+
+
+@pytest.mark.parametrize("left", ["nothing", "an empty directory", "half a checkpoint"])
+def test_a_conversion_that_was_killed_is_completed(tmp_path, tiny_torchvision, left):
+    out = converted(tmp_path, tiny_torchvision("tiny_resnext"), "tiny_resnext")
+    arguments = ["torchvision", str(tmp_path / "net.pth"), "--model=tiny_resnext", f"--out={out}"]
+    directory, want = tmp_path / "tiny_resnext" / "checkpoints", resnext_jax.load(out)
+    if left == "half a checkpoint":
+        (directory / "0").rename(directory / "0.orbax-checkpoint-tmp")
+        (directory / "0.orbax-checkpoint-tmp" / "checksums.json").unlink()
+        dead = Lock(out, print)._own | {"command": "python\0gone\0", "token": "t"}
+        (tmp_path / "tiny_resnext" / "run.lock").write_text(json.dumps(dead))
+    else:
+        shutil.rmtree(directory)
+        directory.mkdir() if left == "an empty directory" else None
+    assert main(arguments) == 0
+    assert [path.name for path in directory.iterdir()] == ["0"]
+    assert [path.name for path in directory.parent.iterdir()] == ["checkpoints"]
+    images = images_of(1, 32, 32)
+    np.testing.assert_array_equal(resnext_jax.load(out)(images), want(images))
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ("another file", "of another file"),
+        ("a run", r"\(9\)"),
+        ("an unfinished run", "an unfinished one of a run"),
+        ("damage", "is damaged .*Remove"),
+    ],
+)
+def test_other_checkpoints_are_left_as_they_are(tmp_path, tiny_torchvision, capsys, change, problem):
+    network, out = tiny_torchvision("tiny_resnext"), tmp_path / "tiny_resnext"
+    if change == "a run":
+        save_as_ours(out, network, 9, list("abcde"))
+    else:
+        converted(tmp_path, network, "tiny_resnext")
+    if change == "an unfinished run":
+        (out / "checkpoints" / "0").rename(out / "checkpoints" / "0.orbax-checkpoint-tmp")
+        (out / "config.json").write_text("{}")
+    elif change == "damage":
+        (out / "checkpoints" / "0" / "variables" / "manifest.ocdbt").unlink()
+    elif change == "another file":
+        network.fc.bias.data += 1
+    torch.save(network.state_dict(), tmp_path / "net.pth")
+    before = tiny.digests(out)
+    capsys.readouterr()
+    assert main(["torchvision", str(tmp_path / "net.pth"), "--model=tiny_resnext", f"--out={out}"]) == 2
+    assert re.search(problem, " ".join(capsys.readouterr().err.split()))
+    assert tiny.digests(out) == before
+
+
+@pytest.mark.slow
+def test_many_classes_are_converted_in_seconds(tmp_path, tiny_torchvision):
+    network = tiny_torchvision("tiny_resnext")
+    network.fc = torch.nn.Linear(512 * 4, 100_000)
+    (tmp_path / "names").write_text("".join(f"n{number:08}\n" for number in range(100_000)))
+    began_s = time.monotonic()
+    out = converted(tmp_path, network, "tiny_resnext", f"--class_names={tmp_path / 'names'}")
+    assert resnext_jax.load(out).class_names[99_999] == "n00099999"
+    assert time.monotonic() - began_s < 60
 
 
 # ---- Use
@@ -420,13 +554,13 @@ def test_protocols_of_converted_weights(tmp_path, tiny_torchvision, run_main, na
         def scaled(width, height, photo=photo):
             return np.asarray(Image.fromarray(photo).resize((width, height), Image.Resampling.BILINEAR))
 
-        whole = scaled(109, 73)  # 9 and 45 beside a crop, 5 and 23 before
-        places = ((5, 23), (0, 0), (0, 45), (9, 0), (9, 45))
+        whole = scaled(109, 73)  # 9 and 45 beside a crop; before it 4 and 22, as torchvision rounds 4.5 and 22.5
+        places = ((4, 22), (0, 0), (0, 45), (9, 0), (9, 45))
         crops = [side[top : top + 64, left : left + 64] for side in (whole, whole[:, ::-1]) for top, left in places]
         expected["ten_crop"].append(torch_logits(network, np.stack(crops)).mean(0))
         expected["center"].append(torch_logits(network, crops[0][None])[0])
-        # 320 of 365 and 547 px: margins of 22.5 and 113.5, of which the larger half comes before.
-        expected["center_320"].append(torch_logits(network, scaled(547, 365)[None, 23:343, 114:434])[0])
+        # 320 of 365 and 547 px: margins of 22.5 and 113.5, which torchvision rounds to 22 and 114.
+        expected["center_320"].append(torch_logits(network, scaled(547, 365)[None, 22:342, 114:434])[0])
         scores = []
         # 640 of 427 px are 10 sevenths of the short side and a little more, which is cut off.
         scales = (64, 95, 91, 2), (73, 109, 104, 3), (109, 163, 155, 4), (137, 205, 195, 5), (182, 272, 260, 6)

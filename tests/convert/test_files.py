@@ -5,6 +5,8 @@ import os
 import pickle
 import struct
 import sys
+import warnings
+import zipfile
 
 import ml_dtypes
 import numpy as np
@@ -56,8 +58,9 @@ def test_states_of_torch(tmp_path, new_format):
     assert all(
         torch.equal(back[name], tensor.data) and back[name].dtype == tensor.dtype for name, tensor in state.items()
     )
+    write_torch(str(written), arrays)  # the same again is done already
     with pytest.raises(UserError, match=r"y\.pth exists"):
-        write_torch(str(written), arrays)
+        write_torch(str(written), dict(reversed(arrays.items())))
 
 
 @pytest.mark.parametrize("wrap", [{"state_dict": 1, "epoch": 3}, {"model": 1, "args": {"lr": 0.1}}])
@@ -115,13 +118,69 @@ def test_torch_files_cut_short(tmp_path, new_format):
     assert "Is a directory" in message(tmp_path)
 
 
+@pytest.mark.parametrize("crc32", [True, False])
+def test_a_flipped_bit_is_found_by_the_crc_32(tmp_path, crc32):
+    """PyTorch reads it; files written without CRC-32s (an option of PyTorch) can only be trusted."""
+    path, values = tmp_path / "x.pth", torch.full((1000,), 0.318)
+    before = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(crc32)
+    torch.save({"a": values}, path)
+    torch.serialization.set_crc32_options(before)
+    np.testing.assert_array_equal(read_arrays(str(path))["a"], values.numpy())
+    content = bytearray(path.read_bytes())
+    content[content.index(values.numpy().tobytes()) + 4 * 500 + 3] ^= 1 << 6
+    path.write_bytes(content)
+    assert torch.load(path, weights_only=True)["a"][500] > 1e37
+    if crc32:
+        assert "is damaged" in message(path)
+        assert "CRC-32" in message(path)
+
+
+def rewritten(path, change):
+    """Writes the zip of a PyTorch file anew, its entries changed by `change(names to contents)`."""
+    torch.save({"a": torch.ones(1000)}, path)
+    with zipfile.ZipFile(path) as file:
+        entries = [(name, file.read(name)) for name in file.namelist()]
+    return change(entries)
+
+
+def test_a_zip_with_two_entries_of_a_name(tmp_path):
+    path = tmp_path / "x.pth"
+    entries = rewritten(path, lambda entries: [*entries, ("x/data/0", bytes(4000))])
+    with warnings.catch_warnings(), zipfile.ZipFile(path, "w") as file:
+        warnings.simplefilter("ignore")
+        for name, content in entries:
+            file.writestr(name, content)
+    assert "2 entries 'x/data/0'" in message(path)
+
+
+def test_a_zip_that_claims_to_be_much_larger(tmp_path):
+    path = tmp_path / "x.pth"
+    entries = rewritten(path, lambda entries: [*entries, ("x/bomb", bytes(10_000_000))])
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        for name, content in entries:
+            file.writestr(name, content)
+    assert "4 times its size" in message(path)
+
+
+def test_a_tensor_of_one_repeated_value_takes_no_memory(tmp_path):
+    torch.save({"a": torch.ones(1).expand(2**40)}, tmp_path / "x.pth")
+    assert read_arrays(str(tmp_path / "x.pth"))["a"].shape == (2**40,)
+
+
 @pytest.mark.parametrize("content", [[torch.ones(2)], torch.ones(2), {1: torch.ones(2)}, 3.0])
 def test_no_tensors_by_name(tmp_path, content):
     torch.save(content, tmp_path / "x.pth")
     assert "no tensors by name" in message(tmp_path / "x.pth")
 
 
-@pytest.mark.parametrize("value", [3, "text", [torch.ones(2)], torch.ones(2).to_sparse()])
+@pytest.mark.parametrize(
+    "value",
+    [
+        *(3, "text", [torch.ones(2)], torch.ones(2).to_sparse(), torch.empty(2, device="meta")),
+        *(torch.ones(2).to(torch.float8_e4m3fn), torch.tensor([1j]).conj()),
+    ],
+)
 def test_no_plain_tensor(tmp_path, value):
     torch.save({"a": value}, tmp_path / "x.pth")
     assert "a is a" in message(tmp_path / "x.pth")
@@ -180,6 +239,21 @@ def test_safetensors(tmp_path):
         ({"a": entry("F32", [-1], 0, -4)}, bytes(4), None),
         ({"a": entry("F32", ["1"], 0, 4)}, bytes(4), None),
         ({"a": entry("F32", [1], 0, 4)}, bytes(8), None),
+        ({"a": entry("F32", [1], 4, 8)}, bytes(8), None),  # a hole at the beginning
+        ({"a": entry("F32", [1], 0, 4), "b": entry("F32", [1], 8, 12)}, bytes(12), None),
+        ({"a": entry("F32", [2], 0, 8), "b": entry("F32", [1], 4, 8)}, bytes(8), None),  # overlapping
+        ({"a": entry("F32", [1], 0, 4), "b": entry("F32", [1], 0, 4)}, bytes(4), None),
+        (b'{"a": %(a)s, "a": %(a)s}' % {b"a": json.dumps(entry("F32", [1], 0, 4)).encode()}, bytes(4), None),
+        ({"a": entry("F32", [2**62], 0, 2**64)}, bytes(4), None),
+        ({"a": entry("F32", [0, 2**62], 0, 0)}, b"", None),
+        ({"a": entry("F32", [2**70, 0], 0, 0)}, b"", None),
+        ({"a": entry("F32", [1] * 100_000, 0, 4)}, bytes(4), None),
+        ({"a": entry("F32", [True], 0, 4)}, bytes(4), None),
+        ({"a": entry("F32", [1], "0", "4")}, bytes(4), None),
+        ({"a": {"dtype": ["F32"], "shape": [1], "data_offsets": [0, 4]}}, bytes(4), None),
+        ({"a": entry("F32", [1], 0, 4), "__metadata__": {"format": 1}}, bytes(4), None),
+        (b'{"a":' * 50_000, b"", None),
+        (b" {}", b"", None),
     ],
 )
 def test_broken_safetensors(tmp_path, header, data, length):

@@ -112,6 +112,16 @@ def nested(depth):
     return bytes(Writer().write(value).out)
 
 
+def test_numbers_of_a_tensor_that_do_not_matter(tmp_path):
+    """The stride of one element, and sizes beside a zero."""
+    for changes, shape in (
+        ({"sizes": [1], "strides": [2**62]}, (1,)),
+        ({"sizes": [0, 2**62], "strides": [1, 1]}, (0,)),
+    ):
+        (tmp_path / "x.t7").write_bytes(broken_tensor(dims=len(changes["sizes"]), **changes))
+        assert read_torch7(str(tmp_path / "x.t7")).shape == shape
+
+
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
@@ -129,8 +139,10 @@ def nested(depth):
         (broken_tensor(sizes=[2**62], strides=[0]), "does not lie within its storage"),
         (broken_tensor(dims=-1), "has -1 dimensions"),
         (broken_tensor(dims=99), "has 99 dimensions"),
+        (broken_tensor(sizes=[2**62], count=0), "does not lie within its storage"),
+        (broken_tensor(dims=2, sizes=[2**62, 4], strides=[2**62, 1]), "does not lie within its storage"),
         (broken_tensor(count=2**62), "it ends at byte"),
-        (broken_tensor(count=-1), "it ends at byte"),
+        (broken_tensor(count=-1), "the sizes"),
         (bytes(Writer().int32(4).int32(1).class_name("torch.QuantumTensor").out), "class torch.QuantumTensor"),
         (bytes(Writer().int32(4).int32(1).class_name("nn.Linear").write("no table").out), "has no table of fields"),
     ],
@@ -221,6 +233,34 @@ def test_a_bias_of_zeros_is_none(tmp_path):
     network = changed(lambda modules: modules[0].fields.update(bias=np.zeros(8, np.float32)))
     file = write(tmp_path / "net.t7", network)
     assert main(["torch7", file, "--model=tiny_resnext", f"--out={tmp_path / 'out'}"]) == 0
+
+
+def shared(levels, fanout=2):
+    """An empty module that a network holds fanout ** levels times, in a few bytes."""
+    module = Obj("nn.Identity")
+    for _ in range(levels):
+        module = Obj("nn.Sequential", modules=[module] * fanout)
+    return module
+
+
+@pytest.mark.parametrize(
+    ("network", "problem"),
+    [
+        (shared(40), "more than 100,000 modules"),
+        (shared(2, 1000), "more than 100,000 modules"),
+        (Obj("nn.Sequential", modules="text"), "is nothing more there"),
+        (Obj("nn.Sequential", modules=np.ones(3, np.float32)), "is nothing more there"),
+        (Obj("nn.SpatialConvolution", kW=shared(40), kH=shared(40), nInputPlane="3"), r"\(Module, Module\)"),
+        (Obj("nn.SpatialBatchNormalization", eps=np.ones(2)), "epsilon ndarray"),
+        (Obj("nn.SpatialMaxPooling", ceil_mode=np.ones(2)), "max pool"),
+        (Obj("nn.SpatialConvolution", kW=float("nan"), kH=float("inf"), weight=np.ones((2, 2))), "conv"),
+        (Obj("nn." + 10_000 * "x"), "has a x+ .module"),
+    ],
+)
+def test_hostile_networks(tmp_path, network, problem):
+    with pytest.raises(UserError, match=problem) as error:
+        convert("torch7", write(tmp_path / "net.t7", network), "tiny_resnext", str(tmp_path / "out"))
+    assert len(str(error.value)) < 1000
 
 
 def test_a_network_that_holds_itself(tmp_path):

@@ -32,9 +32,9 @@ def jpeg(number: int, width: int = 64, height: int = 48) -> bytes:
     return stream.getvalue()
 
 
-def png(width: int, height: int, *chunks: tuple[bytes, bytes], bits: int = 1, colour_type: int = 0) -> bytes:
+def png(width: int, height: int, *chunks: tuple[bytes, bytes], bits=1, colour_type=0, interlaced=False) -> bytes:
     """A PNG with these chunks between its header and its end, by default of black and white."""
-    header = struct.pack(">IIBBBBB", width, height, bits, colour_type, 0, 0, 0)
+    header = struct.pack(">IIBBBBB", width, height, bits, colour_type, 0, 0, interlaced)
     data = b"\x89PNG\r\n\x1a\n"
     for kind, body in ((b"IHDR", header), *chunks, (b"IEND", b"")):
         data += struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))

@@ -5,12 +5,14 @@ import io
 import json
 import logging
 import pathlib
+import re
 import struct
 import zlib
 from typing import Any
 
 import numpy as np
 import pytest
+import simplejpeg
 from PIL import Image
 
 from resnext_jax.data import pipeline, stream
@@ -56,7 +58,7 @@ def corrupted() -> dict[str, bytes]:
     strangers = (
         *(b"hello", b"<html>404 Not Found</html>", b"%PDF-1.7\n%\xe2\xe3", b"%!PS-Adobe-3.0 EPSF-3.0\n(x) show\n"),
         *(tar_of({"x": b"y"}), gzip.compress(jpeg(0)), b"\0\0\0\x20ftypisom", b"RIFF\x24\0\0\0WAVEfmt "),
-        *(encoded("WEBP"), encoded("ICNS"), b"\xff\xd8", b"\xff\xd8\xff\xe0", bytes(1000), rng.bytes(1000)),
+        *(encoded("JPEG2000"), encoded("ICNS"), b"\xff\xd8", b"\xff\xd8\xff\xe0", bytes(1000), rng.bytes(1000)),
     )
     files |= {f"wrong_type-{number}": strangers[number % len(strangers)] for number in range(30)}
     huge = (
@@ -93,14 +95,30 @@ def folder(tmp_path_factory) -> pathlib.Path:
     return root
 
 
+def is_damaged(data: bytes) -> bool:
+    """By what Pillow does not report: checksums of a PNG's chunks, and libjpeg's first warning."""
+    if data.startswith(b"\x89PNG"):
+        at = 8
+        while at + 8 <= len(data):
+            length, kind = struct.unpack_from(">I4s", data, at)
+            at += 12 + length
+            if kind.isupper() and zlib.crc32(data[at - 8 - length : at - 4]) != int.from_bytes(data[at - 4 : at]):
+                return True
+    try:
+        simplejpeg.decode_jpeg(data)
+    except ValueError as error:
+        return bool(re.search("premature end|bad Huffman", str(error)))
+    return False
+
+
 def is_readable(path: pathlib.Path) -> bool:
-    """By Pillow alone."""
+    """By Pillow, and not damaged."""
     try:
         with Image.open(path, formats=("JPEG", "PNG", "GIF")) as image:
             image.convert("RGB").load()
     except Exception:
         return False
-    return True
+    return not is_damaged(path.read_bytes())
 
 
 def names_in(texts: list[str], folder: pathlib.Path) -> list[str]:

@@ -1,13 +1,18 @@
 """decode.py against Pillow-written files, the crop's definition, and PyTorch's bicubic."""
 
 import io
+import pathlib
+import struct
+import subprocess
+import sys
+import tracemalloc
 import zlib
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from resnext_jax.data import decode
+from resnext_jax.data import decode, partial
 from resnext_jax.errors import UserError
 from tests.data.archives import PHOTOS, png
 
@@ -193,6 +198,139 @@ def test_a_broken_image_is_named(data):
             read(data, "class/broken.jpg")
 
 
+def small_jpeg(**options) -> bytes:
+    """133 rows, as of a thumbnail."""
+    return encoded(Image.fromarray(PHOTOS[0][:133, :200]), "JPEG", quality=90, **options)
+
+
+PLAIN, MIDDLE = small_jpeg(), len(small_jpeg()) // 2
+DAMAGED = {
+    **{f"{percent} % and an end": PLAIN[: len(PLAIN) * percent // 100] + b"\xff\xd9" for percent in (60, 30, 10)},
+    "40 bytes of another scan": PLAIN[:MIDDLE] + b"\xff\xd8" * 20 + PLAIN[MIDDLE + 40 :],
+    "an end in the middle": PLAIN[:MIDDLE] + b"\xff\xd9" + PLAIN[MIDDLE + 2 :],
+    "progressive": small_jpeg(progressive=True)[:2500] + b"\xff\xd9",
+    "gray": encoded(Image.fromarray(PHOTOS[0]).convert("L"), "JPEG")[:20_000] + b"\xff\xd9",
+    "CMYK": encoded(Image.fromarray(PHOTOS[0]).convert("CMYK"), "JPEG")[:20_000] + b"\xff\xd9",
+    # 0 where a row begins anew
+    "a lost restart marker": small_jpeg(restart_marker_rows=1).replace(b"\xff\xd3", b"\0\0"),
+    # whatever is harmless comes first
+    "behind an unknown revision": PLAIN[:MIDDLE].replace(b"JFIF\0\1", b"JFIF\0\3") + b"\xff\xd9",
+    "behind zeros between segments": PLAIN[:20] + bytes(3) + PLAIN[20:MIDDLE] + b"\xff\xd9",
+}
+
+
+@pytest.mark.parametrize("num_channels", [1, 3])
+@pytest.mark.parametrize("library", ["with", "without"])
+@pytest.mark.parametrize("data", DAMAGED.values(), ids=DAMAGED)
+def test_a_damaged_jpeg_is_refused_however_it_is_read(data, library, num_channels, monkeypatch):
+    if library == "without":
+        monkeypatch.setattr(partial, "LIBRARY", None)
+    monkeypatch.setattr(decode, "sample_crop_box", lambda height, width, _: (1, 2, height - 1, width - 2))
+    crop = lambda data, name: decode.read_random_sized_crop(data, name, 16, np.random.default_rng(0))  # noqa: E731
+    for read in (lambda data, name: decode.decode(data, name, num_channels=num_channels), decode.check, crop):
+        with pytest.raises(UserError, match="damaged is not a readable image"):
+            read(data, "damaged")
+
+
+HARMLESS = {
+    "bytes before the end": PLAIN[:-2] + b"1234" + b"\xff\xd9",
+    "zeros between segments": PLAIN[:20] + bytes(3) + PLAIN[20:],
+    "an unknown revision": PLAIN.replace(b"JFIF\0\1", b"JFIF\0\3"),
+    "an unknown transform": small_jpeg(keep_rgb=True).replace(b"Adobe\0\x64\0\0\0\0\0", b"Adobe\0\x64\0\0\0\0\7"),
+    "no limits of a scan": PLAIN.replace(
+        b"\xff\xda\0\x0c\3\1\0\2\x11\3\x11\0\x3f\0", b"\xff\xda\0\x0c\3\1\0\2\x11\3\x11\0\0\0"
+    ),
+    "bytes after the end": PLAIN + b"\0" * 100,
+    "broken EXIF": PLAIN[:2] + b"\xff\xe1\0\x0eExif\0\0II*\0\xff\xff" + PLAIN[2:],
+}
+
+
+@pytest.mark.parametrize("data", HARMLESS.values(), ids=HARMLESS)
+def test_a_jpeg_with_a_harmless_flaw_is_read(data):
+    """ImageNet has such files. The pixels are Pillow's, which reads them all."""
+    assert data != PLAIN
+    decode.check(data, "flawed")
+    whole = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+    np.testing.assert_array_equal(decode.decode(data, "flawed"), whole)
+    crop = decode.read_random_sized_crop(data, "flawed", 16, np.random.default_rng(0))
+    np.testing.assert_array_equal(crop, decode.random_sized_crop(whole, 16, np.random.default_rng(0)))
+
+
+ROWS = b"".join(b"\0" + row.tobytes() for row in PHOTOS[0][:60, :80])
+PACKED = zlib.compress(ROWS)
+SHORT = zlib.compress(ROWS[: len(ROWS) // 2])
+DAMAGED_PNG = {
+    "fewer rows": png(80, 60, (b"IDAT", SHORT), bits=8, colour_type=2),
+    "fewer rows, interlaced": png(80, 60, (b"IDAT", SHORT), bits=8, colour_type=2, interlaced=True),
+    "no end of its data": png(80, 60, (b"IDAT", PACKED[:-4]), bits=8, colour_type=2),
+    "no last chunk": png(80, 60, (b"IDAT", PACKED), bits=8, colour_type=2)[:-12],
+    "another checksum": png(80, 60, (b"IDAT", PACKED), bits=8, colour_type=2).replace(
+        PACKED[-4:], PACKED[-4:] + b"\1", 1
+    )[:-1],
+    "a flipped bit of the palette": png(
+        8, 8, (b"PLTE", bytes(6)), (b"IDAT", zlib.compress(bytes(16))), colour_type=3
+    ).replace(b"PLTE" + bytes(6), b"PLTE" + b"\x80" + bytes(5)),
+}
+
+
+@pytest.mark.parametrize("data", DAMAGED_PNG.values(), ids=DAMAGED_PNG)
+def test_a_damaged_png_is_refused(data):
+    for read in (decode.decode, decode.check):
+        with pytest.raises(UserError, match="damaged is not a readable image"):
+            read(data, "damaged")
+
+
+@pytest.mark.parametrize("interlaced", [False, True])
+@pytest.mark.parametrize(("bits", "colour_type"), [(1, 0), (2, 3), (4, 0), (8, 2), (8, 4), (16, 0), (16, 2), (16, 6)])
+def test_an_intact_png_of_every_kind_is_read(bits, colour_type, interlaced):
+    """All zeros, 13 x 7 px; the size of interlaced data from the seven passes of the PNG specification, by hand."""
+    channels = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[colour_type]
+    # columns x rows of each pass
+    passes = [(2, 1), (2, 1), (4, 1), (3, 2), (7, 2), (6, 4), (13, 3)] if interlaced else [(13, 7)]
+    rows = bytes(sum(down * (1 + -(-across * channels * bits // 8)) for across, down in passes))
+    extra = [(b"PLTE", bytes(12))] if colour_type == 3 else []
+    chunks = (*extra, (b"IDAT", zlib.compress(rows)[:9]), (b"IDAT", zlib.compress(rows)[9:]))
+    data = png(13, 7, *chunks, bits=bits, colour_type=colour_type, interlaced=interlaced)
+    decode.check(data, "zeros")
+    np.testing.assert_array_equal(decode.decode(data, "zeros"), np.zeros((7, 13, 3), np.uint8))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int32, np.uint32, np.int16])
+def test_values_without_a_scale_are_refused(dtype):
+    """They became one color: Pillow clips them at 255."""
+    ramp = np.arange(256).reshape(16, 16).astype(dtype)
+    image = Image.fromarray(ramp.astype(np.int32) if dtype in (np.uint32, np.int16) else ramp)
+    data = encoded(image, "TIFF")
+    if dtype in (np.uint32, np.int16):  # Pillow reads them, but does not write them: SampleFormat is tag 339
+        bits, kind = (32, 1) if dtype == np.uint32 else (16, 2)
+        data = tiff(ramp, bits, kind)
+    for read in (decode.decode, decode.check, decode.size):
+        with pytest.raises(UserError, match="8 or 16 bits"):
+            read(data, "X-ray")
+
+
+def tiff(values: np.ndarray, bits: int, sample_format: int = 1, photometric: int = 1) -> bytes:
+    """A gray TIFF, written by hand."""
+    pixels = values.tobytes()
+    tags = {256: values.shape[1], 257: values.shape[0], 258: bits, 259: 1, 262: photometric, 273: 8, 277: 1}
+    tags |= {278: values.shape[0], 279: len(pixels), 339: sample_format}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    return b"II*\0" + struct.pack("<I", 8 + len(pixels)) + pixels + struct.pack("<H", len(tags)) + entries + bytes(4)
+
+
+@pytest.mark.parametrize("number", [0, 256, 0x1234, 65_535])
+def test_gray_values_of_16_bits_keep_the_upper_8(number):
+    values = np.full((2, 2), number, "<u2")
+    files = {
+        "TIFF": encoded(Image.fromarray(values), "TIFF"),
+        "TIFF, zero is white": tiff(65_535 - values, 16, photometric=0),
+        "PGM": b"P5 2 2 65535\n" + values.astype(">u2").tobytes(),
+        "PNG": encoded(Image.fromarray(values), "PNG"),
+    }
+    for name, data in files.items():
+        np.testing.assert_array_equal(decode.decode(data, name), np.full((2, 2, 3), number >> 8), err_msg=name)
+
+
 def test_200_corrupted_images_are_read_or_named():
     """Cut anywhere, bits flipped anywhere, other beginnings, other sizes in the header: no other error, no hang."""
     rng = np.random.default_rng(0)
@@ -244,6 +382,77 @@ def test_images_are_at_most_200_times_as_long_as_wide(file_format):
         for read in (decode.decode, decode.check, decode.size, crop):
             with pytest.raises(UserError, match=rf"thinner is not .*{shape[1]} x {shape[0]} pixels.*200 times"):
                 read(data, "thinner")
+
+
+def with_size(data: bytes, marker: bytes, height: int, width: int) -> bytes:
+    """The same JPEG with another size in its header."""
+    place = data.index(marker) + 5
+    return data[:place] + struct.pack(">HH", height, width) + data[place + 4 :]
+
+
+def gray_png(side: int, bits: int, colour_type: int = 0) -> bytes:
+    """Zeros; some kilobytes."""
+    row = 1 + -(-side * bits * {0: 1, 2: 3, 6: 4}[colour_type] // 8)
+    return png(side, side, (b"IDAT", zlib.compress(bytes(side * row), 9)), bits=bits, colour_type=colour_type)
+
+
+# Bytes of a pixel: 3 of the output, Pillow's 1, 2 or 4 of its image, and 2 for each coefficient of a progressive JPEG.
+TOO_LARGE = {  # 2^28 bytes are allowed
+    "1 bit, 9,400 px: 4 bytes": gray_png(9400, 1),
+    "16 bits, 7,400 px: 5 bytes": gray_png(7400, 16),
+    "RGBA, 6,200 px: 7 bytes": gray_png(6200, 8, 6),
+    "progressive, 6,700 px: 6 bytes": with_size(small_jpeg(progressive=True), b"\xff\xc2", 6700, 6700),
+    "progressive 4:4:4, 5,500 px: 9 bytes": with_size(
+        small_jpeg(progressive=True, subsampling="4:4:4"), b"\xff\xc2", 5500, 5500
+    ),
+    "GIF, 8,200 px: 4 bytes": b"GIF89a" + struct.pack("<HH", 8200, 8200) + encoded(Image.new("L", (9, 9)), "GIF")[10:],
+    **{
+        # RIFF, and the first chunk with the size of 3,900 px that the format puts at this place
+        f"WebP, 3,900 px: 18 bytes, {kind.decode()}": b"RIFF----WEBP" + kind + bytes(gap) + size + bytes(99)
+        for kind, gap, size in (
+            (b"VP8X", 8, 2 * (3899).to_bytes(3, "little")),
+            (b"VP8L", 5, (3899 << 14 | 3899).to_bytes(4, "little")),
+            (b"VP8 ", 10, 2 * (3900).to_bytes(2, "little")),
+        )
+    },
+    "PPM, 5,000 px: 11 bytes": b"P6 5000 5000 65535\n" + bytes(100),
+}
+
+
+@pytest.mark.parametrize("data", TOO_LARGE.values(), ids=TOO_LARGE)
+def test_an_image_that_needs_much_memory_is_refused(data):
+    assert len(data) < 300_000
+    crop = lambda data, name: decode.read_random_sized_crop(data, name, 8, np.random.default_rng(0))  # noqa: E731
+    tracemalloc.start()
+    for read in (decode.decode, decode.check, decode.size, crop):
+        with pytest.raises(UserError, match=r"large is not .* bytes to decode; at most 268,435,456 may"):
+            read(data, "large")
+    assert tracemalloc.get_traced_memory()[1] < 20_000_000
+    tracemalloc.stop()
+
+
+NEARLY_TOO_LARGE = {
+    "1 bit": lambda: gray_png(8100, 1),
+    "RGBA": lambda: gray_png(6100, 8, 6),
+    "16 bits": lambda: gray_png(7300, 16),
+    "progressive": lambda: encoded(Image.new("RGB", (6600, 6600)), "JPEG", progressive=True),
+    "WebP": lambda: encoded(Image.new("RGB", (3850, 3850)), "WEBP", lossless=True),
+    "TIFF": lambda: encoded(Image.new("RGB", (6100, 6100)), "TIFF", compression="tiff_lzw", strip_size=1 << 30),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", NEARLY_TOO_LARGE)
+def test_decoding_takes_no_more_memory_than_is_allowed(kind, tmp_path):
+    """2^28 bytes, and a tenth for the rows that are converted at once; in a process of its own."""
+    (tmp_path / "large").write_bytes(NEARLY_TOO_LARGE[kind]())
+    code = "import re, sys; from resnext_jax.data import decode; data = open(sys.argv[1], 'rb').read()\n"
+    code += "peak = lambda: 1024 * int(re.search('VmHWM:\\\\s*(\\\\d+)', open('/proc/self/status').read())[1])\n"
+    code += "before = peak(); decode.decode(data, ''); print(peak() - before)"
+    root = pathlib.Path(__file__).parents[2]
+    command = [sys.executable, "-c", code, str(tmp_path / "large")]
+    found = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True).stdout
+    assert 0.8 * 2**28 < int(found) < 1.1 * 2**28
 
 
 # ---- the random-sized crop

@@ -9,6 +9,7 @@ import pathlib
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 
 import numpy as np
@@ -20,6 +21,7 @@ from resnext_jax.data import records
 from resnext_jax.data.prepare import directory, imagenet, shards
 from resnext_jax.data.prepare.__main__ import main
 from resnext_jax.data.prepare.images import Entry
+from resnext_jax.data.prepare.tars import list_tar
 from resnext_jax.data.sources import open_source
 from resnext_jax.errors import UserError
 from tests.data.archives import PHOTOS, class_files, class_tar_of_tars, jpeg, tar_of, validation_tar, write_folders
@@ -382,6 +384,75 @@ def test_archives_that_are_not_what_they_should_be(tars, tmp_path, capsys):
     assert not out.exists()
 
 
+def header(name: str, num_bytes: int, kind: bytes = tarfile.REGTYPE, **fields: str) -> bytes:
+    """The header of a member of a tar; a size that octal digits cannot hold is written as a binary number."""
+    info = tarfile.TarInfo(name)
+    info.size, info.type, info.pax_headers = num_bytes, kind, fields
+    return info.tobuf(tarfile.PAX_FORMAT if fields else tarfile.GNU_FORMAT)
+
+
+def sparse_header(extended: bool) -> bytes:
+    """Of GNU's old form, with a map of one entry."""
+    block = bytearray(header("n01_1.JPEG", 512, tarfile.GNUTYPE_SPARSE))
+    block[386:410], block[482], block[483:495] = b"00000000000\x0000000001000\0", extended, b"00000001000\0"
+    block[148:156] = b" " * 8
+    block[148:156] = b"%06o\0 " % sum(block)
+    return bytes(block)
+
+
+GOOD = tar_of({"n01_0.JPEG": jpeg(0)}).rstrip(b"\0") + bytes(-len(tar_of({"n01_0.JPEG": jpeg(0)}).rstrip(b"\0")) % 512)
+BAD_TARS = {
+    "negative size": header("n01_1.JPEG", -512),
+    "negative pax size": header("n01_1.JPEG", 0, size="-512"),
+    "size of 2^60": header("n01_1.JPEG", 1 << 60),
+    "size of 2^63": header("n01_1.JPEG", (1 << 63) + 512),
+    "pax size of 2^60": header("n01_1.JPEG", 0, size=str(1 << 60)),
+    "pax size that is no number": header("n01_1.JPEG", 0, size="many"),
+    "pax header of 2^60": header("n01_1.JPEG", 1 << 60, tarfile.XHDTYPE),
+    "pax header of negative size": header("n01_1.JPEG", -512, tarfile.XHDTYPE),
+    "long name of 2^60": header("n01_1.JPEG", 1 << 60, tarfile.GNUTYPE_LONGNAME),
+    "5,000 headers for one member": header("n01_1.JPEG", 0, tarfile.XHDTYPE) * 5000,
+    "sparse": sparse_header(extended=False) + bytes(512),
+    "sparse map without an end": sparse_header(extended=True),
+    "pax sparse map": header("n01_1.JPEG", 0, tarfile.REGTYPE, **{"GNU.sparse.size": "9", "GNU.sparse.map": "0,x"}),
+    "pax sparse 1.0": header("n01_1.JPEG", 0, tarfile.REGTYPE, **{"GNU.sparse.major": "1", "GNU.sparse.minor": "0"})
+    + b"9\n" * 256,
+}
+
+
+@pytest.mark.parametrize("bad", BAD_TARS.values(), ids=BAD_TARS)
+@pytest.mark.parametrize("end", [bytes(1024), b""], ids=["ended", "cut"])
+def test_a_damaged_tar_is_refused_at_once(tmp_path, bad, end):
+    (tmp_path / "n01.tar").write_bytes(GOOD + bad + end)
+    started_s = time.monotonic()
+    with pytest.raises(UserError, match=rf"{tmp_path}/n01.tar (cannot be read at or|is truncated)"):
+        list_tar(str(tmp_path / "n01.tar"))
+    assert time.monotonic() - started_s < 5
+
+
+def test_images_that_are_twice_in_an_archive_are_refused(tars, tmp_path, capsys):
+    flags = ["imagenet2012", f"--val_tar={tars / 'val.tar'}", f"--train_tar={tars / 'train.tar'}", "--num_processes=1"]
+    flags += ["--partial", f"--out={tmp_path / 'out'}"]
+    images = {f"ILSVRC2012_val_{i:08}.JPEG": jpeg(i) for i in range(1, 6)}  # without number 6
+    (tars / "val.tar").write_bytes(tar_of(images | {"again/ILSVRC2012_val_00000002.JPEG": jpeg(2)}))
+    assert "1 image(s) more than once: ILSVRC2012_val_00000002.JPEG" in failure(capsys, *flags)
+    (tars / "val.tar").write_bytes(tar_of(images | {"ILSVRC2012_val_00000002.png": jpeg(2)}))
+    assert "val.tar has the number of an image more than once" in failure(capsys, *flags)
+    (tars / "val.tar").write_bytes(validation_tar(6))
+    twice = tar_of({"n01_1.JPEG": jpeg(1), "n01_2.JPEG": jpeg(2), "./n01_1.JPEG": jpeg(1)})
+    (tars / "train.tar").write_bytes(tar_of({"n01.tar": twice}))
+    assert "n01.tar in " in failure(capsys, *flags)
+    assert "1 image(s) more than once: n01_1.JPEG" in failure(capsys, *flags)
+
+
+def test_hidden_files_of_a_mac_are_no_class_tars(tars, tmp_path, capsys):
+    inner = {f"{name}.tar": tar_of({f"._{name}_0.JPEG": b"x", **files}) for name, files in class_files(COUNTS).items()}
+    (tars / "train.tar").write_bytes(tar_of({"._n01.tar": b"Mac OS X", **inner}))
+    assert prepare_2012(tars, tmp_path / "out") == 0
+    assert "1 left out that are hidden" in capsys.readouterr().err
+    assert len(open_source("imagenet2012", "train", data_dir=str(tmp_path / "out"))) == 15
+
+
 def test_all_that_is_wrong_with_the_paths_is_told_at_once(tmp_path, capsys, monkeypatch):
     """Before archives are listed, which takes minutes to hours at their size."""
     monkeypatch.setattr("resnext_jax.data.prepare.__main__.make_job", None)  # cannot be called
@@ -443,6 +514,37 @@ def test_folders_that_do_not_fit(tmp_path, capsys, monkeypatch):
     assert "val are not in" in failure(capsys, *flags)
     (tmp_path / "train" / "b").mkdir()
     assert "train/b has no image file" in failure(capsys, *flags)
+
+
+def test_a_class_that_one_split_lacks_is_refused(tmp_path, capsys):
+    """As when the folders are read as they are."""
+    write_folders(tmp_path, "train", {"a": 1, "b": 1})
+    write_folders(tmp_path, "val", {"a": 1})
+    assert f"1 class folder(s) of {tmp_path}/train are not in {tmp_path}/val: b" in failure(
+        capsys, *folder_flags(tmp_path)
+    )
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("split", "promised"),
+    [("train", "out has no validation split. Training evaluates on them"), ("val", "Evaluate with --mode=evaluate")],
+)
+def test_the_command_that_is_printed_last_can_be_run(tmp_path, capsys, split, promised):
+    write_folders(tmp_path, split, {"a": 2})
+    assert main(folder_flags(tmp_path)) == 0
+    text, note = capsys.readouterr()
+    assert promised in text.splitlines()[-1]
+    assert "Train with" not in text
+    assert ("has no validation images" in note) == (split == "train")
+
+
+def test_class_folders_that_lie_too_high_are_told_of(tmp_path, capsys):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    assert f"{tmp_path} has 2 other folder(s): a, b. If they are the classes" in failure(
+        capsys, *folder_flags(tmp_path)
+    )
 
 
 @pytest.mark.slow

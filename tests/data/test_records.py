@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import os
 import pathlib
+import re
 import shutil
 
 import numpy as np
@@ -157,12 +158,22 @@ def test_a_shard_with_fewer_records_than_the_manifest_says(copy):
         (lambda text: text.replace('"num_images": 24', '"num_images": 25'), "says 25 images for train, but its shards"),
         (lambda text: text.replace('"sha256"', '"md5"'), "is damaged"),
         (lambda text: "[]", "is damaged"),
+        (lambda text: text[: text.index("[")] + 50_000 * "[", "lie within one another"),
+        (lambda text: text.replace('"num_bytes": ', '"num_bytes": "', 1).replace(",", '",', 1), "is damaged"),
+        (
+            lambda text: text.replace('"num_images": 6', f'"num_images": {2**62}'),
+            "cannot hold 4,611,686,018,427,387,904",
+        ),
+        (lambda text: text.replace('"num_images": 6', '"num_images": -6'), "is -6, not a whole number"),
+        (lambda text: text.replace('"file": "train-', '"file": "/dev/train-'), "is no name of a file"),
+        (lambda text: text.replace('"class_names": [', '"class_names": [3, '), r"class_names\[0\] is 3, not text"),
+        (lambda text: text.replace('"num_bytes": 96', '"num_bytes": 92'), "has 24 labels in 92 bytes for 24 images"),
     ],
 )
 def test_damaged_manifests(copy, change, problem):
     manifest = copy / "manifest.json"
     manifest.write_text(change(manifest.read_text()))
-    assert problem in message(copy)
+    assert re.search(problem, message(copy))
 
 
 def test_a_split_that_was_not_prepared(copy):

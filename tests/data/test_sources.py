@@ -10,6 +10,9 @@ import os
 import re
 import subprocess
 import sys
+import time
+import tracemalloc
+import zlib
 from typing import Any
 
 import numpy as np
@@ -19,6 +22,7 @@ from PIL import Image
 from resnext_jax.data import folder, pipeline, sources
 from resnext_jax.data.crops import Crop
 from resnext_jax.data.prepare.__main__ import main as prepare
+from resnext_jax.data.prepare.images import folder_images
 from resnext_jax.data.readers import ArraySource, GatherSource, read_idx
 from resnext_jax.data.sources import open_source
 from resnext_jax.data.subset import SubsetSource
@@ -172,6 +176,10 @@ HEADER = bytes([0, 0, 8, 1, 0, 0, 0, 4])
         (HEADER[:6], "is not an idx file"),
         (HEADER + b"abc", "holds 3 values where its header says 4"),
         (HEADER + b"abcde", "holds 5 values where its header says 4"),
+        (gzip.compress(HEADER + b"abcde" * 999, mtime=0), "holds 1028 or more values where its header says 4"),
+        (bytes([0, 0, 8, 3]) + b"\x7f\xff\xff\xff" * 3, "announces 2147483647 x 2147483647 x 2147483647 values"),
+        (bytes([0, 0, 8, 2]) + b"\xff\xff\xff\xfe\0\0\0\2", "holds 0 values where its header says -2 x 2"),
+        (bytes([0, 0, 8, 255]) + b"\0\0\0\1" * 20, "is not an idx file"),
         (gzip.compress(HEADER + b"abcd", mtime=0)[:-10], "could not be read"),
         (gzip.compress(HEADER + b"abcd" * 99, mtime=0)[:12] + b"\xff" * 20, "could not be read"),
         (b"\x1f\x8b" + b"\0" * 30, "could not be read"),
@@ -184,6 +192,19 @@ def test_corrupt_idx_files_are_named(tmp_path, content, problem):
     with pytest.raises(UserError, match=problem) as caught:
         read_idx(path)
     assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("announced", [4, 3 << 30])
+def test_a_gzip_bomb_takes_no_memory(tmp_path, announced):
+    """300 kB that unpack to 300 MB: only what the header announces is unpacked, or nothing."""
+    path, pack = tmp_path / "train-labels-idx1-ubyte.gz", zlib.compressobj(9, zlib.DEFLATED, 31)
+    header = bytes([0, 0, 8, 3]) + (announced >> 2).to_bytes(4, "big") + b"\0\0\0\2" * 2
+    path.write_bytes(pack.compress(header) + b"".join(pack.compress(bytes(1 << 20)) for _ in range(300)) + pack.flush())
+    tracemalloc.start()
+    with pytest.raises(UserError, match=r"labels-idx1-ubyte\.gz (holds 1028 or more|announces)"):
+        read_idx(path)
+    assert tracemalloc.get_traced_memory()[1] < 5_000_000
+    tracemalloc.stop()
 
 
 # ---- synthetic images
@@ -257,6 +278,93 @@ def test_folders_that_do_not_fit(tmp_path):
     assert "b/train/ant has no image file (.jpeg, .jpg, .png)" in message("folder", data_dir=str(tmp_path / "b"))
     (tmp_path / "c" / "train").mkdir(parents=True)
     assert "has 0 class folders" in message("folder", data_dir=str(tmp_path / "c"))
+
+
+SAMPLE = np.full((4, 5, 3), 7, np.uint8)
+# By their names; the format is that of the suffix, or another one.
+READ = {
+    **dict.fromkeys(("00.JPG", "01.jpe", "02.jfif", "03.Jpeg", "10"), "JPEG"),
+    **{f"{i:02}.{kind.lower()}": kind for i, kind in enumerate(("PNG", "BMP", "GIF", "PPM", "TIFF"), 4)},
+    "09.tif": "TIFF",
+    "11.webp": "WEBP",
+    "sub/12.png": "PNG",
+    "sub/sub/13": "BMP",
+}
+LEFT_OUT = [*(f"ant/{name}" for name in ("._10.jpg", "14.jp2", "BMW.txt", "pipe")), "ant/sub/.hidden.png"]
+LEFT_OUT += ["ant/sub/loop", "readme.txt"]
+
+
+@pytest.fixture
+def mixed(tmp_path):
+    """A class folder of every kind of file; a pipe and a link to the folder above are in it too."""
+    root = tmp_path / "mixed"
+    for split in ("train", "validation"):
+        for name, kind in {**READ, "14.jp2": "JPEG2000", "._10.jpg": "JPEG", "sub/.hidden.png": "PNG"}.items():
+            path = root / split / "ant" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(encoded(SAMPLE, kind))
+        (root / split / "ant" / "BMW.txt").write_text("BMW, P6 3\n")
+        os.mkfifo(root / split / "ant" / "pipe")
+        (root / split / "ant" / "sub" / "loop").symlink_to(root / split / "ant")
+        (root / split / "readme.txt").write_text("no class")
+    return root
+
+
+def test_every_file_of_a_class_is_used_or_left_out_by_name(mixed, capsys):
+    source = open_source("folder", "train", data_dir=str(mixed))
+    assert isinstance(source, folder.FolderSource)
+    used = [source[i].name.removeprefix(f"{mixed}/train/ant/") for i in range(len(source))]
+    assert used == sorted(READ)
+    assert len(used) == 14
+    text = capsys.readouterr().err
+    assert f"{mixed}/train: 14 images in 1 classes; 7 left out" in text
+    assert sorted(source.left_out) == LEFT_OUT
+    images = [crop.center(source[i], 3) for crop in [Crop("resize", 4, 4)] for i in range(14)]
+    assert np.abs(np.stack(images).astype(int) - 7).max() <= 1
+
+
+def test_prepare_uses_the_same_files(mixed, tmp_path, capsys):
+    assert prepare(["folder", f"--dir={mixed}", f"--out={tmp_path / 'out'}", "--num_processes=1"]) == 0
+    assert f"{mixed}/validation: 14 images in 1 classes; 7 left out" in capsys.readouterr().err
+    records = open_source("folder", "train", data_dir=str(tmp_path / "out"))
+    folder = open_source("folder", "train", data_dir=str(mixed))
+    names = [{source[i].name.partition("ant/")[2] for i in range(14)} for source in (records, folder)]
+    assert names[0] == names[1]
+
+
+def test_all_empty_classes_are_told_at_once(tmp_path):
+    for name in "abcdefgh":
+        (tmp_path / "train" / name).mkdir(parents=True)
+        (tmp_path / "train" / name / "x.jp2").write_bytes(encoded(SAMPLE, "JPEG2000"))
+    text = message("folder", data_dir=str(tmp_path))
+    assert "train/a has no image file" in text
+    assert "1 left out that are hidden or no image of a format that is read: x.jp2" in text
+    assert "3 more class folders have none" in text
+
+
+@pytest.mark.parametrize("name", ["folder", "imagenet2012", "imagenet5k"])
+def test_class_folders_that_lie_too_high_are_told_of(tmp_path, name):
+    for label in ("n01", "n02"):
+        (tmp_path / label).mkdir()
+    text = message(name, data_dir=str(tmp_path))
+    assert (
+        f"{tmp_path} has 2 other folder(s): n01, n02. If they are the classes, move them into {tmp_path}/train/" in text
+    )
+    make_folders(tmp_path, "train", ["n01", "n02"])
+    assert f"{tmp_path} has 2 other folder(s)" in message("folder", "validation", data_dir=str(tmp_path))
+
+
+@pytest.mark.slow
+def test_many_files_and_classes_are_listed_in_seconds(tmp_path):
+    """2,000 classes, one of 50,000 images."""
+    for label in range(2000):
+        (tmp_path / "train" / f"n{label:08}").mkdir(parents=True)
+        for i in range(1 if label else 50_000):
+            os.close(os.open(tmp_path / "train" / f"n{label:08}" / f"{i}.JPEG", os.O_CREAT))
+    started_s = time.monotonic()
+    assert len(open_source("folder", "train", data_dir=str(tmp_path))) == 51_999
+    assert len(folder_images(str(tmp_path / "train"), sorted(os.listdir(tmp_path / "train")))) == 51_999
+    assert time.monotonic() - started_s < 10
 
 
 def test_a_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch, capsys):

@@ -1,6 +1,7 @@
 """average_precision.py: answers that are known by hand, and those of pycocotools."""
 
 import dataclasses
+from typing import Any
 
 import data_sets
 import numpy as np
@@ -95,8 +96,10 @@ def random_set(seed: int) -> tuple[DetectionData, Detections]:
                 moved[2:] = np.maximum(moved[2:], 1)
                 label_found = label if rng.random() < 0.8 else int(rng.integers(1, num_classes + 1))
                 columns.append((image, label_found, round(rng.random(), 1), moved.tolist()))
-        for _ in range(150 if image == 3 else 3):
-            columns.append((image, 1, round(rng.random(), 2), [*rng.integers(0, 400, 2), *rng.integers(5, 150, 2)]))
+        columns += [
+            (image, 1, round(rng.random(), 2), [*rng.integers(0, 400, 2), *rng.integers(5, 150, 2)])
+            for _ in range(150 if image == 3 else 3)
+        ]
     rng.shuffle(columns)
     image, label, score, corners = zip(*columns, strict=True)
     found = Detections(np.array(image), np.array(label), np.array(score), np.array(corners, np.float64))
@@ -125,6 +128,17 @@ def test_pycocotools_misses_the_object_of_id_0_and_we_do_not():
     assert results.evaluate_by_pycocotools(alone, data_sets.detections((0.3, BOX)))["ap"] == 0
 
 
+def test_the_processes_that_found_detections_do_not_matter():
+    data, found = random_set(3)
+    parts = []
+    for process in (2, 0, 1):
+        own = found.image % 3 == process
+        parts.append(Detections(*(column[own] for column in vars(found).values())))
+    assert (
+        average_precision.evaluate(data, results.join(parts)).summary == average_precision.evaluate(data, found).summary
+    )
+
+
 def test_float32_detections_score_as_their_float64_values():
     data, found = random_set(1)
     narrow = dataclasses.replace(found, boxes=found.boxes.astype(np.float32), score=found.score.astype(np.float32))
@@ -132,12 +146,12 @@ def test_float32_detections_score_as_their_float64_values():
     assert average_precision.evaluate(data, narrow).summary == average_precision.evaluate(data, wide).summary
 
 
-def test_the_recall_of_proposals_is_that_of_pycocotools_without_classes():
+def test_proposals_have_the_recall_of_pycocotools():
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
     data, found = random_set(2)
-    truth = COCO()
+    truth: Any = COCO()
     truth.dataset = {"info": {}, **results.to_coco(data)}
     truth.createIndex()
     evaluation = COCOeval(truth, truth.loadRes(results._entries(data, found)), "bbox")

@@ -217,7 +217,7 @@ def test_one_image_is_prepared_as_in_an_evaluation(source):
 
 def test_an_image_that_changed_its_size_is_told(source, tmp_path):
     Image.new("RGB", (9, 9)).save(tmp_path / "train/0004.png")
-    with pytest.raises(UserError, match="0004.png has 9 x 9 pixels, and the annotations say 48 x 64"):
+    with pytest.raises(UserError, match=r"0004\.png has 9 x 9 pixels, and the annotations say 48 x 64"):
         train(source)
 
 

@@ -7,7 +7,7 @@ import data_sets
 import numpy as np
 import pytest
 
-from resnext_jax.detection import coco
+from resnext_jax.detection import coco, results
 from resnext_jax.errors import UserError
 
 
@@ -68,7 +68,7 @@ def test_writing_gives_back_what_was_read(tmp_path, own):
     own["annotations"][0]["id"] = 0
     data = read(tmp_path, own)
     assert 0 in data.annotations.id
-    again = read(tmp_path, json.loads(json.dumps(coco.to_coco(data))))
+    again = read(tmp_path, json.loads(json.dumps(results.to_coco(data))))
     for name, column in vars(data.annotations).items():
         np.testing.assert_array_equal(getattr(again.annotations, name), column)
     assert (again.files, again.class_names) == (data.files, data.class_names)
@@ -117,6 +117,11 @@ def test_without_images_boxes_or_classes_nothing_opens(tmp_path, own, name):
     assert f"there are no {wanted}" in failure(tmp_path, own)
 
 
+def test_empty_lists_are_told_together(tmp_path):
+    message = failure(tmp_path, {"images": [], "annotations": [], "categories": []})
+    assert message.count("there are no") == 3
+
+
 def test_unknown_ids_are_told_with_their_annotation(tmp_path, own):
     own["annotations"][0]["image_id"] = 99
     own["annotations"][3]["category_id"] = 1
@@ -137,7 +142,7 @@ def test_duplicate_ids_are_told(tmp_path, own):
 
 def test_a_class_name_that_comes_twice_is_told(tmp_path, own):
     own["categories"][1]["name"] = "zebra"
-    assert "1 class name(s) come twice" in failure(tmp_path, own)
+    assert "1 class name(s) come more than once" in failure(tmp_path, own)
 
 
 def test_files_of_one_split_have_equal_classes(tmp_path, own):

@@ -87,12 +87,12 @@ def test_a_truncated_image_is_told_or_left_out(own, tmp_path, capsys):
     assert "1 of 12 images are left out" in records.data.notes[-1]
 
 
-def test_what_verify_and_training_of_classes_say(own, tmp_path, capsys):
+def test_records_are_verified_and_those_without_boxes_told(own, tmp_path):
     run(own, tmp_path / "out")
     assert data_prepare.main([f"--verify={tmp_path / 'out'}"]) == 0
+    content = json.loads((tmp_path / "out/manifest.json").read_text()) | {"name": "folder"}
+    (tmp_path / "out/manifest.json").write_text(json.dumps(content))
     with pytest.raises(UserError, match="was prepared as 'folder', without boxes"):
-        content = json.loads((tmp_path / "out/manifest.json").read_text()) | {"name": "folder"}
-        (tmp_path / "out/manifest.json").write_text(json.dumps(content))
         sources.open_source(str(tmp_path / "out"), "train")
 
 

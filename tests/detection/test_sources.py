@@ -109,6 +109,16 @@ def test_missing_images_are_counted_and_named(own):
         sources.open_source(str(own), "train")
 
 
+def test_missing_and_wrong_images_come_together(own):
+    (own / "train/0001.png").unlink()
+    Image.new("RGB", (9, 9)).save(own / "train/0000.png")
+    with pytest.raises(UserError) as caught:
+        sources.open_source(str(own), "train")
+    first, second = caught.value.problems
+    assert "1 of 6 images of the annotations are missing" in first
+    assert "0000.png has 9 x 9 pixels" in second
+
+
 def test_a_missing_folder_of_images_is_told(own):
     shutil.rmtree(own / "train")
     with pytest.raises(UserError, match="6 of 6 images of the annotations are missing"):

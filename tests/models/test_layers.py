@@ -74,6 +74,15 @@ def test_training_normalizes_by_group_and_moves_the_running_statistics():
     np.testing.assert_allclose(running["var"], 0.9 * np.arange(1, 6) + 0.1 * variance, rtol=1e-5)
 
 
+def test_sums_of_bfloat16_are_shifted_by_the_running_mean():
+    x = jnp.asarray(1000 + 4 * np.random.default_rng(1).integers(-3, 4, (8, 9, 9, 5)), jnp.bfloat16)
+    variables = {**START, "batch_stats": {"mean": jnp.full(5, 1001.0), "var": jnp.ones(5)}}
+    _, updated = BatchNorm(0).apply(variables, x, train=True, mutable=["batch_stats"])
+    exact = np.asarray(x, np.float64).reshape(-1, 5)
+    variance = (dict(updated)["batch_stats"]["var"] - 0.9) / 0.1
+    np.testing.assert_allclose(variance, exact.var(0, ddof=1), rtol=1e-5)
+
+
 def test_evaluation_uses_the_running_statistics_and_leaves_them():
     y, updated = BatchNorm(3).apply(START, jnp.asarray(X, jnp.float32), train=False, mutable=["batch_stats"])
     want = 2 * (X - np.arange(5)) / np.sqrt(np.arange(1, 6) + 1e-5) - 1

@@ -61,9 +61,12 @@ def ours(arrays: dict[str, np.ndarray], shape: tuple[int, ...], dtype=jnp.float3
     return {"y": y, "mean": mean, "variance": variance} | gradients | {"x": gradients["x"].reshape(3, 4, 5, 6)}
 
 
+@pytest.mark.parametrize("offset", [0, 1000])
 @pytest.mark.parametrize("shape", [(3, 4, 5, 6), (3, 4, 5, 2, 3)], ids=["plain", "in blocks"])
-def test_everything_equals_torch(shape):
+def test_everything_equals_torch(shape, offset):
+    """A large mean takes no digits."""
     arrays = inputs()
+    arrays["x"] += np.float32(offset)
     got, want = ours(arrays, shape), torch_reference(arrays)
     for name, true in want.items():
         error = np.abs(np.asarray(got[name], np.float64) - true).max() / np.abs(true).max()

@@ -107,8 +107,20 @@ def test_other_machine_that_is_dead_is_waited_for(tmp_path, quick):
     assert len(said) == 1
 
 
-def test_lock_of_a_run_killed_while_it_created_it(tmp_path, quick):
-    (tmp_path / "run.lock").touch()
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "\0" * 200,
+        "[" * 5000,
+        "7",
+        '{"pid": "../*"}',
+        '{"token": "t", "host": "x", "pid": "**", "machine": "other"}',
+    ],
+)
+def test_an_empty_or_damaged_lock_is_waited_for(tmp_path, quick, content):
+    """It is empty if its run was killed while it created it, and full of zeros after some power failures."""
+    (tmp_path / "run.lock").write_text(content)
     with Lock(str(tmp_path), print) as lock:
         lock.check()
 

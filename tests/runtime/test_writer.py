@@ -1,10 +1,12 @@
 """Rows that are never torn or doubled."""
 
 import json
+import time
 
 import pytest
 import tiny
 
+from resnext_jax.errors import UserError
 from resnext_jax.runtime.writer import MetricsWriter, read_metrics
 
 
@@ -43,12 +45,39 @@ def test_rows_of_later_steps_stay_where_nothing_is_resumed(tmp_path):
 
 
 def test_torn_last_line_is_left_out_and_written_over(tmp_path):
-    (tmp_path / "metrics.jsonl").write_text('{"step": 5}\n{"step": 10, "lo')
-    assert read_metrics(str(tmp_path)) == [{"step": 5}]
+    (tmp_path / "metrics.jsonl").write_text('{"step": 5, "phase": "train"}\n{"step": 10, "lo')
+    assert read_metrics(str(tmp_path)) == [{"step": 5, "phase": "train"}]
     metrics = MetricsWriter(str(tmp_path), 10)
     metrics.write(15, 1.0, "train", {})
     metrics.close()
     assert [row["step"] for row in read_metrics(str(tmp_path))] == [5, 15]
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        ('{"phase": "train"}', "step is missing"),
+        ('{"step": "5", "phase": "train"}', "step is '5', not a whole number"),
+        ('{"step": 9223372036854775808, "phase": "train"}', "step is 9223372036854775808"),
+        ('{"step": 5, "phase": "train", "loss": "2.5"}', "loss is '2.5', not a number"),
+        ('{"step": 5, "phase": "train", "loss": null}', "loss is None, not a number"),
+        ('{"step": 5, "phase": "train", "step": 6}', "'step' stands twice"),
+        (2000 * "[" + 2000 * "]", "line 1 .* lie within one another"),
+    ],
+)
+def test_rows_of_other_values_are_named(tmp_path, line, problem):
+    (tmp_path / "metrics.jsonl").write_text(f'{line}\n{{"step": 5, "phase": "train"}}\n')
+    with pytest.raises(UserError, match=problem):
+        read_metrics(str(tmp_path))
+
+
+@pytest.mark.slow
+def test_many_rows_are_read_in_seconds(tmp_path):
+    row = json.dumps({"step": 5, "epoch": 0.5, "phase": "train", "loss": 2.5, "top1": 0.25})
+    (tmp_path / "metrics.jsonl").write_text(f"{row}\n" * 200_000)
+    began_s = time.monotonic()
+    assert len(read_metrics(str(tmp_path))) == 200_000
+    assert time.monotonic() - began_s < 20
 
 
 def test_no_file_no_rows(tmp_path):

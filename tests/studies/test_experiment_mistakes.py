@@ -32,7 +32,7 @@ def test_folders_of_others_are_refused(tmp_path):
         execute(study, tmp_path / "photos" / "cat.jpg", "--collect")
     assert {path.name for path in tmp_path.rglob("*")} == {files.MARK, "cat.jpg", "photos", "theirs"}
     (tmp_path / "theirs" / files.MARK).write_text("[]")
-    with pytest.raises(UserError, match=r"experiment\.json cannot be read \(it is no JSON object\)"):
+    with pytest.raises(UserError, match=r"experiment\.json cannot be read \(it is \[\], not an object\)"):
         execute(study, tmp_path / "theirs", "--collect")
 
 

@@ -8,6 +8,7 @@ from PIL import Image
 
 import resnext_jax
 from resnext_jax.checkpoint import Checkpoints
+from resnext_jax.errors import UserError
 from resnext_jax.sharding import Place, make_mesh
 from resnext_jax.train.classification import Classification
 from resnext_jax.train.finetune import fill_from_checkpoint, initial_weights
@@ -40,15 +41,26 @@ def folder(tmp_path_factory):
     return root
 
 
-def config_from(workdir, *overrides):
+def config_from(workdir, *overrides, own="runs/none"):
     with tiny.command_line(*FINETUNE, f"--config.init_from={workdir}", *overrides) as (argv, values):
         tiny.parse(argv, values)
-    return fill_from_checkpoint(values.config)
+    return fill_from_checkpoint(values.config, str(own))
 
 
 def first(config):
     lines, run = [], Classification(config, Place(make_mesh(jax.devices()[:1]), "cpu"), DATA)
     return run, run.initial_state(lines.append), lines
+
+
+def test_a_run_that_has_begun_needs_its_start_no_more(start, tmp_path):
+    config = config_from(start[0])
+    saved = Checkpoints(str(tmp_path), keep_newest=1, keep_best=0)
+    saved.save(start[1], {"config": config.to_dict(), "dataset": {}})
+    saved.close()
+    with pytest.raises(UserError, match="no checkpoint in /nowhere"):
+        config_from("/nowhere")
+    again = config_from("/nowhere", own=tmp_path)
+    assert (again.model, again.data) == (config.model, config.data)
 
 
 def test_open_fields_are_the_checkpoints(start):

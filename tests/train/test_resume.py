@@ -3,6 +3,7 @@
 import copy
 import json
 import re
+import shutil
 from typing import Any
 
 import pytest
@@ -90,6 +91,24 @@ def test_the_others_are_reported(name, value):
     assert problems == ()
 
 
+def test_a_setting_of_jax_matters():
+    """A checkpoint of the time before settings were recorded goes on, with a note if the setting is unusual."""
+    name, said = "JAX_THREEFRY_PARTITIONABLE", []
+    plain = json.loads(json.dumps(tiny.description()))
+    usual, other = ({**plain, "settings": {name: value}} for value in (True, False))
+
+    def resume(now, before):
+        check_resumable(now, before, "of step 8", length_may_change=True, allow=False, log=said.append)
+
+    for before in (usual, plain):
+        resume(usual, before)
+    assert said == []
+    resume(other, plain)
+    assert [name in line for line in said] == [True]
+    with pytest.raises(UserError, match=f"{name} +was True, is False"):
+        resume(other, usual)
+
+
 def test_the_length_matters_where_the_rate_depends_on_it():
     assert len(changed(schedule="cosine", num_steps=60)[1]) == 3
 
@@ -98,3 +117,23 @@ def test_on_purpose_all_is_reported_and_nothing_refused():
     said, problems = changed(allow=True, batch_size=64, resume_changed=True)
     assert said == ["note: batch_size was 32 at the last start, and is 64 from here on"]
     assert problems == ()
+
+
+@pytest.mark.slow
+def test_rows_that_were_removed_are_counted_and_said(tmp_path, capsys):
+    every = ("--config.log.every_steps=1", "--config.evaluate.every_steps=4")
+    tiny.train(tiny.config(*every, "--config.num_steps=4"), tmp_path)
+    metrics = tmp_path / "metrics.jsonl"
+    metrics.write_text(metrics.read_text().splitlines(keepends=True)[0])
+    capsys.readouterr()
+    for steps, times in ((6, 2), (6, 2)):  # at its start and at its end; a run that is done says it too
+        tiny.train(tiny.config(*every, f"--config.num_steps={steps}"), tmp_path)
+        said = capsys.readouterr().err
+        # Of the rows of steps 1 to 4 one is left. The evaluation of step 4 is made again.
+        assert said.count(f"warning: 3 rows of {metrics} are missing") == times, said
+    rows = [json.loads(line) for line in metrics.read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 4, 5, 6, 6]
+    shutil.rmtree(tmp_path / "tensorboard")
+    metrics.unlink()
+    tiny.train(tiny.config(*every, "--config.num_steps=6"), tmp_path)
+    assert "warning: 7 rows of" in capsys.readouterr().err

@@ -10,7 +10,7 @@ import tempfile
 
 from resnext_jax.data.bench import contenders, memory
 from resnext_jax.data.bench.photos import HEIGHT_PX, QUALITY, WIDTH_PX, photographs
-from resnext_jax.errors import UserError, raise_all, report_error
+from resnext_jax.errors import UserError, raise_all, report_error, user_errors_reported
 
 BUSY = 0.5  # load from which on other work shows
 
@@ -109,4 +109,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with user_errors_reported():
+        main()

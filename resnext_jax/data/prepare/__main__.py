@@ -8,8 +8,8 @@ from concurrent.futures import Executor
 
 from etils import epath
 
-from resnext_jax.data.absent import bucket_problems
-from resnext_jax.data.folder import SPLITS, class_folders, split_folders, split_roots
+from resnext_jax.data.absent import bucket_problems, other_folders
+from resnext_jax.data.folder import SPLITS, class_folders, class_problems, split_folders, split_roots
 from resnext_jax.data.prepare import imagenet
 from resnext_jax.data.prepare.command import exit_status
 from resnext_jax.data.prepare.directory import require_ours
@@ -17,11 +17,15 @@ from resnext_jax.data.prepare.images import Images, folder_images
 from resnext_jax.data.prepare.job import Job, prepare
 from resnext_jax.data.prepare.pool import worker_pool
 from resnext_jax.data.records import MANIFEST, Manifest, check_files, read_manifest
-from resnext_jax.errors import UserError, raise_all
-from resnext_jax.progress import Progress, duration
+from resnext_jax.errors import UserError, raise_all, user_errors_reported
+from resnext_jax.progress import Progress, duration, say
 
 MAX_PROCESSES = 32  # by default: each takes 0.2 GB, and so many outrun any disk
 IMAGES_PER_SHARD = 700  # some 75 MB at ImageNet's size
+NEEDS_VALIDATION = (
+    "Training evaluates on them: before you train, put images of every class into DIR/validation/<class>/ and prepare "
+    "DIR into a new directory."
+)
 
 
 def flags() -> argparse.ArgumentParser:
@@ -98,19 +102,20 @@ def _folder_splits(directory: str) -> tuple[list[str], dict[str, Images]]:
     if not roots:
         places = " nor ".join(root for key in SPLITS for root in split_folders(directory, key))
         raise UserError(
-            f"{directory} has neither {places}. "
-            "Class folders lie in DIR/train/<class>/ and DIR/validation/<class>/; give that DIR with --dir."
+            f"{directory} has neither {places}. Class folders lie in DIR/train/<class>/ and DIR/validation/<class>/; "
+            f"give that DIR with --dir. {other_folders(directory)}"
         )
+    if "validation" not in roots:
+        say(f"note: {directory} has no validation images. {NEEDS_VALIDATION}")
     classes = {key: class_folders(root) for key, root in roots.items()}
-    names = next(iter(classes.values()))
-    problems = [f"{root} has no class folder. Make one per class." for key, root in roots.items() if not classes[key]]
-    if strangers := sorted(set(classes.get("validation", ())) - set(names)):
-        problems.append(
-            f"{len(strangers)} class folder(s) of {roots['validation']} are not in {roots['train']}, the first "
-            f"{strangers[0]!r}. Training decides the classes: add or remove folders."
-        )
-    raise_all(problems)
-    return names, {key: folder_images(roots[key], names, there) for key, there in classes.items()}
+    splits, problems = {}, []
+    for key, names in classes.items():
+        try:
+            splits[key] = folder_images(roots[key], names)
+        except UserError as error:
+            problems += error.problems
+    raise_all(problems + class_problems(roots, classes))  # none: every split has the same names
+    return next(iter(classes.values())), splits
 
 
 def verify(directory: str) -> None:
@@ -149,7 +154,13 @@ def report(manifest: Manifest, out: str) -> None:
             f"by {notes['mean_difference_levels']} of 255 levels (PSNR {notes['mean_psnr_db']} dB; "
             f"{notes['compared_images']:,} images compared). Results are no longer those of the original files."
         )
-    print(f"\nTrain with --config.data.name={manifest.name} --config.data.dir={out}")
+    fields = f"--config.data.name={manifest.name} --config.data.dir={out}"
+    if "validation" not in manifest.splits:
+        print(f"\n{out} has no validation split. {NEEDS_VALIDATION}")
+    elif "train" not in manifest.splits:
+        print(f"\nEvaluate with --mode=evaluate {fields}")
+    else:
+        print(f"\nTrain with {fields}")
 
 
 def main(argv: list[str]) -> int:
@@ -180,4 +191,6 @@ def _run(arguments: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    with user_errors_reported():
+        status = main(sys.argv[1:])
+    sys.exit(status)

@@ -11,9 +11,13 @@ from typing import Any
 from etils import epath
 
 from resnext_jax.data.prepare.shards import ShardDone, writing
-from resnext_jax.data.records import MANIFEST, UNFINISHED, File
+from resnext_jax.data.records import FILE, MANIFEST, UNFINISHED, file_of, size_problem
 from resnext_jax.errors import UserError
 from resnext_jax.files import in_bucket, replace_file
+from resnext_jax.json_files import WHOLE, read_json, shown
+
+PAIRS = {"skipped": [[(WHOLE, str)]], "fidelity": [[float]]}  # forms of JSON values
+CONTENT = {"name": str, "settings": dict, "shards": [{"file": FILE, "source_bytes": WHOLE, **PAIRS}]}
 
 
 @contextlib.contextmanager
@@ -69,15 +73,19 @@ def read_unfinished(out: str, name: str, settings: dict[str, Any]) -> dict[str, 
     path = epath.Path(out) / UNFINISHED
     if not path.exists():
         return {}
-    try:
-        content = json.loads(path.read_text())
-        found = {}
-        for shard in content["shards"]:
-            skipped, fidelity = (tuple(map(tuple, shard[key])) for key in ("skipped", "fidelity"))
-            found[shard["file"]["file"]] = ShardDone(File(**shard["file"]), skipped, shard["source_bytes"], fidelity)
-        require_same(out, (content["name"], content["settings"]), (name, settings))
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is damaged ({error!r}). Remove {out}, then start again.") from None
+    advice = f"Remove {out}, then start again."
+    content, found = read_json(path, CONTENT, advice), {}
+    require_same(out, (content["name"], content["settings"]), (name, settings))
+    for shard in content["shards"]:
+        file, skipped, fidelity = file_of(shard["file"]), shard["skipped"], shard["fidelity"]
+        pairs, positions = (*skipped, *fidelity), range(file.num_images + len(skipped))
+        wrong = any(len(pair) != 2 for pair in pairs) or len({pair[0] for pair in skipped}) < len(skipped)
+        wrong = wrong or any(type(pair[0]) is str or pair[0] not in positions for pair in skipped)
+        wrong = wrong or any(type(reason) is not str for _, reason in skipped)
+        if problem := size_problem(file) or (wrong and f"what {shown(file.file)} leaves out"):
+            raise UserError(f"{path} is damaged ({problem}). {advice}")
+        skipped, fidelity = (tuple(map(tuple, part)) for part in (skipped, fidelity))
+        found[file.file] = ShardDone(file, skipped, shard["source_bytes"], fidelity)
     return found
 
 

@@ -17,6 +17,7 @@ from resnext_jax.errors import UserError
 from resnext_jax.progress import Progress
 
 NUM_CLASSES_5K = 5000
+NUM_CLASSES_2012, NUM_TRAIN_2012 = 1000, 1_281_167
 PARTIAL = "For a trial with what is there, add --partial."
 
 
@@ -88,7 +89,13 @@ def train_2012(train_tar: str, pool: Executor, *, partial: bool) -> tuple[list[s
             f"{train_tar} has {len(tars):,} of the {len(classes):,} classes; ILSVRC2012_img_train.tar has them all. "
             f"Fetch it again. {PARTIAL}"
         )
-    return classes, labeled(list_class_tars(tars, pool), classes)
+    images = labeled(list_class_tars(tars, pool), classes)
+    if len(tars) == NUM_CLASSES_2012 and len(images) != NUM_TRAIN_2012 and not partial:
+        raise UserError(
+            f"{train_tar} has {len(images):,} images; ILSVRC2012_img_train.tar has {NUM_TRAIN_2012:,}. Fetch it again. "
+            f"{PARTIAL}"
+        )
+    return classes, images
 
 
 def validation_2012(val_tar: str, class_names: Sequence[str], *, partial: bool) -> tuple[Images, int]:
@@ -98,7 +105,7 @@ def validation_2012(val_tar: str, class_names: Sequence[str], *, partial: bool) 
       UserError: absent, truncated, not this archive, or not all 50,000 images (without `partial`).
     """
     truth = shipped_lines("validation_labels.txt")
-    members = tar_images(list_tar(val_tar))
+    members = tar_images(list_tar(val_tar), val_tar)
     numbers = [_validation_number(member.name) for member in members]
     wrong = next((member.name for member, n in zip(members, numbers, strict=True) if not 1 <= n <= len(truth)), None)
     if wrong or not members:
@@ -107,6 +114,8 @@ def validation_2012(val_tar: str, class_names: Sequence[str], *, partial: bool) 
             f"{val_tar} is not ILSVRC2012_img_val.tar, whose files are ILSVRC2012_val_00000001.JPEG to "
             f"_{len(truth):08}.JPEG: {found}. Give the right archive."
         )
+    if len(set(numbers)) < len(numbers):  # once as .JPEG and once as .png, say
+        raise UserError(f"{val_tar} has the number of an image more than once. Fetch it again.")
     if len(members) < len(truth) and not partial:
         raise UserError(
             f"{val_tar} has {len(members):,} of the {len(truth):,} images; ILSVRC2012_img_val.tar has them all. "
@@ -145,7 +154,7 @@ def train_5k(full: str, class_list: str | None, pool: Executor, *, partial: bool
     tars = class_tars(full)
     available = {tar.class_name for tar in tars}
     wanted = set(available if class_list is None else read_class_list(class_list, sorted(available)))
-    absent = [name for name in all_1k if name not in wanted]
+    known, absent = set(all_1k), [name for name in all_1k if name not in wanted]
     where = class_list or full
     if absent and not partial:
         raise UserError(
@@ -160,9 +169,10 @@ def train_5k(full: str, class_list: str | None, pool: Executor, *, partial: bool
     num_images = {name: len(images) for name, images in listed.items()}
     present_1k = [name for name in all_1k if name in wanted]
     chosen = choose_classes(num_images, present_1k, NUM_CLASSES_5K if class_list is None else len(wanted))
+    labels = {name: label for label, name in enumerate(chosen)}
     notes = {
         "imagenet1k_classes": present_1k,
-        "imagenet1k_labels": [chosen.index(name) for name in present_1k],
-        "fewest_images_of_an_added_class": min((num_images[name] for name in chosen if name not in all_1k), default=0),
+        "imagenet1k_labels": [labels[name] for name in present_1k],
+        "fewest_images_of_an_added_class": min((num_images[name] for name in chosen if name not in known), default=0),
     }
     return chosen, labeled(listed, chosen), notes

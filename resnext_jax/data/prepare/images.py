@@ -2,13 +2,16 @@
 
 import dataclasses
 import hashlib
+import itertools
 import os
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from resnext_jax.data.folder import image_files
+from resnext_jax.data.folder import find_class_images
+from resnext_jax.data.listing import left_out_text
+from resnext_jax.progress import say
 
 LOOSE = -1  # offset and size of an image that is a file of its own
 
@@ -64,7 +67,7 @@ class Images:
         starts = np.cumsum([0, *(len(part.containers) for part in parts)])
         name_starts = np.cumsum([0, *(len(part.names) for part in parts)])
         return cls(
-            sum((part.containers for part in parts), ()),
+            tuple(itertools.chain.from_iterable(part.containers for part in parts)),
             np.concatenate([part.container + start for part, start in zip(parts, starts, strict=False)]),
             np.concatenate([part.offset for part in parts]),
             np.concatenate([part.size for part in parts]),
@@ -90,11 +93,16 @@ class Images:
         return digest.hexdigest()
 
 
-def folder_images(root: str, class_names: Sequence[str], present: Sequence[str]) -> Images:
-    """Return the image files of the class folders `present` in `root`; the label is the index in `class_names`."""
-    parts = []
-    for name in present:
-        files = [f"{name}/{file}" for file in image_files(os.path.join(root, name))]
-        loose, label = [LOOSE] * len(files), class_names.index(name)
+def folder_images(root: str, class_names: Sequence[str]) -> Images:
+    """Return the image files of the class folders in `root`, and tell which files are left out.
+
+    The label is the index in `class_names`.
+    """
+    found, left_out = find_class_images(root, class_names)
+    parts = [Images.make(root, [], [], [], [])]
+    for label, images in found.items():
+        files, loose = [f"{class_names[label]}/{file}" for file in images], [LOOSE] * len(images)
         parts.append(Images.make(root, files, loose, loose, [label] * len(files)))
-    return Images.join(parts)
+    joined = Images.join(parts)
+    say(f"{root}: {len(joined):,} images in {len(found):,} classes{left_out_text(left_out)}")
+    return joined

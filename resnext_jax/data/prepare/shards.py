@@ -12,7 +12,7 @@ import numpy as np
 from etils import epath
 from PIL import Image
 
-from resnext_jax.data import decode
+from resnext_jax.data import decode, resize
 from resnext_jax.data.prepare.images import LOOSE, Entry
 from resnext_jax.data.records import WRITER_OPTIONS, File, pack
 from resnext_jax.errors import UserError
@@ -173,10 +173,10 @@ def smaller(data: bytes, name: str, short_side_px: int) -> bytes:
     short = min(width, height)
     if short <= short_side_px:
         return data
-    size = (round(width * short_side_px / short), round(height * short_side_px / short))
-    pixels = Image.fromarray(decode.decode(data, name)).resize(size, Image.Resampling.BICUBIC)
+    size = (round(height * short_side_px / short), round(width * short_side_px / short))
+    pixels = resize.bicubic(decode.decode(data, name), *size)
     stream = io.BytesIO()
-    pixels.save(stream, "JPEG", quality=JPEG_QUALITY)
+    Image.fromarray(pixels).save(stream, "JPEG", quality=JPEG_QUALITY)
     return stream.getvalue()
 
 
