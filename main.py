@@ -36,6 +36,7 @@ def define_flags(to: flags.FlagValues) -> flags.FlagValues:
     flags.DEFINE_string("report", None, "Evaluate: new directory for what the network gets wrong.", flag_values=to)
     flags.DEFINE_integer("top", 5, "Predict: how many classes of each image.", flag_values=to)
     flags.DEFINE_string("csv", None, "Predict: new file for a table of all images.", flag_values=to)
+    flags.DEFINE_string("draw", None, "Predict with a detector: directory for pictures with boxes.", flag_values=to)
     flags.DEFINE_bool("json", False, "Evaluate and predict: print one JSON object as the last line.", flag_values=to)
     return to
 

@@ -28,7 +28,7 @@ from resnext_jax.models.layers import Classifier
 from resnext_jax.ops.conv_choice import chip_of, resolver
 from resnext_jax.ops.keys import seed_key
 from resnext_jax.sharding import all_devices
-from resnext_jax.types import PyTree
+from resnext_jax.types import DETECTION, PyTree
 
 KEPT_SHAPES = 16  # of images, whose compiled programs stay in memory: megabytes each
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")  # what jax.export calls them
@@ -108,6 +108,13 @@ class Net:
         stages = sorted((name for name in activations if name.startswith("stage")), key=lambda name: int(name[5:]))
         others = [name for name in activations if name not in stages]  # JAX sorts by name
         return {name: activations[name] for name in (*stages, *others)} | {"logits": logits}
+
+    def detect(self, images: Any) -> Any:
+        """Raise UserError: a classifier finds no objects."""
+        raise UserError(
+            "this is a classifier, and it finds no objects: load a detector, or train one from this checkpoint with "
+            "python main.py --config=configs/detection_resnext50_32x4d.py --config.init_from=DIR --config.data.dir=COCO"
+        )
 
     def with_head(self, classes: int | Sequence[str], *, seed: int = 0) -> "Net":
         """Return the same backbone with a classifier of fresh weights.
@@ -201,8 +208,8 @@ class Net:
         return images
 
 
-def load(path: str, *, raw: bool = False) -> Net:
-    """Return the network of a checkpoint.
+def load(path: str, *, raw: bool = False) -> Any:
+    """Return the network of a checkpoint: a `Net`, or the `detection.net.DetectionNet` of a detector.
 
     Args:
       path: a workdir, its `checkpoints` directory (then the newest), or one checkpoint.
@@ -213,6 +220,10 @@ def load(path: str, *, raw: bool = False) -> Net:
     """
     all_devices()  # or say what is wrong with them
     checkpoint = locate(path)
+    if read_description(checkpoint)["config"].get("task") == DETECTION:
+        from resnext_jax.detection.net import load_detector
+
+        return load_detector(path)
     description = read_description(checkpoint, NETWORK)
     config, class_names = description["config"], tuple(description["dataset"]["class_names"])
     data = config["data"]

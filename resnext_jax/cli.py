@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 
 from resnext_jax import sharding, streams
 from resnext_jax.api import load
+from resnext_jax.checkpoint import locate, read_description
 from resnext_jax.config import command_line
 from resnext_jax.config.checks import evaluation_problems, network_problems, protocol_problems
 from resnext_jax.errors import (
@@ -45,8 +46,9 @@ from resnext_jax.train.classification import open_classification
 from resnext_jax.train.finetune import fill_from_checkpoint
 from resnext_jax.train.loop import train
 from resnext_jax.train.resume import jax_settings
+from resnext_jax.types import DETECTION
 
-FLAG_OF_MODE = {"report": "evaluate", "top": "predict", "csv": "predict"}
+FLAG_OF_MODE = {"report": "evaluate", "top": "predict", "csv": "predict", "draw": "predict"}
 CRASH_STATUS = 1
 
 
@@ -116,6 +118,10 @@ def run_training(flag_values: flags.FlagValues, arguments: Sequence[str]) -> Non
     if config is None:
         raise UserError("training wants a config: python main.py --config=configs/quickstart.py")
     workdir = workdir_of(flag_values)
+    if config.get("task") == DETECTION:
+        from resnext_jax.detection.run import train_detector
+
+        return train_detector(config, workdir, here(), environment())
     place, config = here(), fill_from_checkpoint(config, workdir)
     train(open_classification(config, place), config, workdir, place, environment())
 
@@ -123,6 +129,11 @@ def run_training(flag_values: flags.FlagValues, arguments: Sequence[str]) -> Non
 def run_evaluation(flag_values: flags.FlagValues, arguments: Sequence[str]) -> None:
     """`--mode=evaluate`: exact loss, top-1 and top-5 of a checkpoint on the validation images of its config."""
     refuse_arguments(arguments, flag_values)
+    if is_detector(flag_values, "report"):
+        from resnext_jax.detection.command import evaluate_detector
+
+        overrides = partial(command_line.override, overrides=flag_values.override)
+        return evaluate_detector(workdir_of(flag_values), here(), overrides, as_json=flag_values.json)
     loaded = opened(flag_values)
     if not flag_values.report:
         return report_row(flag_values, loaded, loaded.checkpoint, loaded.evaluate(loaded.variables))
@@ -136,6 +147,8 @@ def run_recomputation(flag_values: flags.FlagValues, arguments: Sequence[str]) -
     Written to `recomputed_bn` in the workdir, itself a workdir for the other modes.
     """
     refuse_arguments(arguments, flag_values)
+    if is_detector(flag_values):
+        raise UserError("the batch norm of a detector is frozen: recompute that of the classifier it starts from.")
     loaded = opened(flag_values)
     report_row(flag_values, loaded, *recompute_checkpoint(loaded))
 
@@ -159,6 +172,13 @@ def run_prediction(flag_values: flags.FlagValues, arguments: Sequence[str]) -> N
     if flag_values.config is not None and flag_values.workdir:
         problems.append("predict takes the network and its preprocessing from --workdir: leave --config out.")
     raise_all(problems)
+    if is_detector(flag_values, "top", "csv"):
+        from resnext_jax.detection.command import predict_objects
+
+        paths = readable_images(arguments)
+        return predict_objects(workdir_of(flag_values), paths, draw_dir=flag_values.draw, as_json=flag_values.json)
+    if flag_values.draw:
+        raise UserError("--draw is for a detector, and this is a classifier: leave it out.")
     csv_file = new_file(flag_values.csv) if flag_values.csv else None
     paths = readable_images(arguments)
     net = load(workdir_of(flag_values), raw=flag_values.raw)
@@ -173,6 +193,15 @@ MODES: dict[str, Callable[[flags.FlagValues, Sequence[str]], None]] = {
     "predict": run_prediction,
     "recompute_bn": run_recomputation,
 }
+
+
+def is_detector(flag_values: flags.FlagValues, *not_for_it: str) -> bool:
+    """Return whether the checkpoint of the workdir is a detector's; raises UserError for flags that are not for it."""
+    detects = read_description(locate(workdir_of(flag_values)))["config"].get("task") == DETECTION
+    strays = [f"--{name}" for name in not_for_it if flag_values[name].present]
+    if detects and strays:
+        raise UserError(f"{', '.join(strays)}: for classifiers, and this is a detector. Leave it out.")
+    return detects
 
 
 def report_row(

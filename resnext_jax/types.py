@@ -8,6 +8,8 @@ from typing import Any
 
 from flax import struct
 
+DETECTION = "detection"  # `config.task` of detectors; classifiers have none
+
 PyTree = Any
 Leaf = Any  # of a pytree: an array of jax or numpy, or the shape and sharding of one
 

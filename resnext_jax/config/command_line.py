@@ -196,7 +196,7 @@ def _config_path(argv: list[str], index: int) -> str:
 def config_paths(directory: str | Path) -> list[str]:
     """The config files of a directory, sorted."""
     paths = Path(directory).glob("*.py")
-    return sorted(str(path) for path in paths if path.stem not in ("__init__", "common"))
+    return sorted(str(path) for path in paths if path.stem != "__init__" and not path.stem.endswith("common"))
 
 
 def load(path: str) -> ConfigDict:

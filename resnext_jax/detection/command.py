@@ -62,12 +62,7 @@ def predict_objects(workdir: str, paths: Sequence[str], *, draw_dir: str | None,
     Raises:
       UserError: an image that cannot be read, with all others, or pictures that cannot be written.
     """
-    problems, images = [], []
-    for path in paths:
-        try:
-            images.append(read_image(path))
-        except UserError as error:
-            problems += error.problems
+    images, problems = [read_image(path) for path in paths], []
     targets = [Path(os.path.expanduser(draw_dir)) / f"{Path(path).stem}.png" for path in paths] if draw_dir else []
     doubled = {str(target) for target in targets if targets.count(target) > 1}
     problems += [

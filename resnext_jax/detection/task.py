@@ -171,9 +171,9 @@ class Detection:
         raise NotImplementedError
 
     def flops_per_image(self) -> float:
-        """Return the floating-point operations of training on one image of the first size; backward costs twice forward.
+        """Return the floating-point operations of training on one image of the first size.
 
-        Frozen layers have no backward pass, so this is an upper limit.
+        Backward counts twice forward. Frozen layers have no backward pass, so this is an upper limit.
         """
         state, batch = self.state_shapes(), self.batch_shapes(0)
         one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape[1:]), leaf.dtype), batch)

@@ -14,9 +14,11 @@ class Preemption:
     has no coordination service, so that a Python handler takes the signal.
     """
 
+    _calls = 0  # of `requested` in this process, in all runs: JAX counts them so
+
     def __init__(self, process_count: int):
         self._alone = process_count == 1
-        self._noted, self._calls = False, 0
+        self._noted = False
 
     def __enter__(self) -> "Preemption":
         self._listens = self._alone and threading.current_thread() is threading.main_thread()
@@ -34,8 +36,8 @@ class Preemption:
             return self._noted
         # Counted from the start of this process: JAX stops all at the largest number so far plus one, which numbers
         # that begin at a later step would jump over when the signal comes before the first of them.
-        self._calls += 1
-        return multihost_utils.reached_preemption_sync_point(self._calls)
+        Preemption._calls += 1
+        return multihost_utils.reached_preemption_sync_point(Preemption._calls)
 
     def _note(self, signum: int, frame: FrameType | None) -> None:
         self._noted = True

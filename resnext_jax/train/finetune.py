@@ -43,7 +43,7 @@ def fill_from_checkpoint(config: ConfigDict, workdir: str) -> ConfigDict:
                 "workdir of a run or what python -m resnext_jax.convert wrote."
             )
         return config
-    theirs = _own_config(workdir) or read_description(locate(config.init_from), NETWORK)["config"]
+    theirs = own_config(workdir) or read_description(locate(config.init_from), NETWORK)["config"]
     filled = config.copy_and_resolve_references()
     with filled.unlocked(), filled.ignore_type():
         if config.model.name is None:
@@ -54,7 +54,7 @@ def fill_from_checkpoint(config: ConfigDict, workdir: str) -> ConfigDict:
     return filled
 
 
-def _own_config(workdir: str) -> dict[str, Any] | None:
+def own_config(workdir: str) -> dict[str, Any] | None:
     """Return the config of the newest checkpoint of a run that can be read; None before its first one."""
     directory = absolute(workdir) / DIRECTORY
     for step in finished_steps(directory):
