@@ -199,7 +199,7 @@ def test_what_a_net_says_of_itself(state_and_net, capsys):
     assert "classes:  2 (cat, dog)" in repr(net.with_head(["cat", "dog"]))
     net.summary()
     table = capsys.readouterr().out
-    sizes = {name: leaf.size for name, leaf in flatten_dict(net.variables["params"], sep="/").items()}
+    sizes = {name: np.size(leaf) for name, leaf in flatten_dict(net.variables["params"], sep="/").items()}
     assert all(f"| {name} " in table for name in sizes)
     assert f"Total: {sum(sizes.values()):,}" in table
 

@@ -37,8 +37,9 @@ def predict(
     class_names: Sequence[str],
 ) -> list[list[Prediction]]:
     """Return the most probable classes of each image, the first one first; see `api.Net.predict`."""
-    single = isinstance(images, Path) or (isinstance(images, np.ndarray) and images.ndim < 4)
-    listed = [images] if single else list(images)
+    if isinstance(images, Path) or (isinstance(images, np.ndarray) and images.ndim < 4):
+        images = [images]
+    listed = list(images)
     raise_all([f"top={top} must be 1 or more."] if top < 1 else [])
     found = []
     for part in _parts(listed):
@@ -63,7 +64,7 @@ def most_probable(
     probabilities /= probabilities.sum(axis=1, keepdims=True)
     order = np.argsort(-probabilities, axis=1, kind="stable")[:, :top]
     return [
-        [Prediction(class_names[label], float(row[label])) for label in labels]
+        [Prediction(class_names[int(label)], float(row[label])) for label in labels]
         for row, labels in zip(probabilities, order.tolist(), strict=True)
     ]
 
