@@ -54,7 +54,7 @@ def read_report(directory: str) -> tuple[dict[str, Any], list[Image]]:
         images = [Image(row["image"], row["right"], int(row["rank"]) == 1) for row in rows if row["right"]]
         if len(images) != summary["images"] or not images:
             raise ValueError(f"{PREDICTIONS} has {len(images):,} images, and {SUMMARY} {summary['images']:,}")
-        str(summary["checkpoint"]), float(summary["top1"])
+        summary |= {"checkpoint": str(summary["checkpoint"]), "top1": float(summary["top1"])}
     except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
         reason = getattr(error, "strerror", None) or repr(error)
         raise UserError(f"{root} is no report that can be read: {reason}. {advice}") from None
