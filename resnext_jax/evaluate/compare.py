@@ -16,7 +16,6 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from etils import epath
-from scipy.stats import binomtest
 
 from resnext_jax.data.absent import bucket_problems
 from resnext_jax.errors import UserError, raise_all, user_errors_reported
@@ -76,6 +75,8 @@ def compare(first: str, second: str) -> dict[str, Any]:
     Raises:
       UserError: they are not of the same images with the same right classes.
     """
+    from scipy.stats import binomtest  # slow to import
+
     (one, left), (other, right) = read_report(first), read_report(second)
     pairs = list(zip(left, right, strict=False))
     differ = next((mine for mine, theirs in pairs if mine[:2] != theirs[:2]), None)
