@@ -16,7 +16,6 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from etils import epath
-from scipy.stats import binomtest
 
 from resnext_jax.data.absent import bucket_problems
 from resnext_jax.errors import UserError, raise_all, user_errors_reported
@@ -54,7 +53,7 @@ def read_report(directory: str) -> tuple[dict[str, Any], list[Image]]:
         images = [Image(row["image"], row["right"], int(row["rank"]) == 1) for row in rows if row["right"]]
         if len(images) != summary["images"] or not images:
             raise ValueError(f"{PREDICTIONS} has {len(images):,} images, and {SUMMARY} {summary['images']:,}")
-        str(summary["checkpoint"]), float(summary["top1"])
+        summary |= {"checkpoint": str(summary["checkpoint"]), "top1": float(summary["top1"])}
     except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
         reason = getattr(error, "strerror", None) or repr(error)
         raise UserError(f"{root} is no report that can be read: {reason}. {advice}") from None
@@ -76,6 +75,8 @@ def compare(first: str, second: str) -> dict[str, Any]:
     Raises:
       UserError: they are not of the same images with the same right classes.
     """
+    from scipy.stats import binomtest  # slow to import
+
     (one, left), (other, right) = read_report(first), read_report(second)
     pairs = list(zip(left, right, strict=False))
     differ = next((mine for mine, theirs in pairs if mine[:2] != theirs[:2]), None)
