@@ -1,7 +1,7 @@
 """The random key of a seed."""
 
 import jax
-import numpy as np
+import jax.numpy as jnp
 from jaxtyping import Array, Key
 
 
@@ -10,4 +10,4 @@ def seed_key(seed: int) -> Key[Array, ""]:
 
     JAX_DEFAULT_PRNG_IMPL, JAX_RANDOM_SEED_OFFSET and JAX_ENABLE_X64 do not change it.
     """
-    return jax.random.wrap_key_data(np.array([0, seed % 2**32], np.uint32), impl="threefry2x32")
+    return jax.random.wrap_key_data(jnp.array([0, seed % 2**32], jnp.uint32), impl="threefry2x32")
