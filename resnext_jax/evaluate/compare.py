@@ -20,6 +20,7 @@ from etils import epath
 from resnext_jax.data.absent import bucket_problems
 from resnext_jax.errors import UserError, raise_all, user_errors_reported
 from resnext_jax.evaluate.report import FORMAT, PREDICTIONS, SUMMARY
+from resnext_jax.json_files import parse_json
 
 LEVEL = 0.05
 NUM_CLASSES = 5
@@ -45,7 +46,7 @@ def read_report(directory: str) -> tuple[dict[str, Any], list[Image]]:
     root = epath.Path(directory).expanduser()
     advice = "Give the directory of a complete report: python main.py --mode=evaluate --report=DIR"
     try:
-        summary = json.loads((root / SUMMARY).read_text())
+        summary = parse_json((root / SUMMARY).read_bytes(), dict)
         if summary["format"] != FORMAT:
             raise UserError(f"{root} is of the format {summary['format']!r}; this version reads {FORMAT!r}. {advice}")
         text = (root / PREDICTIONS).read_bytes().decode("utf-8", "surrogateescape")
