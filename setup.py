@@ -43,6 +43,7 @@ setup(
         "pillow>=12",
         "simplejpeg>=1.9,<2",
         "numpy>=2.2,<3",
+        "scipy>=1.14",  # evaluate.compare; JAX asks for it too
         "jaxtyping>=0.3.11,<0.4",
         "flatbuffers>=25.2",  # jax.export writes and reads its files with it
         "absl-py>=2.3,<3",

@@ -3,6 +3,7 @@
 import pathlib
 import subprocess
 import sys
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -209,7 +210,8 @@ def test_what_a_net_says_of_itself(state_and_net, capsys):
     assert "classes:  2 (cat, dog)" in repr(net.with_head(["cat", "dog"]))
     net.summary()
     table = capsys.readouterr().out
-    sizes = {name: leaf.size for name, leaf in flatten_dict(net.variables["params"], sep="/").items()}
+    arrays: Any = flatten_dict(net.variables["params"], sep="/")
+    sizes = {name: array.size for name, array in arrays.items()}
     assert all(f"| {name} " in table for name in sizes)
     assert f"Total: {sum(sizes.values()):,}" in table
 

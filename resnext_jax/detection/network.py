@@ -15,7 +15,6 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from flax.traverse_util import path_aware_map
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
@@ -83,7 +82,7 @@ def mask_padding(x: Float[Array, "batch height width *channels"], size_px: Sizes
 
 def _trunk(arch: Arch, numerics: Numerics, images: Images, size_px: Sizes) -> Features:
     """Return the outputs of all stages but the last; the layers belong to the module that calls it."""
-    mask = partial(mask_padding, size_px=size_px, canvas=images.shape[1:3])
+    mask = partial(mask_padding, size_px=size_px, canvas=(images.shape[1], images.shape[2]))
 
     def mask_inputs(layer: Callable, args: tuple, kwargs: dict, context: nn.module.InterceptorContext) -> Any:
         module = context.module
@@ -170,11 +169,11 @@ def frozen(params: PyTree, num_stages: int = 2) -> PyTree:
     """
     stages = {f"stage{number}" for number in range(2, num_stages + 1)} | ({"stem_conv"} if num_stages else set())
 
-    def is_frozen(path: tuple[str, ...], leaf: Any) -> bool:
-        layer = path[-2]
-        return path[0] in stages or layer.startswith("bn") or layer.endswith("_bn")
+    def is_frozen(path: tuple[Any, ...], leaf: Any) -> bool:
+        stage, layer = path[0].key, path[-2].key
+        return stage in stages or layer.startswith("bn") or layer.endswith("_bn")
 
-    return path_aware_map(is_frozen, params)
+    return jax.tree.map_with_path(is_frozen, params)
 
 
 def freeze(params: PyTree, num_stages: int = 2) -> PyTree:

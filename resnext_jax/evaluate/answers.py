@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -84,7 +85,7 @@ class NotedSource(WrappedSource):
         self.keeps_labels = keeps_labels
         self.notes: dict[int, tuple[int, str]] = {}  # index -> key of `Rows`, name
         if isinstance(source, GatherSource):
-            self.gather = self._gather
+            self.gather = partial(self._gather, source)
 
     def __getitem__(self, index: int) -> Record:
         record = self.source[index]
@@ -92,10 +93,9 @@ class NotedSource(WrappedSource):
         self.notes[index] = key, record.name
         return record._replace(label=key)
 
-    def _gather(self, indices: Labels) -> tuple[Images, Labels]:
-        self.notes |= {index: (index, self.source.locate(index)) for index in indices.tolist()}
-        assert isinstance(self.source, GatherSource)
-        return self.source.gather(indices)[0], indices
+    def _gather(self, source: GatherSource, indices: Labels) -> tuple[Images, Labels]:
+        self.notes |= {index: (index, source.locate(index)) for index in indices.tolist()}
+        return source.gather(indices)[0], indices
 
 
 @dataclasses.dataclass(frozen=True)

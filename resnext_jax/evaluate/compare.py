@@ -16,11 +16,11 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from etils import epath
-from scipy.stats import binomtest
 
 from resnext_jax.data.absent import bucket_problems
 from resnext_jax.errors import UserError, raise_all, user_errors_reported
 from resnext_jax.evaluate.report import FORMAT, PREDICTIONS, SUMMARY
+from resnext_jax.json_files import parse_json
 
 LEVEL = 0.05
 NUM_CLASSES = 5
@@ -46,7 +46,7 @@ def read_report(directory: str) -> tuple[dict[str, Any], list[Image]]:
     root = epath.Path(directory).expanduser()
     advice = "Give the directory of a complete report: python main.py --mode=evaluate --report=DIR"
     try:
-        summary = json.loads((root / SUMMARY).read_text())
+        summary = parse_json((root / SUMMARY).read_bytes(), dict)
         if summary["format"] != FORMAT:
             raise UserError(f"{root} is of the format {summary['format']!r}; this version reads {FORMAT!r}. {advice}")
         text = (root / PREDICTIONS).read_bytes().decode("utf-8", "surrogateescape")
@@ -54,7 +54,7 @@ def read_report(directory: str) -> tuple[dict[str, Any], list[Image]]:
         images = [Image(row["image"], row["right"], int(row["rank"]) == 1) for row in rows if row["right"]]
         if len(images) != summary["images"] or not images:
             raise ValueError(f"{PREDICTIONS} has {len(images):,} images, and {SUMMARY} {summary['images']:,}")
-        str(summary["checkpoint"]), float(summary["top1"])
+        summary |= {"checkpoint": str(summary["checkpoint"]), "top1": float(summary["top1"])}
     except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
         reason = getattr(error, "strerror", None) or repr(error)
         raise UserError(f"{root} is no report that can be read: {reason}. {advice}") from None
@@ -76,6 +76,8 @@ def compare(first: str, second: str) -> dict[str, Any]:
     Raises:
       UserError: they are not of the same images with the same right classes.
     """
+    from scipy.stats import binomtest  # slow to import
+
     (one, left), (other, right) = read_report(first), read_report(second)
     pairs = list(zip(left, right, strict=False))
     differ = next((mine for mine, theirs in pairs if mine[:2] != theirs[:2]), None)

@@ -64,7 +64,7 @@ def most_probable(
     probabilities /= probabilities.sum(axis=1, keepdims=True)
     order = np.argsort(-probabilities, axis=1, kind="stable")[:, :top]
     return [
-        [Prediction(class_names[label], float(row[label])) for label in labels]
+        [Prediction(class_names[int(label)], float(row[label])) for label in labels]
         for row, labels in zip(probabilities, order.tolist(), strict=True)
     ]
 

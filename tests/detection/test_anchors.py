@@ -30,7 +30,7 @@ def test_anchors_go_by_row_then_column_then_shape():
     cell = lib.cell_anchors()
     got = lib.grid(3, 5, 16, cell)
     want = [
-        anchor + np.float32([16 * column, 16 * row, 16 * column, 16 * row])
+        anchor + np.array([16 * column, 16 * row, 16 * column, 16 * row], np.float32)
         for row in range(3)
         for column in range(5)
         for anchor in cell

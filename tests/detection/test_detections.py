@@ -42,9 +42,10 @@ def numpy_objects(logits, deltas, regions, present, smallest_score, iou_threshol
 
 
 def check(outputs, present, smallest_score, iou_threshold, num_detections) -> int:
-    want = numpy_objects(*outputs, present, smallest_score, iou_threshold)
+    logits, deltas, regions = outputs
+    want = numpy_objects(logits, deltas, regions, present, smallest_score, iou_threshold)
     options = dict(smallest_score=smallest_score, iou_threshold=iou_threshold, num_detections=num_detections)
-    found = run(*outputs, present, **options)
+    found = run(logits, deltas, regions, present, **options)
     count = int(found.present.sum())
     assert found.present[:count].all()
     assert count == min(len(want), num_detections)

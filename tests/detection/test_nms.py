@@ -12,7 +12,7 @@ from resnext_jax.detection import nms as lib
 
 def numpy_nms(boxes: np.ndarray, scores: np.ndarray, threshold: float, num_outputs: int, num_inputs: int) -> list[int]:
     """The definition, in float32: the best box, then what it does not cover, and so on."""
-    threshold = np.float32(threshold)
+    limit = np.float32(threshold)
     order = [index for index in np.argsort(-scores, kind="stable")[:num_inputs] if scores[index] > -np.inf]
     area = np.prod(np.maximum(boxes[:, 2:] - boxes[:, :2] + 1, 0), axis=1)
     kept = []
@@ -23,12 +23,12 @@ def numpy_nms(boxes: np.ndarray, scores: np.ndarray, threshold: float, num_outpu
         start = np.maximum(boxes[best, :2], boxes[remaining, :2])
         shared = np.prod(np.maximum(np.minimum(boxes[best, 2:], boxes[remaining, 2:]) - start + 1, 0), axis=1)
         union = area[best] + area[remaining] - shared
-        remaining = remaining[~(shared > 0) | (shared / np.maximum(union, 1e-30) <= threshold)]
+        remaining = remaining[~(shared > 0) | (shared / np.maximum(union, 1e-30) <= limit)]
     return kept
 
 
 def check(boxes, scores, threshold=0.7, num_outputs=300, num_inputs=6000):
-    boxes, scores = np.float32(boxes), np.float32(scores)
+    boxes, scores = np.asarray(boxes, np.float32), np.asarray(scores, np.float32)
     suppress = jax.jit(lib.nms, static_argnums=(2, 3, 4))
     index, chosen = suppress(jnp.asarray(boxes), jnp.asarray(scores), threshold, num_outputs, num_inputs)
     count = int(chosen.sum())
@@ -82,7 +82,7 @@ def test_boxes_without_a_score_are_never_kept(missing):
     scores[::3] = missing
     want = np.where(np.isnan(scores), -np.inf, scores)
     index, chosen = lib.nms(jnp.float32(boxes), jnp.float32(scores), 0.7, 600)
-    assert index[chosen].tolist() == numpy_nms(np.float32(boxes), np.float32(want), 0.7, 600, 600)
+    assert index[chosen].tolist() == numpy_nms(boxes.astype(np.float32), want.astype(np.float32), 0.7, 600, 600)
     assert not (index[chosen] % 3 == 0).any()
     _, none = lib.nms(jnp.float32(boxes), jnp.full(600, missing, jnp.float32), 0.7, 10)
     assert not none.any()

@@ -17,8 +17,9 @@ COUNT = len(GRID.anchors)
 
 
 def run(logits, deltas, size_px=(100, 130), scale=1.0, **options) -> lib.Proposals:
-    propose = jax.jit(lambda *arrays: lib.propose(*arrays[:2], GRID, *arrays[2:], **options))
-    return propose(jnp.float32(logits), jnp.float32(deltas), jnp.float32(size_px), jnp.float32(scale))
+    propose = jax.jit(partial(lib.propose, grid=GRID, **options))
+    outputs, size_px, scale = (jnp.float32(logits), jnp.float32(deltas)), jnp.float32(size_px), jnp.float32(scale)
+    return propose(*outputs, size_px=size_px, scale=scale)
 
 
 def numpy_boxes(deltas: np.ndarray, size_px: tuple[int, int]) -> np.ndarray:

@@ -137,7 +137,7 @@ def test_align_and_its_gradient_equal_torchvision(their_roi_align, padding):
     features = RNG.normal(size=(9, 13, 3)).astype(np.float32)
     weight = RNG.normal(size=(12, 14, 14, 3)).astype(np.float32)
     theirs = torch.from_numpy(features).permute(2, 0, 1)[None].requires_grad_()
-    rois = np.concatenate([np.zeros((12, 1)), boxes + np.float32([0, 0, 1, 1])], axis=1).astype(np.float32)
+    rois = np.concatenate([np.zeros((12, 1)), boxes + np.array([0, 0, 1, 1], np.float32)], axis=1).astype(np.float32)
     want = their_roi_align(theirs, torch.from_numpy(rois), 1 / 16, 14, 14, 2, True).permute(0, 2, 3, 1)
     (want * torch.from_numpy(weight)).sum().backward()
 

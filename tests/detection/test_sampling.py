@@ -13,13 +13,14 @@ RNG = np.random.default_rng(0)
 GRID = grids.grid(12, 14, 16, grids.cell_anchors(scales=(2, 4, 8)))
 SIZE_PX = jnp.float32([180, 220])
 # Of 8 px, where four anchors tie for the best; like an anchor; in the middle between two anchors; anywhere; padding.
-BOXES = np.float32(
-    [[120, 72, 127, 79], [102, 57, 137, 86], [48, 24, 111, 87], [40, 40, 103, 95], [150, 135, 215, 178], [0, 0, 0, 0]]
+BOXES = np.array(
+    [[120, 72, 127, 79], [102, 57, 137, 86], [48, 24, 111, 87], [40, 40, 103, 95], [150, 135, 215, 178], [0, 0, 0, 0]],
+    np.float32,
 )
 OBJECT = np.array([True, True, True, True, True, False])
 
 
-def numpy_iou(a: np.ndarray, b: np.ndarray) -> float:
+def numpy_iou(a: np.ndarray, b: np.ndarray) -> np.floating:
     width = min(a[2], b[2]) - max(a[0], b[0]) + 1
     height = min(a[3], b[3]) - max(a[1], b[1]) + 1
     shared = max(width, 0) * max(height, 0)
@@ -116,7 +117,7 @@ def test_a_sample_depends_on_the_key_alone():
     assert first == second != other
 
 
-CROWDS = np.float32([[10, 10, 49, 49], [60, 60, 99, 99], [100, 100, 199, 199], [0, 0, 0, 0]])
+CROWDS = np.array([[10, 10, 49, 49], [60, 60, 99, 99], [100, 100, 199, 199], [0, 0, 0, 0]], np.float32)
 LABEL, CROWD = np.array([5, 2, 7, 0], np.int32), np.array([False, False, True, False])
 
 
@@ -161,8 +162,8 @@ def test_regions_in_a_crowd_are_not_background():
 
 
 def test_a_quarter_of_the_regions_are_objects_at_most():
-    near = np.float32([10, 10, 49, 49]) + RNG.integers(-2, 3, (50, 4))
-    far = np.float32([200, 10, 230, 50]) + RNG.integers(-9, 10, (100, 4))
+    near = np.array([10, 10, 49, 49], np.float32) + RNG.integers(-2, 3, (50, 4))
+    far = np.array([200, 10, 230, 50], np.float32) + RNG.integers(-9, 10, (100, 4))
     sample = sample_regions(0, np.concatenate([near, far]))
     assert sample.used.all()
     assert len(sample.label) == 64

@@ -72,9 +72,9 @@ def test_reports_that_cannot_be_compared(tmp_path):
         compare.compare(good, write(tmp_path / "dogs", [1, 2], right="dog"))
     with pytest.raises(UserError, match="is of the format 'x'"):
         compare.compare(good, write(tmp_path / "other", [1], format="x"))
-    for name, value in (("images", 5), ("top1", None)):
+    for damaged in (write(tmp_path / "count", [1, 2], images=5), write(tmp_path / "top1", [1, 2], top1=None)):
         with pytest.raises(UserError, match=r"no report that can be read.* complete report"):
-            compare.compare(good, write(tmp_path / name, [1, 2], **{name: value}))
+            compare.compare(good, damaged)
     (tmp_path / "good" / "summary.json").unlink()
     with pytest.raises(UserError, match=r"No such file.* complete report"):
         compare.compare(good, good)

@@ -175,7 +175,7 @@ def test_real_labels_count_for_each_right_class(tmp_path):
     assert summary["left_out"].keys() == {"confusion.csv", "confusion.png"}
     assert "several right classes" in in_words(summary, "out")
     assert not (tmp_path / "out" / "confusion.csv").exists()
-    source.numbers = (3, 1, 50_000, 2, 3)
+    vars(source)["numbers"] = (3, 1, 50_000, 2, 3)
     with pytest.raises(UserError, match=r"_00000003.JPEG and .*_00000003.JPEG have the same number"):
         evaluate_with_report(loaded, str(tmp_path / "again"))
 
