@@ -9,12 +9,13 @@ import pytest
 import tiny
 
 import resnext_jax
+from configs import detection_common
 from resnext_jax.config import command_line
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")], key=str)
 PAGES += sorted((ROOT / "experiments").glob("*/README.md"))
-FIELDS = set(command_line.field_names(tiny.config()))
+FIELDS = set(command_line.field_names(tiny.config())) | set(command_line.field_names(detection_common.base()))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
