@@ -172,15 +172,14 @@ def run_prediction(flag_values: flags.FlagValues, arguments: Sequence[str]) -> N
     if flag_values.config is not None and flag_values.workdir:
         problems.append("predict takes the network and its preprocessing from --workdir: leave --config out.")
     raise_all(problems)
+    csv_file = new_file(flag_values.csv) if flag_values.csv else None
+    paths = readable_images(arguments)
     if is_detector(flag_values, "top", "csv"):
         from resnext_jax.detection.command import predict_objects
 
-        paths = readable_images(arguments)
         return predict_objects(workdir_of(flag_values), paths, draw_dir=flag_values.draw, as_json=flag_values.json)
     if flag_values.draw:
         raise UserError("--draw is for a detector, and this is a classifier: leave it out.")
-    csv_file = new_file(flag_values.csv) if flag_values.csv else None
-    paths = readable_images(arguments)
     net = load(workdir_of(flag_values), raw=flag_values.raw)
     results = predict_files(partial(net.predict, top=flag_values.top), paths, csv_file)
     if flag_values.json:

@@ -17,7 +17,7 @@ USER_ERROR_STATUS = 2
 PREEMPTED_STATUS = 75  # EX_TEMPFAIL of sysexits.h: saved; run the same command again
 INTERRUPTED_STATUS = 130
 READER_GONE_STATUS = 141  # as shells report a program that SIGPIPE ended
-MAX_LISTED = 12  # names in a message
+MAX_LISTED = 24  # names in a message
 # Stands in a message for the command that was typed; `report_error` puts it in.
 THIS_COMMAND = "python main.py --config=configs/NAME.py"
 
@@ -56,7 +56,9 @@ def unknown(kind: str, name: object, allowed: Iterable[str], see: str = "") -> s
       see: sentence that says where many names are listed.
     """
     allowed, last = sorted(allowed), str(name).rpartition(".")[2].lstrip("-")
-    close = [match for match in allowed if match.rpartition(".")[2] == last and last][:3]  # `depth`: model.depth
+    close = []
+    if last and "/" not in str(name):  # `depth` stands for model.depth, but `.py` for no other file
+        close = [match for match in allowed if match.rpartition(".")[2] == last][:3]
     close = close or difflib.get_close_matches(str(name), allowed, n=3)
     hint = f" Did you mean {' or '.join(repr(match) for match in close)}?" if close else ""
     if len(allowed) <= MAX_LISTED:

@@ -180,6 +180,10 @@ def check_files(directory: epath.PathLike, files: tuple[File, ...], *, checksums
         return [text for text in threads.map(problem, files) if text]
 
 
+# Name in the manifest of data for detection, whose labels are the indices of images.
+OBJECTS = "detection"
+
+
 class RecordSource:
     """Split of a prepared directory. A shard is opened at its first use, in any thread or process.
 
@@ -207,6 +211,8 @@ class RecordSource:
         )
         self.ends = list(itertools.accumulate(shard.num_images for shard in self.split.shards))
         self.info = DatasetInfo(name, self.split.num_images, manifest.class_names, None)
+        # Images that were left out have labels too.
+        self._num_labels = 2**31 if manifest.name == OBJECTS else self.info.num_classes
 
     def __len__(self) -> int:
         return self.info.num_images
@@ -231,9 +237,8 @@ class RecordSource:
         if hashlib.sha256(content).hexdigest() != self.split.labels.sha256:
             raise UserError(f"{path} has other content than was written. Copy it again, or prepare the data again.")
         labels = np.frombuffer(content, "<i4").astype(np.int32)
-        if (wrong := labels[(labels < 0) | (labels >= self.info.num_classes)]).size:
+        if (wrong := labels[(labels < 0) | (labels >= self._num_labels)]).size:
             raise UserError(
-                f"{path} has the label {wrong[0]}, and {MANIFEST} {self.info.num_classes:,} classes. Prepare the data "
-                "again."
+                f"{path} has the label {wrong[0]}, and {MANIFEST} {self._num_labels:,} labels. Prepare the data again."
             )
         return labels

@@ -18,9 +18,10 @@ from resnext_jax.data.prepare.directory import require_ours, write_file
 from resnext_jax.data.prepare.images import LOOSE, Images
 from resnext_jax.data.prepare.job import Job, prepare
 from resnext_jax.data.prepare.pool import worker_pool
+from resnext_jax.data.records import OBJECTS
 from resnext_jax.detection import voc
 from resnext_jax.detection.results import to_coco
-from resnext_jax.detection.sources import LAYOUTS, PREPARED, FileImages, annotations_file, open_source, require_apart
+from resnext_jax.detection.sources import LAYOUTS, FileImages, annotations_file, open_source, require_apart
 from resnext_jax.errors import UserError, raise_all
 
 IMAGES_PER_SHARD = 700  # some 110 MB at COCO's size
@@ -83,7 +84,7 @@ def write_records(
         split: Images.make(directory, own.files, [LOOSE] * len(own), [LOOSE] * len(own), range(len(own)))
         for split, own in data.items()
     }
-    job = Job(PREPARED, first.class_names, images, {"annotations": digests}, images_per_shard, None)
+    job = Job(OBJECTS, first.class_names, images, {"annotations": digests}, images_per_shard, None)
     with worker_pool(num_processes) as pool:
         manifest = prepare(job, out, pool, num_processes, skip_bad=skip_bad)
     if manifest.notes["annotations"] != digests:

@@ -20,7 +20,7 @@ from resnext_jax.data.absent import bucket_problems
 from resnext_jax.data.folder import SPLITS
 from resnext_jax.data.listing import list_names
 from resnext_jax.data.readers import Record
-from resnext_jax.data.records import MANIFEST, UNFINISHED, RecordSource, read_manifest
+from resnext_jax.data.records import MANIFEST, OBJECTS, UNFINISHED, RecordSource, read_manifest
 from resnext_jax.data.sources import open_source as open_images
 from resnext_jax.detection.coco import read_annotations, subset
 from resnext_jax.detection.types import DetectionData
@@ -45,7 +45,6 @@ LAYOUTS: dict[str, dict[str, tuple[tuple[str, str], ...]]] = {
 }
 # Of COCO's train2017 and val2017; other numbers are said, since they make other results than the paper's.
 COCO_NUM_IMAGES = {"train": 118_287, "validation": 5_000}
-PREPARED = "detection"  # name in the manifest of `detection.prepare`
 SIZE_THREADS = 32
 MOST_NAMED = 3
 
@@ -239,7 +238,7 @@ def annotations_file(split: str) -> str:
 def _open_prepared(directory: str, split: str) -> PreparedImages:
     records, manifest = open_images("records", split, data_dir=directory), read_manifest(directory)
     assert manifest is not None  # `open_images` has read it
-    if manifest.name != PREPARED or not isinstance(records, RecordSource):
+    if manifest.name != OBJECTS or not isinstance(records, RecordSource):
         raise UserError(
             f"{directory} was prepared as {manifest.name!r}, without boxes. Take a directory that python -m "
             "resnext_jax.detection.prepare coco wrote."

@@ -136,7 +136,7 @@ def test_a_run_whose_last_checkpoint_is_missing_is_resumed(tmp_path, monkeypatch
     )
     study = Study("two_steps", "", {"tiny": scale}, STUDIES["table5_resolution"].draw)
     metrics(tmp_path / "out" / "one_seed0", [0.8, 0.9])
-    (tmp_path / "out" / "one_seed0" / "checkpoints" / "10").mkdir(parents=True)
+    (tmp_path / "out" / "one_seed0" / "checkpoints" / "10" / "variables").mkdir(parents=True)
     files.write_whole(files.epath.Path(tmp_path / "out" / files.MARK), '{"experiment": "two_steps", "scale": "tiny"}')
     assert execute(study, tmp_path / "out") == command.FAILED_STATUS
     (words,) = started  # the training alone: the weights of step 10 are not evaluated
@@ -145,7 +145,7 @@ def test_a_run_whose_last_checkpoint_is_missing_is_resumed(tmp_path, monkeypatch
     assert "one seed 0, 32 px" in capsys.readouterr().out  # is missing
 
     # Saved, or kept without weights, it is not made again.
-    (tmp_path / "out" / "one_seed0" / "checkpoints" / "20").mkdir()
+    (tmp_path / "out" / "one_seed0" / "checkpoints" / "20" / "variables").mkdir(parents=True)
     assert execute(study, tmp_path / "out") == command.FAILED_STATUS
     assert "--mode=evaluate" in started.pop()
     shutil.rmtree(tmp_path / "out" / "one_seed0" / "checkpoints")
