@@ -208,7 +208,8 @@ def load(path: str) -> ConfigDict:
     file = Path(path)
     if not file.is_file():
         known = config_paths(file.parent if file.parent != Path() and file.parent.is_dir() else "configs")
-        see = f"All of them: ls {os.path.dirname(known[0])}." if known else ""
+        example = next((name for name in known if name.endswith("quickstart.py")), known[0] if known else "")
+        see = f"All of them: ls {os.path.dirname(known[0])}; one is {example}." if known else ""
         raise UserError(unknown("config file", path, known, see) if known else f"there is no config file {path}.")
     spec = importlib.util.spec_from_file_location("config", file)
     if spec is None or spec.loader is None:
