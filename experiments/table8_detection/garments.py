@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
 
+from resnext_jax.data.readers import GatherSource
 from resnext_jax.data.sources import FASHION_MNIST_CLASSES, open_source
 from resnext_jax.errors import UserError
 from resnext_jax.files import write_whole
@@ -96,6 +97,7 @@ def _part(photograph: UInt8[np.ndarray, "height width 3"], split: str) -> UInt8[
 
 def _garments(split: str, classes: tuple[int, ...]) -> tuple[list[UInt8[np.ndarray, "height width"]], list[int]]:
     source = open_source("builtin", split, data_dir=None, image_size_px=28, num_channels=1)
+    assert isinstance(source, GatherSource)
     chosen = np.flatnonzero(np.isin(source.all_labels(), classes))
     images, labels = source.gather(chosen)
     return list(images[..., 0]), labels.tolist()

@@ -5,7 +5,7 @@ Sources: appendix B of the paper; py-faster-rcnn's `config.py` for the numbers o
 
 import dataclasses
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -55,8 +55,11 @@ class Detector:
     config: ConfigDict
 
     # What `train.step` asks of a network. With frozen batch norm every image is computed by itself.
-    bn_group_images = 1
-    first_layer = "stem_conv"
+    first_layer: ClassVar[str] = "stem_conv"
+
+    @property
+    def bn_group_images(self) -> int:
+        return 1
 
     @property
     def dtype(self) -> Any:
@@ -122,7 +125,8 @@ class Detector:
             keys, found.boxes, found.present, batch.boxes, batch.label, batch.crowd
         )
         variables = {"params": freeze(params, config.frozen_stages), "batch_stats": batch_stats["fast_rcnn"]}
-        logits, deltas = self.fast_rcnn.apply(variables, self.normalize(batch), batch.size_px, sample.boxes)
+        outputs: Any = self.fast_rcnn.apply(variables, self.normalize(batch), batch.size_px, sample.boxes)
+        logits, deltas = outputs
         return _mean(jax.vmap(losses.region_losses)(logits, deltas, sample))
 
     def proposals(self, variables: PyTree, batch: DetectionBatch, num_proposals: int) -> Detections:

@@ -9,7 +9,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from resnext_jax.files import in_bucket, write_whole
-from resnext_jax.runtime.writer import TENSORBOARD, SummaryWriter
+from resnext_jax.runtime.writer import write_images
 
 DIRECTORY = "pictures"
 
@@ -30,7 +30,4 @@ def write(workdir: str, step: int, pictures: Mapping[str, UInt8[np.ndarray, "hei
         Image.fromarray(image).save(content, "PNG")
         write_whole(directory / name, content.getvalue())
     if pictures and not in_bucket(workdir):
-        events = SummaryWriter(str(epath.Path(workdir) / TENSORBOARD))
-        for name, image in pictures.items():
-            events.add_image(f"detections/{name}", image, step, dataformats="HWC")
-        events.close()
+        write_images(workdir, step, {f"detections/{name}": image for name, image in pictures.items()})

@@ -33,7 +33,10 @@ def train_detector(config: ConfigDict, workdir: str, place: Place, environment: 
     except UserError as caught:
         error = caught
     sharding.raise_if_any(place, error)
-    builders.require_same_on_all_hosts(place, train=tasks[0].training, validation=tasks[0].validation)
+    training, validation = tasks[0].training, tasks[0].validation
+    assert training is not None
+    assert validation is not None
+    builders.require_same_on_all_hosts(place, train=training, validation=validation)
     if place.is_primary:
         for line in (*tasks[0].notes, *filter(None, (rate_warning(task.config) for task in tasks))):
             say(line)

@@ -104,6 +104,14 @@ class MetricsWriter:
             write_whole(self._workdir / name, (self._local / name).read_bytes())
 
 
+def write_images(workdir: str, step: int, images: Mapping[str, Any]) -> None:
+    """Write uint8 images (height, width, 3) by name to the TensorBoard events of a directory."""
+    events = SummaryWriter(str(epath.Path(workdir) / TENSORBOARD))
+    for name, image in images.items():
+        events.add_image(name, image, step, dataformats="HWC")
+    events.close()
+
+
 def read_metrics(workdir: str) -> list[dict[str, Any]]:
     """Return the rows of `workdir/metrics.jsonl` in order; none if there is no file. A torn last line is left out.
 

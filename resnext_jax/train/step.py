@@ -6,7 +6,7 @@ A task gives the loss; this file does the rest: microbatches, devices, the updat
 """
 
 from collections.abc import Callable
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -33,9 +33,13 @@ class Trained(Protocol):
       first_layer: module whose gradients show whether any number was not finite.
     """
 
-    bn_group_images: int
-    dtype: Any
-    first_layer: Any
+    first_layer: ClassVar[str]
+
+    @property
+    def bn_group_images(self) -> int: ...
+
+    @property
+    def dtype(self) -> Any: ...
 
 
 def train_step(
