@@ -30,15 +30,14 @@ def run(*arguments: str) -> list[str]:
     command = subprocess.run(
         (*COMMAND, *arguments), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=True
     )
-    return command.stdout.splitlines()
+    return command.stdout.replace(f"{ROOT}/", "").splitlines()
 
 
 def shortened(lines: list[str]) -> list[str]:
-    """Return the lines of training with one progress line of each kind, the last evaluation and the summary."""
-    progress = [index for index, line in enumerate(lines) if re.match(r"(train|evaluate)  ", line)]
-    kinds = [lines[index].split()[0] for index in progress]
-    first = [progress[kinds.index(kind)] for kind in ("train", "evaluate")]
-    return [*lines[: progress[0]], *(lines[index] for index in first), "...", *lines[progress[-1] :]]
+    """Return the lines of training without those that depend on the speed of the machine."""
+    compiled = next(index for index, line in enumerate(lines) if line.startswith("compiled in"))
+    last = max(index for index, line in enumerate(lines) if line.startswith("evaluate  "))
+    return [*lines[:compiled], "...", *lines[last:]]
 
 
 def main() -> None:
