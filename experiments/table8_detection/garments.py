@@ -2,19 +2,26 @@
 
 The garments are the images inside the package. The photographs are the two of scikit-learn, cut into random squares:
 training has the left three fifths of each, validation the right two fifths. No garment is in both splits either.
+
+python experiments/table8_detection/garments.py --out=DIR [--train=3000] [--validation=500] [--size_px=128] [--seed=0]
 """
 
+import argparse
 import dataclasses
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
+from etils import epath
 from jaxtyping import Float, UInt8
 from PIL import Image
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
 from resnext_jax.data.readers import GatherSource
 from resnext_jax.data.sources import FASHION_MNIST_CLASSES, open_source
-from resnext_jax.errors import UserError
+from resnext_jax.errors import UserError, raise_all, user_errors_reported
 from resnext_jax.files import write_whole
 
 MOST_OBJECTS = 5
@@ -22,6 +29,7 @@ SIZES = (0.8, 1.8)  # of a garment, relative to its 28 px
 MOST_OVERLAP = 0.3  # of the area of either box
 TRIES = 20
 TRAIN_SHARE = 0.6  # of the width of a photograph
+LEAST_PX, MOST_PX = 64, 160  # 160: 1.6 times as large is what validation has of a photograph
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +87,7 @@ def make(directory: Path, wanted: Garments, seed: int = 0) -> None:
             content["images"].append(
                 {"id": index + 1, "file_name": name, "height": wanted.size_px, "width": wanted.size_px}
             )
-        write_whole(directory / "annotations" / f"{split}.json", json.dumps(content))
+        write_whole(epath.Path(directory, "annotations", f"{split}.json"), json.dumps(content))
 
 
 def _photographs() -> list[UInt8[np.ndarray, "height width 3"]]:
@@ -154,3 +162,29 @@ def _paste(
         float(columns[-1] - columns[0] + 1),
         float(rows[-1] - rows[0] + 1),
     ]
+
+
+def main() -> None:
+    """Make the data set that the flags describe."""
+    wanted = Garments()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", required=True, help="new directory")
+    for name, default in (("train", wanted.train), ("validation", wanted.validation), ("size_px", wanted.size_px)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    out = Path(arguments.out).expanduser()
+    problems = [f"--{name} must be 1 or more." for name in ("train", "validation") if getattr(arguments, name) < 1]
+    if not LEAST_PX <= arguments.size_px <= MOST_PX:
+        problems.append(f"--size_px={arguments.size_px} must be in [{LEAST_PX}, {MOST_PX}]: the photographs are small.")
+    if out.exists():
+        problems.append(f"{out} is there already: give a new directory with --out=DIR.")
+    raise_all(problems)
+    counts = {"train": arguments.train, "validation": arguments.validation}
+    make(out, dataclasses.replace(wanted, size_px=arguments.size_px, **counts), arguments.seed)
+    print(f"{out}: {arguments.train:,} pictures for training, {arguments.validation:,} for validation")
+
+
+if __name__ == "__main__":
+    with user_errors_reported():
+        main()
