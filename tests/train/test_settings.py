@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tiny
 
+from resnext_jax.errors import UserError
 from resnext_jax.sharding import Place, make_mesh
 from resnext_jax.train.classification import Classification
 from resnext_jax.types import DatasetInfo
@@ -46,6 +47,11 @@ def test_the_program_of_a_step_does_not_depend_on_settings(recipe):
     assert wide == dtypes
     assert not re.search(r":f64\[[^\]]*\] = ", text)  # Python's numbers are f64 as arguments, and converted inside
     assert "bit_width=64" not in text  # of draws
+
+
+def test_a_run_without_compiling_is_refused(tmp_path):
+    with jax.disable_jit(), pytest.raises(UserError, match=r"JAX_DISABLE_JIT.*debug_nans"):
+        tiny.train(tiny.config(), tmp_path)
 
 
 @pytest.mark.slow
