@@ -31,7 +31,7 @@ def write(stream: Any, text: str) -> None:
     """Write and flush a message. A full disk stops nothing: there is no place to say so.
 
     Raises:
-      BrokenPipeError: nobody reads it.
+      BrokenPipeError: the reader has ended.
     """
     try:
         stream.write(text)

@@ -48,7 +48,7 @@ def _boxes(source: DetectionSource, max_boxes: int) -> _Boxes:
         worst = int(counts.argmax())
         raise UserError(
             f"{(counts > max_boxes).sum():,} of {len(data):,} images have more than max_boxes = {max_boxes} boxes, up "
-            f"to {counts[worst]} ({data.files[worst]}). A batch has room for so many in each image: set "
+            f"to {counts[worst]} ({data.files[worst]}). A batch fits so many in each image: set "
             f"--config.data.max_boxes={counts[worst]}."
         )
     return _Boxes(corners, own.label[kept], own.crowd[kept], starts)
@@ -101,7 +101,7 @@ def train_batches(
       batch_size: images in a global batch, a multiple of the number of processes.
       seed: seed of the order and the mirroring, 0 or more.
       steps: steps to yield; a resumed run begins with the number of steps done.
-      max_boxes: room for the boxes of an image.
+      max_boxes: places for the boxes of an image.
       process: index of this process and number of processes.
       num_threads: threads that read the coming batches; 0 reads each when asked for it.
 

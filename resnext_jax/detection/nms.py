@@ -15,7 +15,7 @@ class _Kept(NamedTuple):
     """What is known after some blocks."""
 
     block: Int[Array, ""]  # number of the next block
-    count: Int[Array, ""]  # boxes kept so far; may be larger than there is room for
+    count: Int[Array, ""]  # boxes kept so far; may be larger than `num_outputs`
     boxes: Float[Array, "outputs 4"]
     index: Int[Array, " outputs"]
 

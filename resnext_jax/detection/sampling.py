@@ -135,7 +135,7 @@ def draw(
 ) -> tuple[Int[Array, " samples"], Bool[Array, " samples"]]:
     """Return the indices of rows drawn at random without replacement, and which of them are used.
 
-    Up to `most_positives` positives come first, then as many negatives as there is room for.
+    Up to `most_positives` positives come first, then negatives up to `num_samples`.
     """
     num_rows = len(positive)
     number = jax.random.uniform(key, (num_rows,), jnp.float32)

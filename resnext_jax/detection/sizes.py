@@ -16,7 +16,7 @@ class Sizes:
     """How images are resized, and the static sizes (height, width) of batches.
 
     The defaults are the paper's 600 px, at most 1000 px (appendix B), in multiples of the stride of 16 px: 608 x 816
-    has room for 4:3, the shape of most of COCO's images.
+    fits 4:3, the shape of most of COCO's images.
     """
 
     short_side_px: int = 600
