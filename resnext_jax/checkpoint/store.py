@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
@@ -97,8 +98,13 @@ def saved_step(checkpoint: epath.Path) -> int | None:
     arguments = ocp.args.PyTreeRestore(
         {"step": 0}, restore_args={"step": ocp.RestoreArgs(restore_type=np.ndarray)}, partial_restore=True
     )
+    process = jax.process_index()  # reads alone: orbax would otherwise wait for all processes
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=process, active_processes={process}, barrier_sync_key_prefix=f"process_{process}"
+    )
+    handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=alone)
     try:
-        with reading(checkpoint), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as opened:
+        with reading(checkpoint), ocp.Checkpointer(handler, multiprocessing_options=alone) as opened:
             return int(opened.restore(checkpoint / "training", arguments)["step"])
     except UserError:
         return None
