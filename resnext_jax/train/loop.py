@@ -44,7 +44,7 @@ def train(task: Task, config: ConfigDict, workdir: str, place: Place, environmen
       UserError: a mistake that the user can fix. Every checkpoint is untouched.
       Preempted: after a SIGTERM, once the state is saved.
     """
-    if jax.config.read("jax_disable_jit"):
+    if jax.config.jax_disable_jit:  # pyright: ignore[reportAttributeAccessIssue]
         raise UserError(
             "JAX_DISABLE_JIT is set, and the training step is compiled before it runs: unset it. To find the operation "
             "that makes a NaN, take --config.debug_nans=true."
