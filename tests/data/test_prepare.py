@@ -427,7 +427,7 @@ def test_a_damaged_tar_is_refused_at_once(tmp_path, bad, end):
     started_s = time.monotonic()
     with pytest.raises(UserError, match=rf"{tmp_path}/n01.tar (cannot be read at or|is truncated)"):
         list_tar(str(tmp_path / "n01.tar"))
-    assert time.monotonic() - started_s < 5
+    assert time.monotonic() - started_s < 30
 
 
 def test_images_that_are_twice_in_an_archive_are_refused(tars, tmp_path, capsys):

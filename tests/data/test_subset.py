@@ -86,7 +86,7 @@ def test_a_long_list_of_wrong_names_is_refused_in_seconds(tmp_path, name):
     started_s = time.monotonic()
     with pytest.raises(UserError, match=r"100000 class\(es\) are not among") as caught:
         open_source(name, "train", class_list=class_list)
-    assert time.monotonic() - started_s < 5
+    assert time.monotonic() - started_s < 30
     assert len(str(caught.value)) < 2000
 
 
