@@ -173,7 +173,9 @@ def build_detector(config: ConfigDict, num_classes: int, place: Place) -> Detect
     return Detector(rpn, FastNetwork(arch, num_classes, choose_conv, config.heads.pooling, dtype), config)
 
 
-def _mean(values: losses.Losses) -> tuple[Array, tuple[PyTree, DetectionSums]]:
+def _mean(
+    values: tuple[Float[Array, " images"], Float[Array, " images"]],
+) -> tuple[Array, tuple[PyTree, DetectionSums]]:
     class_loss, box_loss = values
     loss = class_loss + box_loss
     images = jnp.asarray(len(loss), jnp.int32)
