@@ -18,7 +18,7 @@ from resnext_jax.ops.conv_choice import chip_of
 from resnext_jax.sharding import Place, make_mesh
 from resnext_jax.types import PyTree
 
-Picture = UInt8[np.ndarray, "height width 3"]
+Picture = UInt8[np.ndarray, "_ _ 3"]  # of any size
 Objects = list[dict[str, Any]]  # one dict per object: class, score, box
 
 
