@@ -45,7 +45,7 @@ class DetectionNet:
         """Raise UserError: a detector has no logits of an image."""
         raise UserError("this is a detector, and it has no logits of a whole image: use net.detect(images).")
 
-    def detect(self, images: Picture | Sequence[Picture], *, min_score: float | None = None) -> list[Objects]:
+    def detect(self, images: np.ndarray | Sequence[np.ndarray], *, min_score: float | None = None) -> list[Objects]:
         """Return the objects in every image, the best first: dicts of `class`, `score` and `box`.
 
         A box is [x, y, width, height] in pixels of the image, as in COCO's files. Each image size of a batch is
