@@ -68,7 +68,7 @@ def test_progress_rewrites_one_line_on_a_terminal(clock):
 
 
 def test_progress_keeps_to_the_width_of_the_terminal(clock, monkeypatch):
-    monkeypatch.setattr(progress_module.shutil, "get_terminal_size", lambda: os.terminal_size((30, 24)))
+    monkeypatch.setattr(progress_module.shutil, "get_terminal_size", lambda *_, **__: os.terminal_size((30, 24)))
     stream = Terminal()
     progress = Progress("evaluate", 30, "image", stream=stream)
     clock[0] += 1
