@@ -53,6 +53,7 @@ def base() -> ConfigDict:
     config.data.short_side_px = 600
     config.data.long_side_px = 1000  # at most
     config.data.canvases_px = (608, 816, 608, 1008, 816, 608, 1008, 608)  # height, width of each static size of batches
+    config.data.max_boxes = 100  # most boxes of an image; COCO's have up to 93
     config.data.mean = config_dict.placeholder(tuple)  # this and std: by default those of init_from
     config.data.std = config_dict.placeholder(tuple)
     config.data.num_threads = 16

@@ -2,7 +2,6 @@
 
 import functools
 import os
-import pathlib
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -11,27 +10,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from clu import parameter_overview
-from jax import export
 from jaxtyping import Array, Float, UInt8
 
 from resnext_jax.checkpoint import NETWORK, locate, read_description, read_variables
 from resnext_jax.data.decode import rounding_of
 from resnext_jax.data.imagenet_classes import readable
 from resnext_jax.data.one_image import USUAL, prepare
-from resnext_jax.errors import UserError, raise_all, unknown
+from resnext_jax.errors import UserError
 from resnext_jax.evaluate.classify import predict_step
 from resnext_jax.evaluate.describe import describe, origin_of
+from resnext_jax.evaluate.export import write_exported
 from resnext_jax.evaluate.predict import Prediction, predict
 from resnext_jax.json_files import shown
 from resnext_jax.models import zoo
 from resnext_jax.models.layers import Classifier
-from resnext_jax.ops.conv_choice import chip_of, resolver
+from resnext_jax.ops.conv_choice import chip_of
 from resnext_jax.ops.keys import seed_key
 from resnext_jax.sharding import all_devices
 from resnext_jax.types import DETECTION, PyTree
 
 KEPT_SHAPES = 16  # of images, whose compiled programs stay in memory: megabytes each
-PLATFORMS = ("cpu", "cuda", "rocm", "tpu")  # what jax.export calls them
 
 
 class Net:
@@ -155,35 +153,17 @@ class Net:
 
         Args:
           path: new file.
-          platforms: one or more of PLATFORMS, by default this process's. Convolutions are chosen for the first.
+          platforms: one or more of cpu, cuda, rocm and tpu, by default this process's. Convolutions are chosen for the
+            first.
           batch_size: images in a request; None allows any number.
           image_size_px: height and width of the images; by default the size that the weights were trained for.
 
         Raises:
           UserError: an unknown platform, a size that is not positive, or the file cannot be written.
         """
-        here = export.default_export_platform()
-        platforms = (platforms,) if isinstance(platforms, str) else tuple(platforms) or (here,)
-        problems = [unknown("platform", name, PLATFORMS) for name in platforms if name not in PLATFORMS]
-        sizes = {"batch_size": batch_size, "image_size_px": image_size_px}
-        problems += [
-            f"{name}={size} must be 1 or more." for name, size in sizes.items() if size is not None and size < 1
-        ]
-        raise_all(problems)
-        model = self.model
-        if platforms[0] != here:
-            first = "gpu" if platforms[0] in ("cuda", "rocm") else platforms[0]
-            model = model.clone(choose_conv=resolver("auto", first))
-        data = self.config["data"]
-        size_px = image_size_px or data["image_size_px"]
-        batch = batch_size or export.symbolic_shape("batch")[0]
-        step = partial(predict_step, self.variables, model=model, mean=data["mean"], std=data["std"])
-        images = jax.ShapeDtypeStruct((batch, size_px, size_px, len(data["mean"])), "uint8")
-        exported = export.export(jax.jit(step), platforms=platforms)(images)
-        try:
-            pathlib.Path(os.path.expanduser(path)).write_bytes(exported.serialize())
-        except OSError as error:
-            raise UserError(f"{path} cannot be written: {error.strerror}. Give the path of a new file.") from None
+        parts = self.model, self.variables, self.config["data"]
+        options = {"platforms": platforms, "batch_size": batch_size, "image_size_px": image_size_px}
+        write_exported(path, *parts, **options)
 
     def preprocess(self, image: np.ndarray) -> UInt8[np.ndarray, "1 size size channel"]:
         """Return one decoded uint8 image (height, width, *channel) as a batch of one, prepared as in evaluation.

@@ -2,7 +2,6 @@
 
 import json
 import os
-import platform as python_platform
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -12,12 +11,11 @@ from typing import Any
 
 import jax
 from absl import flags
-from etils import epath
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from resnext_jax import sharding, streams
-from resnext_jax.api import load
+from resnext_jax.api import Net, load
 from resnext_jax.checkpoint import locate, read_description
 from resnext_jax.config import command_line
 from resnext_jax.config.checks import evaluation_problems, network_problems, protocol_problems
@@ -36,12 +34,11 @@ from resnext_jax.errors import (
 from resnext_jax.evaluate.loaded import LoadedCheckpoint, load_checkpoint
 from resnext_jax.evaluate.predict import new_file, predict_files, readable_images
 from resnext_jax.evaluate.recompute import recompute_checkpoint
-from resnext_jax.evaluate.report import evaluate_with_report
-from resnext_jax.evaluate.report import in_words as report_in_words
+from resnext_jax.evaluate.report import evaluate_with_report, print_row
 from resnext_jax.ops.conv_choice import chip_of
 from resnext_jax.progress import end_line
 from resnext_jax.runtime import processes
-from resnext_jax.runtime.startup import keep_compiled, quiet_logging, source_digest, versions
+from resnext_jax.runtime.startup import environment, keep_compiled, quiet_logging, source_digest, versions
 from resnext_jax.train.classification import open_classification
 from resnext_jax.train.finetune import fill_from_checkpoint
 from resnext_jax.train.loop import train
@@ -129,16 +126,23 @@ def run_training(flag_values: flags.FlagValues, arguments: Sequence[str]) -> Non
 def run_evaluation(flag_values: flags.FlagValues, arguments: Sequence[str]) -> None:
     """`--mode=evaluate`: exact loss, top-1 and top-5 of a checkpoint on the validation images of its config."""
     refuse_arguments(arguments, flag_values)
-    if is_detector(flag_values, "report"):
+    if is_detector(flag_values):
         from resnext_jax.detection.command import evaluate_detector
 
+        if flag_values.report or flag_values.config is not None:
+            raise UserError(
+                "a detector has no --report, and brings its config along: give --workdir=DIR, and leave --report and "
+                "--config=FILE out."
+            )
         overrides = partial(command_line.override, overrides=flag_values.override)
         return evaluate_detector(workdir_of(flag_values), here(), overrides, as_json=flag_values.json)
     loaded = opened(flag_values)
-    if not flag_values.report:
-        return report_row(flag_values, loaded, loaded.checkpoint, loaded.evaluate(loaded.variables))
-    row, summary = evaluate_with_report(loaded, flag_values.report)
-    report_row(flag_values, loaded, loaded.checkpoint, row, summary)
+    if flag_values.report:
+        row, summary = evaluate_with_report(loaded, flag_values.report)
+    else:
+        row, summary = loaded.evaluate(loaded.variables), None
+    options = {"report_dir": flag_values.report or "", "as_json": flag_values.json}
+    print_row(loaded, loaded.checkpoint, row, summary, **options)
 
 
 def run_recomputation(flag_values: flags.FlagValues, arguments: Sequence[str]) -> None:
@@ -150,7 +154,7 @@ def run_recomputation(flag_values: flags.FlagValues, arguments: Sequence[str]) -
     if is_detector(flag_values):
         raise UserError("the batch norm of a detector is frozen: recompute that of the classifier it starts from.")
     loaded = opened(flag_values)
-    report_row(flag_values, loaded, *recompute_checkpoint(loaded))
+    print_row(loaded, *recompute_checkpoint(loaded), as_json=flag_values.json)
 
 
 def opened(flag_values: flags.FlagValues) -> LoadedCheckpoint:
@@ -174,13 +178,16 @@ def run_prediction(flag_values: flags.FlagValues, arguments: Sequence[str]) -> N
     raise_all(problems)
     csv_file = new_file(flag_values.csv) if flag_values.csv else None
     paths = readable_images(arguments)
-    if is_detector(flag_values, "top", "csv"):
+    net = load(workdir_of(flag_values), raw=flag_values.raw)
+    detects = not isinstance(net, Net)
+    strays = [f"--{name}" for name in (("top", "csv") if detects else ("draw",)) if flag_values[name].present]
+    if strays:
+        kind, other = ("a detector", "classifiers") if detects else ("a classifier", "detectors")
+        raise UserError(f"{', '.join(strays)}: for {other}, and this is {kind}. Leave it out.")
+    if detects:
         from resnext_jax.detection.command import predict_objects
 
-        return predict_objects(workdir_of(flag_values), paths, draw_dir=flag_values.draw, as_json=flag_values.json)
-    if flag_values.draw:
-        raise UserError("--draw is for a detector, and this is a classifier: leave it out.")
-    net = load(workdir_of(flag_values), raw=flag_values.raw)
+        return predict_objects(net, paths, draw_dir=flag_values.draw, as_json=flag_values.json)
     results = predict_files(partial(net.predict, top=flag_values.top), paths, csv_file)
     if flag_values.json:
         print(json.dumps({"images": results}))
@@ -194,36 +201,9 @@ MODES: dict[str, Callable[[flags.FlagValues, Sequence[str]], None]] = {
 }
 
 
-def is_detector(flag_values: flags.FlagValues, *not_for_it: str) -> bool:
-    """Return whether the checkpoint of the workdir is a detector's; raises UserError for flags that are not for it."""
-    detects = read_description(locate(workdir_of(flag_values)))["config"].get("task") == DETECTION
-    strays = [f"--{name}" for name in not_for_it if flag_values[name].present]
-    if detects and strays:
-        raise UserError(f"{', '.join(strays)}: for classifiers, and this is a detector. Leave it out.")
-    return detects
-
-
-def report_row(
-    flag_values: flags.FlagValues,
-    loaded: LoadedCheckpoint,
-    checkpoint: epath.Path,
-    row: dict[str, float],
-    summary: dict[str, Any] | None = None,
-) -> None:
-    """What the evaluation of a checkpoint gave, and the summary of its report."""
-    if loaded.place.is_primary:
-        print(f"{checkpoint} on {row['images']:,} images of {loaded.in_words()}:")
-        print(f"loss {row['loss']:.4f}  " + "  ".join(map(partial(accuracy, row), ("top1", "top5"))))
-        if summary:
-            print(report_in_words(summary, flag_values.report))
-        if flag_values.json:
-            report = {"report": flag_values.report, "worst_classes": summary["worst_classes"]} if summary else {}
-            print(json.dumps({"checkpoint": str(checkpoint), **loaded.conditions(), **row, **report}))
-
-
-def accuracy(row: dict[str, float], name: str) -> str:
-    """An accuracy with its interval of confidence."""
-    return f"{name[:-1]}-{name[-1]} {row[name]:.2%} (95 %: {row[f'{name}_low']:.2%} to {row[f'{name}_high']:.2%})"
+def is_detector(flag_values: flags.FlagValues) -> bool:
+    """Return whether the checkpoint of the workdir is a detector's."""
+    return read_description(locate(workdir_of(flag_values)))["config"].get("task") == DETECTION
 
 
 def refuse_arguments(arguments: Sequence[str], flag_values: flags.FlagValues) -> None:
@@ -282,14 +262,3 @@ def here() -> sharding.Place:
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
-
-
-def environment() -> dict[str, Any]:
-    """Versions, devices and the command, for the workdir: what one needs to know to run it again."""
-    return {
-        "command": sys.argv,
-        "python": python_platform.python_version(),
-        "versions": versions(),
-        "devices": [device.device_kind for device in jax.devices()],
-        "processes": jax.process_count(),
-    }

@@ -52,9 +52,8 @@ PARSERS[list] = PARSERS[tuple]  # a tuple that has been through JSON
 
 def define_config(to: flags.FlagValues) -> None:
     """Adds `--config=FILE`, and with it an override for every field of the file."""
-    config_flags.DEFINE_config_file(
-        "config", None, "A file of configs/; fields by --config.field=value.", flag_values=to
-    )
+    about = "A file of configs/; fields by --config.field=value."
+    config_flags.DEFINE_config_file("config", None, about, flag_values=to)
     flags.DEFINE_multi_string(
         "override",
         [],
@@ -101,9 +100,8 @@ def parse(argv: list[str], flag_values: flags.FlagValues) -> list[str]:
 
 def names(flag_values: flags.FlagValues, config: ConfigDict | None) -> list[str]:
     """Return all flags with their dashes, those of the fields of a config too."""
-    return [f"--{flag}" for flag in flag_values] + [
-        f"--config.{field}" for field in field_names(config or ConfigDict())
-    ]
+    fields = [f"config.{field}" for field in field_names(config or ConfigDict())]
+    return [f"--{name}" for name in (*flag_values, *fields)]
 
 
 def _unknown_flags(
@@ -212,12 +210,13 @@ def load(path: str) -> ConfigDict:
         see = f"All of them: ls {os.path.dirname(known[0])}; one is {example}." if known else ""
         raise UserError(unknown("config file", path, known, see) if known else f"there is no config file {path}.")
     spec = importlib.util.spec_from_file_location("config", file)
+    like = "a config is a file like configs/quickstart.py."
     if spec is None or spec.loader is None:
-        raise UserError(f"{path} is no Python file: a config is a file like configs/quickstart.py.")
+        raise UserError(f"{path} is no Python file: {like}")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     if not hasattr(module, "get_config"):
-        raise UserError(f"{path} has no function get_config(): a config is a file like configs/quickstart.py.")
+        raise UserError(f"{path} has no function get_config(): {like}")
     return module.get_config()
 
 

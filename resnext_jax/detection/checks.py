@@ -16,30 +16,19 @@ AP_BY = ("own", "pycocotools")
 def problems_of(config: ConfigDict, num_devices: int, num_processes: int = 1) -> list[str]:
     """Return what is wrong with a detection config on this many devices, one sentence each."""
     lines = [line for stage in STAGES for line in _stage_problems(config, stage, num_devices)]
-    lines += sharding.check_batch_size("evaluate.batch_size", config.evaluate.batch_size, num_devices)
+    lines += evaluation_problems(config, num_devices)
     tables = {
         "on_nonfinite": (config.on_nonfinite, NONFINITE_POLICIES),
         "heads.pooling": (config.heads.pooling, network.POOLS),
-        "evaluate.coco": (config.evaluate.coco, AP_BY),
         "data.name": (config.data.name, ("coco",)),
     }
     lines += [unknown(name, value, allowed) for name, (value, allowed) in tables.items() if value not in allowed]
-    if config.data.dir is None:
-        lines.append(
-            "data.dir is not set: give the directory of COCO, or of a data set like it, --config.data.dir=DIR."
-        )
-    canvases = config.data.canvases_px
-    if len(canvases) % 2 or not canvases or any(size != int(size) or size < 16 for size in canvases):
-        lines.append(
-            f"data.canvases_px={tuple(canvases)} must be pairs of height and width in whole pixels, 16 or more: "
-            "608,816,816,608."
-        )
     if config.debug_nans and num_processes > 1:
         lines.append(
             f"debug_nans=True looks at one process, and there are {num_processes}: start one alone, on a copy of the "
             "workdir."
         )
-    data, evaluate, anchors = config.data, config.evaluate, config.anchors
+    anchors = config.anchors
     return lines + _wrong(
         {
             "seed": (config.seed, 0 <= config.seed < 2**32, "in [0, 2**32)"),
@@ -64,6 +53,33 @@ def problems_of(config: ConfigDict, num_devices: int, num_processes: int = 1) ->
             ),
             "anchors.scales": (tuple(anchors.scales), _positive(anchors.scales), "one or more positive numbers"),
             "anchors.ratios": (tuple(anchors.ratios), _positive(anchors.ratios), "one or more positive numbers"),
+            "log.every_steps": (config.log.every_steps, config.log.every_steps > 0, "positive"),
+            "evaluate.every_steps": (config.evaluate.every_steps, config.evaluate.every_steps > 0, "positive"),
+            "checkpoint.every_steps": (config.checkpoint.every_steps, config.checkpoint.every_steps > 0, "positive"),
+            "checkpoint.keep_newest": (config.checkpoint.keep_newest, config.checkpoint.keep_newest > 0, "1 or more"),
+        }
+    )
+
+
+def evaluation_problems(config: ConfigDict, num_devices: int) -> list[str]:
+    """Return what is wrong with the fields that an evaluation reads, on this many devices, one sentence each."""
+    data, evaluate = config.data, config.evaluate
+    lines = sharding.check_batch_size("evaluate.batch_size", evaluate.batch_size, num_devices)
+    if evaluate.coco not in AP_BY:
+        lines.append(unknown("evaluate.coco", evaluate.coco, AP_BY))
+    if data.dir is None:
+        lines.append(
+            "data.dir is not set: give the directory of COCO, or of a data set like it, --config.data.dir=DIR."
+        )
+    canvases = data.canvases_px
+    if len(canvases) % 2 or not canvases or any(size != int(size) or size < 16 for size in canvases):
+        lines.append(
+            f"data.canvases_px={tuple(canvases)} must be pairs of height and width in whole pixels, 16 or more: "
+            "608,816,816,608."
+        )
+    return lines + _wrong(
+        {
+            "data.max_boxes": (data.max_boxes, data.max_boxes > 0, "positive"),
             "data.short_side_px": (data.short_side_px, data.short_side_px > 0, "positive"),
             "data.long_side_px": (
                 data.long_side_px,
@@ -71,15 +87,11 @@ def problems_of(config: ConfigDict, num_devices: int, num_processes: int = 1) ->
                 "data.short_side_px or more",
             ),
             "data.num_threads": (data.num_threads, data.num_threads >= 0, "0 or more"),
-            "log.every_steps": (config.log.every_steps, config.log.every_steps > 0, "positive"),
-            "evaluate.every_steps": (evaluate.every_steps, evaluate.every_steps > 0, "positive"),
             "evaluate.proposals": (evaluate.proposals, evaluate.proposals > 0, "positive"),
             "evaluate.max_detections": (evaluate.max_detections, evaluate.max_detections > 0, "positive"),
             "evaluate.nms_iou": (evaluate.nms_iou, 0 < evaluate.nms_iou <= 1, "in (0, 1]"),
             "evaluate.min_score": (evaluate.min_score, 0 <= evaluate.min_score < 1, "in [0, 1)"),
             "evaluate.pictures": (evaluate.pictures, evaluate.pictures >= 0, "0 or more"),
-            "checkpoint.every_steps": (config.checkpoint.every_steps, config.checkpoint.every_steps > 0, "positive"),
-            "checkpoint.keep_newest": (config.checkpoint.keep_newest, config.checkpoint.keep_newest > 0, "1 or more"),
         }
     )
 

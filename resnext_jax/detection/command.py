@@ -10,10 +10,12 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from resnext_jax import sharding
-from resnext_jax.checkpoint import locate, read_description, read_variables
+from resnext_jax.builders import require_same_on_all_hosts
+from resnext_jax.checkpoint import DIRECTORY, locate, read_description, read_variables
 from resnext_jax.data.decode import read_image
 from resnext_jax.detection import evaluation
-from resnext_jax.detection.net import load_detector, require_whole
+from resnext_jax.detection.checks import evaluation_problems
+from resnext_jax.detection.net import DetectionNet, require_whole
 from resnext_jax.detection.results import write_results
 from resnext_jax.detection.sources import open_source
 from resnext_jax.detection.task import AP_METRICS, RESULTS_FILE, Detection
@@ -33,6 +35,7 @@ def evaluate_detector(workdir: str, place: Place, prepare: Callable[[ConfigDict]
     config = ConfigDict(description["config"])
     require_whole(config, str(checkpoint))
     prepare(config)
+    raise_all(evaluation_problems(config, place.mesh.size))
     source = open_source(config.data.dir, "validation")
     known = tuple(description["dataset"]["class_names"])
     if source.data.class_names != known:
@@ -41,13 +44,15 @@ def evaluate_detector(workdir: str, place: Place, prepare: Callable[[ConfigDict]
             f"{len(source.data.class_names)}: {', '.join(source.data.class_names[:5])}, .... Evaluate on data with the "
             "same categories."
         )
+    require_same_on_all_hosts(place, validation=source)
     task = Detection(config, place, source.info, validation=source)
     variables = read_variables(checkpoint, sharding.replicated(place.mesh))
     found = evaluation.find_all(task.evaluation_step, variables, source, config, place, "evaluate")
     row = evaluation.score_detections(source, found, config)
     if not place.is_primary:
         return
-    path = checkpoint.parent.parent / RESULTS_FILE
+    in_workdir = checkpoint.parent.name == DIRECTORY
+    path = (checkpoint.parent.parent if in_workdir else checkpoint.parent) / RESULTS_FILE
     write_results(path, source.data, found)
     print(f"{checkpoint} on {len(source):,} images of {config.data.dir}:")
     print("  ".join(metric.show(row[metric.name]) for metric in AP_METRICS))
@@ -56,7 +61,7 @@ def evaluate_detector(workdir: str, place: Place, prepare: Callable[[ConfigDict]
         print(json.dumps({"checkpoint": str(checkpoint), "images": len(source), "results": str(path), **row}))
 
 
-def predict_objects(workdir: str, paths: Sequence[str], *, draw_dir: str | None, as_json: bool) -> None:
+def predict_objects(net: DetectionNet, paths: Sequence[str], *, draw_dir: str | None, as_json: bool) -> None:
     """Print the objects in every image, and write pictures with their boxes to `draw_dir` if it is given.
 
     Raises:
@@ -72,7 +77,6 @@ def predict_objects(workdir: str, paths: Sequence[str], *, draw_dir: str | None,
         f"{target} is there already: give another directory with --draw=DIR." for target in targets if target.exists()
     ]
     raise_all(problems)
-    net = load_detector(workdir)
     results = []
     for number, (path, image) in enumerate(zip(paths, images, strict=True)):
         [objects] = net.detect(image)

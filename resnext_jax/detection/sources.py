@@ -192,7 +192,7 @@ def find_layout(directory: str, split: str) -> str:
             [
                 f"annotations of the {split} split were not found. Looked for:",
                 *(f"  - {paths}" for paths in wanted),
-                "Change --config.data.dir, or name another file of annotations with --config.data.annotations. The two "
+                "Change --config.data.dir, or give the files these names. The two "
                 "parts of val2014 are instances_minival2014.json and instances_valminusminival2014.json of the authors "
                 "of Faster R-CNN; with COCO 2017 none is needed. VOC's XML becomes such a directory with python -m "
                 "resnext_jax.detection.prepare voc.",

@@ -19,8 +19,10 @@ from resnext_jax.detection.batches import train_batches
 from resnext_jax.detection.detector import build_detector
 from resnext_jax.detection.results import write_results
 from resnext_jax.detection.sources import DetectionSource
-from resnext_jax.detection.types import MAX_BOXES, DetectionBatch
+from resnext_jax.detection.types import DetectionBatch
 from resnext_jax.models.complexity import products
+from resnext_jax.ops.augment import image_keys
+from resnext_jax.ops.keys import seed_key
 from resnext_jax.sharding import Place
 from resnext_jax.train.step import Step, skipping_nonfinite, train_step
 from resnext_jax.types import DatasetInfo, Metric, PyTree, TrainState
@@ -82,16 +84,16 @@ class Detection:
         self.batch_size, self.total_steps = config.batch_size, config.num_steps
         self.steps_per_epoch = info.num_images / config.batch_size
         self.metrics: Sequence[Metric] = RPN_METRICS if self.stage == "rpn" else AP_METRICS
-        self.score: Metric = self.metrics[1 if self.stage == "rpn" else 0]
+        ranked_by = "ar1000" if self.stage == "rpn" else "ap"
+        self.score: Metric = next(metric for metric in self.metrics if metric.name == ranked_by)
 
         self.detector = build_detector(config, info.num_classes, place)
-        self._net = self.detector.rpn if self.stage == "rpn" else self.detector.fast_rcnn
         self.schedule = recipe.schedule_of(config)
         frozen = partial(network.frozen, num_stages=config.frozen_stages)
         self.optimizer = recipe.optimizer_of(config, self.schedule, frozen)
-        loss_fn = self.detector.rpn_loss if self.stage == "rpn" else self.detector.fast_rcnn_loss
+        self._loss_fn = self.detector.rpn_loss if self.stage == "rpn" else self.detector.fast_rcnn_loss
         self.plain_step: Step = partial(
-            train_step, loss_fn=loss_fn, optimizer=self.optimizer, model=self.detector, seed=config.seed
+            train_step, loss_fn=self._loss_fn, optimizer=self.optimizer, model=self.detector, seed=config.seed
         )
         # All gradients are checked: those of the first layer, which is frozen, are always 0.
         step: Step = partial(self.plain_step, mesh=place.mesh, check_all=True)
@@ -113,6 +115,7 @@ class Detection:
             batch_size=self.batch_size,
             seed=self.config.seed,
             steps=range(start_step, self.total_steps),
+            max_boxes=self.config.data.max_boxes,
             process=(self.place.process_index, self.place.process_count),
             num_threads=self.config.data.num_threads,
         )
@@ -177,10 +180,8 @@ class Detection:
         """
         state, batch = self.state_shapes(), self.batch_shapes(0)
         one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape[1:]), leaf.dtype), batch)
-        variables = {"params": state.params, "batch_stats": state.batch_stats}
-        loss_fn = self.detector.rpn_loss if self.stage == "rpn" else self.detector.fast_rcnn_loss
-        keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 1))
-        program = jax.make_jaxpr(loss_fn)(variables["params"], variables["batch_stats"], one, keys)
+        keys = jax.eval_shape(lambda: image_keys(0, jnp.int32(0), 1))
+        program = jax.make_jaxpr(self._loss_fn)(state.params, state.batch_stats, one, keys)
         return 2.0 * 3 * sum(found.counts.multiply_adds for found in products(program.jaxpr))
 
     # ---------------------------------------------------------------------------------- For the compile report too
@@ -196,15 +197,15 @@ class Detection:
     def batch_shapes(self, size: int = 0) -> DetectionBatch:
         """Return a global training batch of one of the static sizes as shapes with shardings."""
         shape = partial(jax.ShapeDtypeStruct, sharding=sharding.batch_sharding(self.place.mesh))
-        images = (self.batch_size,)
+        images, max_boxes = (self.batch_size,), self.config.data.max_boxes
         height, width = evaluation.sizes_of(self.config).canvases_px[size]
         return DetectionBatch(
             image=shape((*images, height, width, 3), "uint8"),
             size_px=shape((*images, 2), "float32"),
             scale=shape(images, "float32"),
-            boxes=shape((*images, MAX_BOXES, 4), "float32"),
-            label=shape((*images, MAX_BOXES), "int32"),
-            crowd=shape((*images, MAX_BOXES), "bool"),
+            boxes=shape((*images, max_boxes, 4), "float32"),
+            label=shape((*images, max_boxes), "int32"),
+            crowd=shape((*images, max_boxes), "bool"),
             image_id=shape(images, "int32"),
             mask=shape(images, "float32"),
         )
@@ -212,7 +213,7 @@ class Detection:
     # -------------------------------------------------------------------------------------------------- Functions
 
     def _fresh_state(self) -> TrainState:
-        rpn_key, fast_key = jax.random.split(jax.random.key(self.config.seed))
+        rpn_key, fast_key = jax.random.split(seed_key(self.config.seed))
         images = jnp.zeros((1, 64, 64, 3), jnp.float32)
         size_px = jnp.full((1, 2), 64, jnp.float32)
         rpn = self.detector.rpn.init(rpn_key, images, size_px)

@@ -29,6 +29,37 @@ BETWEEN = " | "  # several right labels
 NO_MATRIX = "with ReaL labels an image can have several right classes, which a confusion matrix cannot show"
 
 
+def print_row(
+    loaded: LoadedCheckpoint,
+    checkpoint: epath.Path,
+    row: dict[str, float],
+    summary: dict[str, Any] | None = None,
+    *,
+    report_dir: str = "",
+    as_json: bool,
+) -> None:
+    """Print the results of a checkpoint on the primary process.
+
+    Args:
+      row: loss and accuracies by name.
+      summary: summary of the report in `report_dir`, if one was written.
+      as_json: whether the last line repeats all of it as JSON.
+    """
+    if not loaded.place.is_primary:
+        return
+    print(f"{checkpoint} on {row['images']:,} images of {loaded.in_words()}:")
+    accuracies = (
+        f"{name[:-1]}-{name[-1]} {row[name]:.2%} (95 %: {row[f'{name}_low']:.2%} to {row[f'{name}_high']:.2%})"
+        for name in ("top1", "top5")
+    )
+    print(f"loss {row['loss']:.4f}  " + "  ".join(accuracies))
+    if summary:
+        print(in_words(summary, report_dir))
+    if as_json:
+        report = {"report": report_dir, "worst_classes": summary["worst_classes"]} if summary else {}
+        print(json.dumps({"checkpoint": str(checkpoint), **loaded.conditions(), **row, **report}))
+
+
 def new_directory(path: str) -> epath.Path:
     """Return the directory of a report, made if it is not there.
 

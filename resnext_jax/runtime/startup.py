@@ -5,8 +5,10 @@ import importlib.metadata
 import logging
 import os
 import platform
+import sys
 import zlib
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -76,3 +78,14 @@ def quiet_logging() -> None:
     # read; asyncio would print a traceback for each of the others.
     logging.getLogger("absl").addFilter(lambda record: not (record.exc_info and "orbax" in record.pathname))
     logging.getLogger("asyncio").addFilter(lambda record: "exception was never retrieved" not in record.getMessage())
+
+
+def environment() -> dict[str, Any]:
+    """Return versions, devices and the command: what one needs to know to run it again."""
+    return {
+        "command": sys.argv,
+        "python": platform.python_version(),
+        "versions": versions(),
+        "devices": [device.device_kind for device in jax.devices()],
+        "processes": jax.process_count(),
+    }
